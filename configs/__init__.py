@@ -1,0 +1,1 @@
+"""The shipped experiments, one file each; `common.py` holds every field."""

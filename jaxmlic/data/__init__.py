@@ -1,0 +1,1 @@
+"""Data: builders, the host pipeline, device augmentation, labels."""

@@ -1,0 +1,39 @@
+# Everything below needs only Python 3.11 or newer, make and (for packages without a wheel) gcc.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+RUNS ?= runs
+
+.PHONY: help quickstart test test-slow lint clean
+
+help:
+	@echo "make quickstart   new environment, install, embedded data, train, evaluate (about 5 minutes)"
+	@echo "make test         new environment where there is none, lint, tests (under 15 minutes on 2 cores)"
+	@echo "make test-slow    the tests that take minutes each"
+	@echo "make lint         ruff: lint and format check"
+
+# The stamp file makes the install happen once; a change of setup.cfg repeats it.
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("jaxmlic needs Python 3.11 or newer: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+quickstart: $(VENV)/.installed
+	$(BIN)/jaxmlic data prepare scenes
+	$(BIN)/jaxmlic train --config=configs/quickstart.py --workdir=$(RUNS)/quickstart
+	$(BIN)/jaxmlic evaluate --workdir=$(RUNS)/quickstart
+
+test: $(VENV)/.installed lint
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info

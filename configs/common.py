@@ -1,0 +1,112 @@
+"""Every field of every experiment, with its default and its meaning.
+
+An experiment file's `get_config(arg)` starts from `base()`, changes what it is about and returns it. Keys that are not
+here cannot be set: the trainer locks the config. Durations are text: "10 epochs", "500 steps", "20000 examples" or
+"5%" of the whole training.
+"""
+
+from ml_collections import ConfigDict
+
+from jaxmlic.errors import UserError, did_you_mean
+
+
+def base() -> ConfigDict:
+    """The defaults: a small CNN with a linear head and binary cross-entropy on the embedded data set."""
+    config = ConfigDict()
+    config.seed = 0  # the one seed: data order, split, initial weights, augmentation, dropout
+
+    config.head = "linear"  # file under jaxmlic/models/heads
+    config.model = ConfigDict()  # the head's Model(num_labels, **config.model)
+    config.model.trunk = "small_cnn"  # file under jaxmlic/models/trunks (or a variant's name, "efficientnet_lite0")
+    config.model.pool = "avg"  # feature map -> vector: "avg" or "max"
+    config.model.dropout = 0.0  # on the pooled vector
+    config.model.batch_norm = "train"  # "train": batch statistics; "frozen": running averages, never updated
+    config.model.dtype = "float32"  # compute: "float32" or "bfloat16"; parameters and logits stay float32
+    config.pretrained = ""  # weight file for the trunk; empty = from scratch
+
+    config.loss = ConfigDict()
+    config.loss.name = "binary_cross_entropy"  # function in jaxmlic.losses
+
+    config.data = ConfigDict()
+    config.data.name = "scenes"  # a data set made by `jaxmlic data prepare`
+    config.data.dir = ""  # where data sets live; empty = $JAXMLIC_DATA or ~/.cache/jaxmlic/data
+    config.data.train_split = "train"
+    config.data.val_split = ""  # model selection; empty = carve `val_fraction` from train, stratified over labels
+    config.data.val_fraction = 0.1  # 0 = no selection: the last checkpoint is the result
+    config.data.test_split = "test"  # what `jaxmlic evaluate` reads by default; training never does
+    config.data.image_size = 48  # side of the square that the model sees
+    config.data.resize = 0  # side the host resizes training images to before the crop; 0 = image_size
+    config.data.difficult = "ignore"  # unknown (-1) training labels: "ignore", "positive" or "negative"
+    config.data.cache = False  # decode each image once and keep the pixels in memory
+    config.data.limit = 0  # use only the first N examples of each split; 0 = all
+    config.data.threads = 2  # host threads that read and decode
+
+    config.augment = ConfigDict()
+    config.augment.flip = True  # horizontal, probability 1/2
+    config.augment.crop_area = (1.0, 1.0)  # random resized crop: share of the area; (1, 1) = no crop
+    config.augment.crop_aspect = (3 / 4, 4 / 3)  # its aspect ratio, drawn log-uniformly
+
+    config.optim = ConfigDict()
+    config.optim.name = "adamw"  # "adamw", "adam", "sgd" (Nesterov off) or "rmsprop"; L2 is coupled except in adamw
+    config.optim.lr = 1e-3  # peak learning rate
+    config.optim.schedule = "cosine"  # "cosine", "one_cycle", "constant" or "step"
+    config.optim.warmup = "0%"  # linear from 0 (for one_cycle: the rising part)
+    config.optim.milestones = ()  # for "step": durations at which the rate is multiplied by `gamma`
+    config.optim.gamma = 0.1
+    config.optim.momentum = 0.9  # sgd and rmsprop; beta 1 of adam
+    config.optim.beta2 = 0.999  # adam's second decay; rmsprop's decay
+    config.optim.weight_decay = 1e-4
+    config.optim.decay = ".*(kernel|embedding)"  # names (regular expression) that are decayed
+    config.optim.clip_norm = 0.0  # clip the global gradient norm; 0 = off
+    config.optim.ema = 0.0  # decay of the averaged parameters used for evaluation; 0 = off
+    # (regular expression over the whole parameter name, learning-rate multiplier), the first match counts;
+    # None freezes; a parameter that nothing matches is an error.
+    config.optim.groups = ((".*", 1.0),)
+
+    config.train = ConfigDict()
+    config.train.duration = "10 epochs"
+    config.train.batch_size = 64  # global
+    config.train.eval_batch_size = 0  # global; 0 = batch_size
+    config.train.eval_every = "1 epochs"  # scores on the validation split, and a checkpoint
+    config.train.checkpoint_every = "100%"  # further checkpoints, for resuming
+    config.train.log_every = "50 steps"
+
+    config.eval = ConfigDict()
+    config.eval.protocol = "all_point"  # see jaxmlic.metrics.PROTOCOLS
+    config.eval.metric = "mAP"  # the best checkpoint has the highest value of this
+    config.eval.min_positives = 1  # a class with fewer positives in the split is left out of the means
+    config.eval.trained_classes_only = False  # leave out classes without a positive in the training split
+    return config
+
+
+def parse_arg(arg: str | None, **defaults) -> ConfigDict:
+    """`"dataset=voc2007,smoke"` -> ConfigDict(dataset="voc2007", smoke=True), typed like `defaults`.
+
+    Raises UserError for a name that is not among `defaults` or a value of another type.
+    """
+    values = dict(smoke=False, **defaults)
+    for item in filter(None, (arg or "").split(",")):
+        name, has_value, text = item.partition("=")
+        if name not in values:
+            known = ", ".join(sorted(values))
+            raise UserError(f"config argument {name!r} is unknown{did_you_mean(name, values)}; known: {known}")
+        kind = type(values[name])
+        if not has_value and kind is not bool:
+            raise UserError(f"config argument {name!r} needs a value: {name}=...")
+        try:
+            values[name] = text.lower() in ("", "1", "true") if kind is bool else kind(text)
+        except ValueError:
+            raise UserError(f"config argument {name}={text!r} is not of type {kind.__name__}") from None
+    return ConfigDict(values)
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """The same experiment made tiny, to see it run in seconds: few examples, few steps. Its numbers mean nothing."""
+    config.data.limit = 96
+    config.data.val_fraction = 0.25
+    config.train.batch_size = 8
+    config.train.eval_batch_size = 16
+    config.train.duration = "12 steps"
+    config.train.eval_every = "6 steps"
+    config.train.log_every = "3 steps"
+    return config

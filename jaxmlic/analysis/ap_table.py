@@ -1,0 +1,142 @@
+"""Average precision of each class as text, CSV and a bar chart, made from a report of `jaxmlic.metrics.evaluate`.
+
+Every form carries the protocol: the same word means different numbers in different papers.
+"""
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxmlic import metrics
+
+MAX_BARS = 60  # more would be unreadable: the best and the worst half of this are drawn
+_MAX_NAME = 26  # characters of a class name beside a bar
+_GROUPS = (
+    ("per class", ("CP", "CR", "CF1", "CF1_mean")),
+    ("overall", ("OP", "OR", "OF1")),
+    ("per image", ("IP", "IR", "IF1", "MAP@10", "top1")),
+)
+
+
+def text(report: dict, class_names: Sequence[str], labels: np.ndarray, order: str = "ap") -> str:
+    """A table of class, positives and AP in percent, with the summary below.
+
+    Args:
+      report: what `jaxmlic.metrics.evaluate` returned.
+      class_names: C names in column order.
+      labels: int8 [N, C] in {1, 0, -1}, those that the report was made with.
+      order: "ap" for the best class first (those left out last), "class" for column order.
+
+    Raises:
+      ValueError: the three do not fit together, or an unknown order.
+    """
+    rows = _rows(report, class_names, labels, order)
+    width = max(len("class"), *(len(name) for name, _, _ in rows))
+    lines = [f"{'class':<{width}}  {'positives':>9}  {'AP (%)':>7}"]
+    lines += [f"{name:<{width}}  {positives:>9,}  {_percent(ap):>7}" for name, positives, ap in rows]
+    lines += ["", f"{_headline(report)}, {report['num_examples']:,} images"]
+    lines += [f"{group}: " + ", ".join(f"{key} {_percent(report[key])}" for key in keys) for group, keys in _GROUPS]
+    lines.append(f"classes with recall > 0: {report['N+']}")
+    threshold = "" if report["threshold"] is None else f" (threshold {report['threshold']:g})"
+    lines.append(f"protocol {report['protocol']}: {metrics.get_protocol(report['protocol']).description}{threshold}")
+    return "\n".join(lines) + "\n"
+
+
+def write_csv(
+    path: str | os.PathLike, report: dict, class_names: Sequence[str], labels: np.ndarray, order: str = "class"
+) -> None:
+    """Writes columns class, positives, AP (a fraction; empty where undefined) and protocol. Arguments as for `text`."""
+    rows = _rows(report, class_names, labels, order)
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["class", "positives", "AP", "protocol"])
+        for name, positives, ap in rows:
+            writer.writerow([name, positives, "" if np.isnan(ap) else repr(ap), report["protocol"]])
+
+
+def plot(
+    path: str | os.PathLike, report: dict, class_names: Sequence[str], labels: np.ndarray, title: str = ""
+) -> None:
+    """Draws the classes by AP as horizontal bars into a PNG; of more than 60 classes the best 30 and the worst 30.
+
+    Args:
+      path: where the PNG goes.
+      report: what `jaxmlic.metrics.evaluate` returned; classes without an AP are only counted, in the title.
+      class_names: C names in column order.
+      labels: int8 [N, C], those that the report was made with.
+      title: what was evaluated ("resnet101 on voc2007 test"), put before the numbers.
+
+    Raises:
+      ValueError: report, names and labels do not fit together.
+    """
+    from matplotlib.figure import Figure  # slow to import, and only needed here; no pyplot, hence no global state
+
+    drawn = [row for row in _rows(report, class_names, labels, "ap") if not np.isnan(row[2])]
+    halves = [("", drawn)]
+    if len(drawn) > MAX_BARS:
+        half = MAX_BARS // 2
+        halves = [(f"best {half} of {len(drawn)} classes", drawn[:half])]
+        halves.append((f"worst {half} of {len(drawn)} classes", drawn[-half:]))
+    most_bars = max(1, *(len(rows) for _, rows in halves))
+    figure = Figure(figsize=(7.0 * len(halves), 1.5 + 0.235 * most_bars), dpi=130, layout="constrained")
+    for axes, (subtitle, rows) in zip(figure.subplots(1, len(halves), squeeze=False)[0], halves, strict=True):
+        _draw_bars(axes, rows, report["mAP"])
+        axes.set_title(subtitle, fontsize=10, color="0.35")
+    heading = f"{title}\n" if title else ""
+    heading += f"{_headline(report)}, protocol {report['protocol']}"
+    figure.suptitle(heading, fontsize=12, parse_math=False)
+    figure.savefig(Path(path), format="png")
+
+
+def _draw_bars(axes, rows: list[tuple[str, int, float]], mean_ap: float) -> None:
+    """Best at the top; AP in percent at the end of each bar, the number of positives beside the name."""
+    places = np.arange(len(rows))
+    percents = [100 * ap for _, _, ap in rows]
+    bars = axes.barh(places, percents, height=0.72, color="#4C78A8", zorder=2)
+    on_white = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # so that the mAP line does not cross a number
+    axes.bar_label(bars, labels=[f"{p:.1f}" for p in percents], padding=4, fontsize=8, color="0.2", bbox=on_white)
+    names = [f"{_shorten(name)}  ({positives:,})" for name, positives, _ in rows]
+    axes.set_yticks(places, names, fontsize=8.5, parse_math=False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(rows) - 0.4, -0.6)  # the first row on top, without empty margins
+    axes.set_xlim(0, 108)  # room for the label of a bar at 100
+    axes.set_xticks(range(0, 101, 20))
+    axes.tick_params(axis="x", labelsize=9)
+    axes.set_xlabel("AP (%), dashed: mAP; in brackets: number of positives", fontsize=9)
+    axes.grid(axis="x", color="0.9", zorder=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    if not np.isnan(mean_ap):
+        axes.axvline(100 * mean_ap, color="#E45756", linewidth=1.2, linestyle="--", zorder=2.5)
+
+
+def _rows(report: dict, class_names: Sequence[str], labels: np.ndarray, order: str) -> list[tuple[str, int, float]]:
+    """(name, number of positives, AP or NaN) of each class, in the order asked for."""
+    labels, ap = np.asarray(labels), np.asarray(report["AP"])
+    if labels.ndim != 2 or not len(class_names) == labels.shape[1] == len(ap):
+        raise ValueError(f"{len(class_names)} class names, labels {list(labels.shape)} and {len(ap)} APs do not fit")
+    positives = np.count_nonzero(labels == 1, axis=0)
+    if order == "class":
+        columns = np.arange(len(ap))
+    elif order == "ap":
+        columns = np.argsort(-np.nan_to_num(ap, nan=-1.0), kind="stable")
+    else:
+        raise ValueError(f"unknown order {order!r}; known: ap, class")
+    return [(str(class_names[c]), int(positives[c]), float(ap[c])) for c in columns]
+
+
+def _headline(report: dict) -> str:
+    left_out = f" ({report['num_left_out']} left out)" if report["num_left_out"] else ""
+    classes = "class" if report["num_classes"] == 1 else "classes"
+    mean_ap = "undefined" if np.isnan(report["mAP"]) else f"{_percent(report['mAP'])} %"
+    return f"mAP {mean_ap} over {report['num_classes']} {classes}{left_out}"
+
+
+def _percent(fraction: float) -> str:
+    return "-" if np.isnan(fraction) else f"{100 * fraction:.2f}"
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"

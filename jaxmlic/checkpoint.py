@@ -1,0 +1,107 @@
+"""Checkpoints: state, data position and score in one step folder (Orbax), the best and the last kept."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+
+from jaxmlic.errors import UserError
+
+FOLDER = "checkpoints"
+_policy = ocp.checkpoint_managers
+
+
+class Checkpoints:
+    """The checkpoints of one run folder.
+
+    `metric` names the score that the best one has most of. Saves are synchronous up to the copy off the device and
+    finish in the background; `close` waits. A checkpoint exists only once it is whole (Orbax renames it into place), and
+    older ones are removed only after that.
+    """
+
+    def __init__(self, workdir: str | Path, metric: str = "mAP", read_only: bool = False):
+        self.folder = Path(workdir).resolve() / FOLDER
+        self.metric = metric
+        if read_only and not self.folder.is_dir():
+            raise UserError(f"{workdir} holds no checkpoints; train there first: jaxmlic train --workdir={workdir} ...")
+        best = _policy.BestN(get_metric_fn=lambda metrics: metrics[metric], n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_policy.AnyPreservationPolicy([_policy.LatestN(1), best]),
+            best_fn=lambda metrics: metrics[metric],
+            best_mode="max",
+            **({"read_only": True, "create": False, "save_interval_steps": 0} if read_only else {}),
+        )
+        self.manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def save(self, step: int, state: Any, iterator: Any, metrics: dict[str, float] | None = None) -> None:
+        """Saves `state` (a tree of arrays) and the position of the grain `iterator` under `step`, once.
+
+        Raises UserError when the disk is full; the checkpoints that were there stay.
+        """
+        if step in self.manager.all_steps():
+            return
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator))
+        self._guarded(lambda: self.manager.save(step, args=args, metrics=metrics), step)
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is whole on disk."""
+        self._guarded(self.manager.wait_until_finished, None)
+
+    def latest(self) -> int | None:
+        """Step of the last whole checkpoint, or None."""
+        return self.manager.latest_step()
+
+    def best(self) -> int | None:
+        """Step with the best metric; without any metric the last one; None without checkpoints."""
+        step = self.manager.best_step()
+        return self.latest() if step is None else step
+
+    def restore(self, step: int, target: Any, iterator: Any | None = None) -> Any:
+        """The state saved under `step`, laid out as `target` (arrays or ShapeDtypeStructs with shardings).
+
+        With `iterator`, its position is restored in place. Raises UserError when the checkpoint is of another model.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
+        items = {"state": ocp.args.StandardRestore(abstract)}
+        if iterator is not None:
+            items["data"] = grain.checkpoint.CheckpointRestore(iterator)
+        try:
+            return self.manager.restore(step, args=ocp.args.Composite(**items))["state"]
+        except (ValueError, KeyError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise UserError(
+                f"checkpoint {self.folder / str(step)} does not fit this model ({reason}); "
+                "restore it with the code and config that made it"
+            ) from None
+
+    def close(self) -> None:
+        """Waits for pending saves and lets go."""
+        self.wait()
+        self.manager.close()
+
+    def _guarded(self, action: Callable[[], Any], step: int | None) -> None:
+        try:
+            action()
+        except Exception as error:  # the storage layers raise their own types around the system's error
+            if not is_disk_full(error):
+                raise
+            last = max((int(p.name) for p in self.folder.glob("*") if p.name.isdigit()), default=None)
+            kept = "no earlier checkpoint" if last is None else f"the last good checkpoint is step {last}"
+            what = "a checkpoint" if step is None else f"step {step}"
+            raise UserError(
+                f"{self.folder}: no space left while saving {what}; {kept}; free some space and run the same command "
+                "again to continue from there"
+            ) from None
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """True if `error` or what caused it says that the disk (or quota, or file-size limit) is exhausted."""
+    marks = ("no space left", "disk quota", "file too large", "resource_exhausted")
+    while error is not None:
+        if any(mark in str(error).lower() for mark in marks):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

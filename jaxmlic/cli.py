@@ -1,0 +1,68 @@
+"""`jaxmlic <command>`: one table of commands, one way to end on a user's mistake."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from jaxmlic import __version__
+from jaxmlic.errors import UserError, did_you_mean
+
+# command: (module with main(argv) -> exit status, what it does)
+COMMANDS = {
+    "train": ("jaxmlic.train", "train an experiment, or continue it where it stopped"),
+    "evaluate": ("jaxmlic.evaluate", "score a split with a run's best checkpoint under a named protocol"),
+    "predict": ("jaxmlic.predict", "label photographs with a run's best checkpoint"),
+    "sweep": ("jaxmlic.sweep", "run every entry of an experiment's sweep() and tabulate them"),
+    "data": ("jaxmlic.data.prepare", "prepare data sets"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are one line, like every other mistake."""
+
+    def error(self, message: str):
+        raise UserError(f"{self.prog.removeprefix('jaxmlic ')}: {message}; see {self.prog} --help")
+
+
+def usage() -> str:
+    """The text of `jaxmlic --help`."""
+    rows = [f"  {name:10} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"jaxmlic {__version__}: multi-label image classification in JAX",
+            "",
+            "usage: jaxmlic <command> [options]     (jaxmlic <command> --help tells the options)",
+            "",
+            *rows,
+        ]
+    )
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs a command line and returns its exit status: 0 done, 2 a mistake of the user's (one line on stderr)."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        if argv[0] not in COMMANDS:
+            known = ", ".join(COMMANDS)
+            raise UserError(f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}; commands: {known}")
+        return import_module(COMMANDS[argv[0]][0]).main(list(argv[1:]))
+    except UserError as error:
+        print(f"jaxmlic: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jaxmlic: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output left (`| head`)
+        sys.stderr.close()
+        return 0
+
+
+def main(command: Sequence[str] = ()) -> None:
+    """Entry point of the `jaxmlic` script, and of `python -m jaxmlic.<command>` with that command given."""
+    sys.exit(run([*command, *sys.argv[1:]]))

@@ -1,0 +1,143 @@
+"""Experiment files: finding, loading, locking, overriding and comparing them."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from jaxmlic.errors import UserError, did_you_mean
+
+# Fields that say where and how fast a run works, not what it computes: a resumed run may change them.
+FREE_FIELDS = ("data.dir", "data.threads", "train.log_every", "train.eval_batch_size")
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The locked config of `FILE[:ARG]` with `--config.x.y=value` overrides applied.
+
+    FILE is a path, or the bare name of a shipped experiment ("quickstart"). Raises UserError for a missing or broken
+    file, an unknown key and a value of the wrong type.
+    """
+    path, arg = find(spec)
+    _import_shipped()
+    spec = f"{path}:{arg}" if arg else str(path)
+    argv = ["jaxmlic", f"--config={spec}", *overrides]
+    values = flags.FlagValues()
+    if not flags.FLAGS.is_parsed():  # config_flags and grain read absl's global flags, parsed by absl programs only
+        flags.FLAGS.mark_as_parsed()
+    sys.modules.pop("config_config", None)  # config_flags would load the file into the module of the one before
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
+    try:
+        leftover = values(argv)[1:]
+    except (AttributeError, KeyError) as error:
+        raise UserError(_unknown_key(path, arg, overrides) or f"{path}: {error}") from None
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(f"{path}: {str(error).strip().splitlines()[-1]}") from None
+    except SyntaxError as error:
+        raise UserError(f"{path}:{error.lineno}: {error.msg}") from None
+    except ImportError as error:
+        raise UserError(f"{path}: {error}") from None
+    if leftover:
+        raise UserError(f"cannot read {leftover[0]!r}; overrides look like --config.optim.lr=0.01")
+    return values["config"].value
+
+
+def find(spec: str) -> tuple[Path, str]:
+    """Path and argument of `FILE[:ARG]`; a bare name is looked up among the shipped experiments."""
+    name, _, arg = spec.partition(":")
+    path = Path(name)
+    if path.is_file():
+        return path, arg
+    shipped = _import_shipped()
+    if path.parent == Path("."):
+        candidate = shipped / f"{path.stem}.py"
+        if candidate.is_file():
+            return candidate, arg
+    names = sorted(p.stem for p in shipped.glob("*.py") if p.stem not in ("__init__", "common"))
+    raise UserError(f"config file {name} does not exist{did_you_mean(path.stem, names)}; shipped: {', '.join(names)}")
+
+
+def load_module(spec: str) -> ModuleType:
+    """The experiment file as a module, for its `sweep()`."""
+    path, _ = find(spec)
+    _import_shipped()
+    module_spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{path}:{error.lineno}: {error.msg}") from None
+    return module
+
+
+def override(config: ConfigDict, values: Mapping[str, object]) -> ConfigDict:
+    """A locked copy of `config` with dotted keys replaced; UserError for an unknown key or another type."""
+    copy = ConfigDict(config.to_dict())
+    copy.lock()
+    for key, value in values.items():
+        try:
+            copy.update_from_flattened_dict({key: value})
+        except (KeyError, AttributeError):
+            raise UserError(f"config.{key} is unknown{did_you_mean(key, flatten(copy))}") from None
+        except TypeError:
+            raise UserError(f"config.{key} = {value!r} is not of the field's type") from None
+    return copy
+
+
+def flatten(config: ConfigDict | Mapping, prefix: str = "") -> dict[str, object]:
+    """{"optim.lr": 0.001, ...} with tuples as lists, so that a config equals its JSON copy."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping | ConfigDict) and len(value):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = json.loads(json.dumps(value, default=lambda v: v.to_dict()))
+    return flat
+
+
+def differences(old: Mapping, new: ConfigDict) -> list[str]:
+    """Lines such as "optim.lr: 0.1 there, 0.2 now" for the fields that decide what a run computes."""
+    old, new = flatten(old), flatten(new)
+    return [
+        f"{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if key not in FREE_FIELDS and old.get(key) != new.get(key)
+    ]
+
+
+def from_dict(values: Mapping) -> ConfigDict:
+    """The locked config of a run folder's config.json."""
+    config = ConfigDict(dict(values), convert_dict=True)
+    config.lock()
+    return config
+
+
+def _import_shipped() -> Path:
+    """Makes `jaxmlic.configs` importable and returns its folder.
+
+    An installed package has it; `python -m jaxmlic.train` in a checkout beside a plain install finds it next door.
+    """
+    if "jaxmlic.configs" not in sys.modules:
+        spec = importlib.util.find_spec("jaxmlic.configs")
+        if spec is None or spec.origin is None:
+            folder = Path(__file__).resolve().parents[1] / "configs"
+            spec = importlib.util.spec_from_file_location(
+                "jaxmlic.configs", folder / "__init__.py", submodule_search_locations=[str(folder)]
+            )
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules["jaxmlic.configs"] = module
+    return Path(sys.modules["jaxmlic.configs"].__file__).parent
+
+
+def _unknown_key(path: Path, arg: str, overrides: Sequence[str]) -> str | None:
+    known = flatten(load(f"{path}:{arg}" if arg else str(path))) if overrides else {}
+    for item in overrides:
+        key = item.lstrip("-").partition("=")[0].removeprefix("config.")
+        if key not in known and not any(k.startswith(key + ".") for k in known):
+            return f"--config.{key}: {path} has no such field{did_you_mean(key, known)}"
+    return None

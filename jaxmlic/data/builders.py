@@ -1,0 +1,375 @@
+"""Prepared data sets: a tfds builder that writes ArrayRecord without TensorFlow, and what reads them back.
+
+A prepared data set is the folder `DATA_DIR/NAME/1.0.0` in tfds's standard layout, so that
+`tfds.builder_from_directory(path).as_data_source(split)` reads it. Beside tfds's files it holds `jaxmlic.json` (class
+names, splits, where it came from), `labels-<split>.npz` (ids and labels in the order of the records) and, when images
+were left out on request, `skipped.csv`.
+"""
+
+import contextlib
+import csv
+import functools
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+
+from jaxmlic.data.records import RecordSource, serialize_example
+from jaxmlic.errors import UserError, did_you_mean
+
+VERSION = "1.0.0"
+SHARD_BYTES = 256 << 20
+
+Example = Mapping[str, Any]
+"""`id` text, `image` encoded bytes, `labels` int8 [C], and where the set has boxes `boxes`: a sequence of
+{`bbox`: [ymin, xmin, ymax, xmax] in 0..1, `label`: int, `difficult`: bool}."""
+
+
+def default_data_dir() -> Path:
+    """Where prepared data sets live: $JAXMLIC_DATA, else ~/.cache/jaxmlic/data."""
+    return Path(os.environ.get("JAXMLIC_DATA") or Path.home() / ".cache" / "jaxmlic" / "data")
+
+
+def features(num_labels: int, has_boxes: bool) -> tfds.features.FeaturesDict:
+    """The tfds features of every data set of this package."""
+    fields = {
+        "image": tfds.features.Image(),
+        "labels": tfds.features.Tensor(shape=(num_labels,), dtype=np.int8),
+        "id": tfds.features.Text(),
+    }
+    if has_boxes:
+        box = {
+            "bbox": tfds.features.BBoxFeature(),
+            "label": tfds.features.Scalar(np.int64),
+            "difficult": tfds.features.Scalar(np.bool_),
+        }
+        fields["boxes"] = tfds.features.Sequence(box)
+    return tfds.features.FeaturesDict(fields)
+
+
+class MultiLabelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A tfds builder whose records keep their order and are streamed to disk.
+
+    tfds's own writer keeps a split in memory and, beyond 1 GB, on disk through TensorFlow; `write_split` needs neither.
+    """
+
+    VERSION = tfds.core.Version(VERSION)
+    num_labels: int
+    has_boxes: bool
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=features(self.num_labels, self.has_boxes), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager):
+        raise NotImplementedError("jaxmlic.data.builders.write prepares this data set")
+
+    def _generate_examples(self):
+        raise NotImplementedError("jaxmlic.data.builders.write prepares this data set")
+
+    def write_split(self, split: str, examples: Iterable[Example], folder: Path) -> tuple[tfds.core.SplitInfo, dict]:
+        """Write one split into `folder` (which exists), in shards of about SHARD_BYTES.
+
+        Returns:
+          tfds's account of the split, and {"ids": str [N], "labels": int8 [N, C]}.
+        """
+        ids, labels, shards, num_bytes = [], [], [], 0
+        writer = None
+        try:
+            for example in examples:
+                if writer is None or shards[-1][1] >= SHARD_BYTES:
+                    if writer is not None:
+                        writer.close()
+                    path = folder / f"{split}.shard-{len(shards)}"
+                    shards.append([0, 0])
+                    # Images are compressed already; the reader finds out by itself.
+                    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+                if len(example["labels"]) != self.num_labels or ("boxes" in example) != self.has_boxes:
+                    raise ValueError(f"the example {example['id']!r} does not fit {self.num_labels} classes and boxes")
+                record = serialize_example(example)
+                writer.write(record)
+                shards[-1][0] += 1
+                shards[-1][1] += len(record)
+                num_bytes += len(record)
+                ids.append(example["id"])
+                labels.append(np.asarray(example["labels"], np.int8).copy())
+        finally:
+            if writer is not None:
+                writer.close()
+        if not shards:
+            raise UserError(f"the split {split!r} of {self.name!r} has no examples")
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=folder, dataset_name=self.name, split=split, filetype_suffix="array_record"
+        )
+        for number, (count, _) in enumerate(shards):
+            path = folder / f"{split}.shard-{number}"
+            _check_shard(path, count)
+            path.rename(template.sharded_filepath(shard_index=number, num_shards=len(shards)))
+        info = tfds.core.SplitInfo(
+            name=split, shard_lengths=[count for count, _ in shards], num_bytes=num_bytes, filename_template=template
+        )
+        return info, {"ids": np.array(ids, str), "labels": np.stack(labels)}
+
+
+def _check_shard(path: Path, count: int) -> None:
+    """OSError unless a shard holds its records: a full disk can go unnoticed by the writer, a copy can be cut."""
+    if not path.is_file():
+        raise OSError(f"{path.name} is missing")
+    try:
+        reader = array_record_module.ArrayRecordReader(str(path))
+        found = reader.num_records()
+        reader.close()
+    except (RuntimeError, ValueError) as error:
+        raise OSError(f"{path.name} cannot be read back: {error}") from None
+    if found != count:
+        raise OSError(f"{path.name} holds {found} of {count} records")
+
+
+def builder(name: str, data_dir: os.PathLike, num_labels: int, has_boxes: bool) -> MultiLabelBuilder:
+    """A builder of a class made for this data set."""
+    fields = {"name": name, "num_labels": num_labels, "has_boxes": has_boxes, "__module__": __name__}
+    made = type(MultiLabelBuilder)(name, (MultiLabelBuilder,), fields, skip_registration=True)
+    return made(data_dir=os.fspath(data_dir), file_format="array_record")
+
+
+def write(
+    name: str,
+    data_dir: str | os.PathLike,
+    class_names: Sequence[str],
+    splits: Mapping[str, Iterable[Example]],
+    info: Mapping[str, Any],
+    has_boxes: bool = False,
+    *,
+    skipped: Sequence[tuple[str, int, str]] = (),
+    overwrite: bool = False,
+) -> Path:
+    """Write a data set, streaming its examples; it appears under its name only when it is complete.
+
+    Args:
+      name: letters, digits and underscores, starting with a letter.
+      data_dir: the folder of all data sets; made if need be.
+      class_names: C names, in the order of the labels.
+      splits: {split: examples in the order in which they are stored}.
+      info: more fields for jaxmlic.json. Read, as `skipped` is, after the last example, so a stream may add to it.
+      has_boxes: whether the examples carry boxes.
+      skipped: (file, line, why) of what was left out, for skipped.csv.
+      overwrite: replace a data set of that name; the old one stays until the new one is complete.
+
+    Returns:
+      the folder DATA_DIR/NAME/1.0.0.
+
+    Raises:
+      UserError: a bad name, an empty split, an existing data set, no space left on the device.
+    """
+    with _staged(name, Path(data_dir), overwrite) as folder:
+        made = builder(name, folder.parent.parent, len(class_names), has_boxes)
+        split_infos = []
+        for split, examples in splits.items():
+            split_info, labels = made.write_split(split, examples, folder)
+            split_infos.append(split_info)
+            np.savez_compressed(folder / f"labels-{split}.npz", **labels)
+        made.info.set_splits(tfds.core.SplitDict(split_infos))
+        made.info.write_to_directory(folder)
+        if skipped:
+            write_problems(folder / "skipped.csv", skipped)
+        described = {
+            "name": name,
+            "class_names": list(class_names),
+            "splits": {split_info.name: split_info.num_examples for split_info in split_infos},
+            "label_values": "1,0,-1",
+            "source": None,
+            "skipped": len(skipped),
+            "has_boxes": has_boxes,
+        }
+        text = json.dumps(described | dict(info), indent=1, ensure_ascii=False)
+        (folder / "jaxmlic.json").write_text(text, encoding="utf-8")
+    return Path(data_dir) / name / VERSION
+
+
+def write_problems(path: Path, problems: Iterable[tuple[str, int, str]]) -> None:
+    """Write (file, line, why) rows as CSV with a header; an earlier file of that name is replaced."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "line", "why"])
+        writer.writerows(problems)
+
+
+def refuse_existing(name: str, data_dir: Path, overwrite: bool) -> None:
+    """UserError when something stands in the place of a new data set that must not be replaced."""
+    if not (name.isascii() and name.isidentifier() and name[0] != "_"):
+        raise UserError(f"{name!r} cannot name a data set: use letters, digits and underscores, a letter first")
+    target = data_dir / name
+    if not target.exists():
+        return
+    strangers = sorted(set(os.listdir(target)) - {VERSION}) if target.is_dir() else [name]
+    if strangers:
+        raise UserError(
+            f"{target} is there already and is not a prepared data set (it holds {strangers[0]!r}): "
+            "choose another name or --data-dir"
+        )
+    if not overwrite and any(target.iterdir()):
+        raise UserError(
+            f"{name!r} is already prepared, from another source or with other options, in {target}: "
+            "add --overwrite to replace it, or choose another name"
+        )
+
+
+@contextlib.contextmanager
+def _staged(name: str, data_dir: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary sibling folder that takes the data set's place when the block ends well, and goes otherwise."""
+    refuse_existing(name, data_dir, overwrite)
+    stem = f".{name}.partial-{socket.gethostname()}-"
+    staging, target = data_dir / f"{stem}{os.getpid()}", data_dir / name
+    replaced = staging.with_name(staging.name + ".replaced")
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        for leftover in data_dir.glob(f"{stem}*"):
+            if not _is_running(leftover.name.removeprefix(stem)):
+                shutil.rmtree(leftover, ignore_errors=True)
+        folder = staging / name / VERSION
+        folder.mkdir(parents=True)
+        yield folder
+        refuse_existing(name, data_dir, overwrite)
+        if target.exists():
+            target.rename(replaced)
+        (staging / name).rename(target)
+    except OSError as error:
+        raise UserError(f"{data_dir}: cannot write the data set {name!r} ({_reason(error)})") from None
+    except (RuntimeError, ValueError) as error:  # what the ArrayRecord writer raises when the disk is full
+        if "No space left" not in str(error):
+            raise
+        raise UserError(f"{data_dir}: cannot write the data set {name!r} ({_reason(error)})") from None
+    finally:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        for folder in (staging, replaced):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    if "No space left" in str(error):
+        return "no space left on device: free some, or give another --data-dir"
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def prepared(data_dir: str | os.PathLike | None = None) -> list[str]:
+    """Names of the data sets that are prepared in a folder, sorted."""
+    data_dir = Path(data_dir) if data_dir is not None else default_data_dir()
+    return sorted(path.parent.parent.name for path in data_dir.glob(f"[!.]*/{VERSION}/jaxmlic.json"))
+
+
+class Dataset:
+    """A prepared data set; see `load`.
+
+    Attributes: `name`, `path` (its folder), `class_names`, `splits` ({split: count}), `has_boxes` and `info` (all of
+    jaxmlic.json).
+    """
+
+    def __init__(self, path: Path, info: dict, splits: tfds.core.SplitDict):
+        self.path = path
+        self.info = info
+        self.name = info["name"]
+        self.class_names = tuple(info["class_names"])
+        self.splits = dict(info["splits"])
+        self.has_boxes = bool(info["has_boxes"])
+        self._splits = splits
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.name!r}, {len(self.class_names)} classes, {self.splits})"
+
+    def labels(self, split: str) -> np.ndarray:
+        """int8 [N, C] in {1 present, 0 absent, -1 unknown}, in the order of the records."""
+        return self._arrays(split)["labels"].copy()
+
+    def ids(self, split: str) -> np.ndarray:
+        """str [N], in the order of the records."""
+        return self._arrays(split)["ids"].copy()
+
+    def source(self, split: str, boxes: bool = False) -> RecordSource:
+        """Random access to the raw records of a split (see RecordSource); UserError if a shard is missing or cut."""
+        self._check(split)
+        if boxes and not self.has_boxes:
+            raise UserError(f"the data set {self.name!r} has no boxes")
+        instructions = self._splits[split].file_instructions
+        for instruction in instructions:
+            try:
+                _check_shard(Path(instruction.filename), instruction.examples_in_shard)
+            except OSError as error:
+                raise _damaged(self.path, error.strerror or str(error)) from None
+        return RecordSource(f"{self.name}/{split}", instructions, len(self.class_names), boxes)
+
+    def _check(self, split: str) -> None:
+        if split not in self.splits:
+            raise UserError(
+                f"the data set {self.name!r} has no split {split!r}{did_you_mean(split, self.splits)}: "
+                f"it has {', '.join(self.splits)}"
+            )
+
+    @functools.cache  # noqa: B019 - a data set handle lives as long as the run
+    def _arrays(self, split: str) -> dict[str, np.ndarray]:
+        self._check(split)
+        path = self.path / f"labels-{split}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {"ids": file["ids"], "labels": file["labels"]}
+        except (OSError, KeyError, ValueError, EOFError) as error:
+            raise _damaged(self.path, f"{path.name}: {error}") from None
+        if arrays["labels"].shape != (self.splits[split], len(self.class_names)):
+            raise _damaged(self.path, f"{path.name} has the shape {arrays['labels'].shape}")
+        return arrays
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    name = path.parent.name
+    return UserError(f"{path}: damaged ({why}): run `jaxmlic data prepare {name}` again with --overwrite")
+
+
+def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
+    """Open a prepared data set.
+
+    Args:
+      name: its name.
+      data_dir: the folder of all data sets; None is `default_data_dir()`.
+
+    Raises:
+      UserError: there is no data set of that name, or its folder is damaged.
+    """
+    data_dir = Path(data_dir) if data_dir is not None else default_data_dir()
+    path = data_dir / name / VERSION
+    if not path.is_dir():
+        known = prepared(data_dir)
+        listed = f"it holds {', '.join(known)}" if known else "it holds none"
+        raise UserError(
+            f"no data set {name!r} in {data_dir}{did_you_mean(name, known)} ({listed}): "
+            f"run `jaxmlic data prepare {name} --source=...`"
+        )
+    try:
+        info = json.loads((path / "jaxmlic.json").read_text(encoding="utf-8"))
+        splits = tfds.builder_from_directory(path).info.splits
+        dataset = Dataset(path, info, splits)
+        counts = {split: splits[split].num_examples for split in info["splits"]}
+    except FileNotFoundError as error:
+        raise _damaged(path, f"{os.path.basename(error.filename or '')} is missing") from None
+    except Exception as error:  # tfds raises many kinds on files that are not its own
+        raise _damaged(path, f"{type(error).__name__}: {str(error)[:200]}") from None
+    if counts != dataset.splits:
+        raise _damaged(path, f"tfds counts {counts}, jaxmlic.json {dataset.splits}")
+    return dataset

@@ -1,0 +1,202 @@
+"""From a prepared data set to batches: split selection, host decoding, shuffling, padding; grain keeps the position.
+
+A batch is a dict of `image` uint8 [B, S, S, 3], `labels` int8 [B, C] in {1, 0, -1}, `mask` bool [B] (False = padding)
+and, in evaluation, `id` text [B]. B is this host's share of the global batch.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grain
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from jaxmlic.data import builders
+from jaxmlic.data.labels import stratified_split
+from jaxmlic.data.preprocess import ImageError, decode
+from jaxmlic.errors import UserError, did_you_mean
+
+Batch = dict[str, np.ndarray]
+
+DIFFICULT = {"ignore": -1, "positive": 1, "negative": 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """Some examples of a split, in the order of `indices` int64 [N] into its records."""
+
+    dataset: builders.Dataset
+    split: str
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int8 [N, C]."""
+        return self.dataset.labels(self.split)[self.indices]
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Text [N]."""
+        return self.dataset.ids(self.split)[self.indices]
+
+    def where(self) -> str:
+        """How messages name it."""
+        return f"split {self.split!r} of data set {self.dataset.name!r}"
+
+
+def select(config: ConfigDict, dataset: builders.Dataset, split: str) -> View:
+    """The first `config.limit` examples (all for 0) of a split; UserError if there is no such split."""
+    if split not in dataset.splits:
+        known = ", ".join(dataset.splits)
+        raise UserError(
+            f"data set {dataset.name!r} has no split {split!r}{did_you_mean(split, dataset.splits)}; it has: {known}"
+        )
+    count = dataset.splits[split]
+    return View(dataset, split, np.arange(min(count, config.limit) if config.limit else count))
+
+
+def train_and_val(config: ConfigDict, dataset: builders.Dataset, seed: int) -> tuple[View, View | None]:
+    """The training examples and those for model selection, which are carved from train unless a split is named.
+
+    The carved part is stratified over labels and depends on `seed` alone. None when `val_fraction` is 0.
+    """
+    train = select(config, dataset, config.train_split)
+    if config.val_split:
+        return train, select(config, dataset, config.val_split)
+    if config.val_fraction == 0:
+        return train, None
+    if not 0 < config.val_fraction < 1:
+        raise UserError(f"config.data.val_fraction = {config.val_fraction}; it lies in 0 <= fraction < 1")
+    rest, part = stratified_split(train.labels, config.val_fraction, seed)
+    if not len(part) or not len(rest):
+        raise UserError(
+            f"config.data.val_fraction = {config.val_fraction} of {len(train)} examples leaves a part empty"
+        )
+    pick = lambda rows: dataclasses.replace(train, indices=train.indices[rows])  # noqa: E731
+    return pick(rest), pick(part)
+
+
+def find_view(config: ConfigDict, dataset: builders.Dataset, seed: int, split: str) -> View:
+    """The view that `split` names in a run: "val" is the run's own selection part, anything else a split on disk."""
+    if split == "val" and not config.val_split and "val" not in dataset.splits:
+        view = train_and_val(config, dataset, seed)[1]
+        if view is None:
+            raise UserError("this run has no validation part: config.data.val_fraction is 0")
+        return view
+    return select(config, dataset, split)
+
+
+class Reader:
+    """Rows of a view -> a batch, decoding on the way (or once, with `cache`).
+
+    `side` is the square every image is squashed to. Thread-safe.
+    """
+
+    def __init__(self, view: View, side: int, *, cache: bool = False, threads: int = 2):
+        self.view, self.side = view, side
+        self.labels = view.labels
+        self.source = view.dataset.source(view.split)
+        self.pixels = self._decode_all(threads) if cache else None
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def __call__(self, rows: np.ndarray) -> Batch:
+        """int rows [B] of the view -> image, labels and an all-true mask."""
+        if self.pixels is not None:
+            images = self.pixels[rows]
+        else:
+            images = np.empty((len(rows), self.side, self.side, 3), np.uint8)
+            for position, row in enumerate(rows):
+                images[position] = self._decode(row)
+        return {"image": images, "labels": self.labels[rows], "mask": np.ones(len(rows), bool)}
+
+    def _decode(self, row: int) -> np.ndarray:
+        record = self.source[int(self.view.indices[row])]
+        try:
+            return decode(record["image"], self.side)
+        except ImageError as error:
+            raise UserError(
+                f"image {record['id']!r} in {self.view.where()} cannot be read ({error}); prepare the data set again"
+            ) from None
+
+    def _decode_all(self, threads: int) -> np.ndarray:
+        shape = (len(self), self.side, self.side, 3)
+        need, have = np.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if need > 0.7 * have:
+            raise UserError(
+                f"config.data.cache: {self.view.where()} needs {need / 2**30:.1f} GiB of memory and the machine has "
+                f"{have / 2**30:.1f}; set config.data.cache=False"
+            )
+        pixels = np.empty(shape, np.uint8)
+        with ThreadPoolExecutor(max(1, threads)) as pool:
+            decoded = pool.map(self._decode, range(len(self)), chunksize=64)
+            label = f"decoding {self.view.dataset.name}/{self.view.split}"
+            for row, image in enumerate(tqdm(decoded, label, len(self), leave=False, unit="img", disable=None)):
+                pixels[row] = image
+        return pixels
+
+
+def train_iterator(
+    reader: Reader,
+    batch_size: int,
+    *,
+    seed: int,
+    threads: int = 2,
+    difficult: str = "ignore",
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """Endless shuffled batches of this host; every epoch in another order, all from `seed`. Its state can be saved.
+
+    Args:
+      batch_size: global; this host yields batch_size / process_count examples.
+      difficult: what an unknown label counts as: "ignore" (stays -1), "positive" or "negative".
+
+    Raises:
+      UserError: fewer examples than a batch, or a batch that the hosts cannot share equally.
+    """
+    if len(reader) < batch_size:
+        raise UserError(
+            f"{reader.view.where()} has {len(reader)} training examples, fewer than config.train.batch_size = {batch_size}"
+        )
+    if batch_size % process_count:
+        raise UserError(f"config.train.batch_size = {batch_size} cannot be divided over {process_count} hosts")
+    if difficult not in DIFFICULT:
+        raise UserError(f"config.data.difficult = {difficult!r}; it is one of {', '.join(DIFFICULT)}")
+
+    def read(rows: np.ndarray) -> Batch:
+        batch = reader(rows)
+        return batch | {"labels": np.where(batch["labels"] == -1, np.int8(DIFFICULT[difficult]), batch["labels"])}
+
+    rows = grain.MapDataset.range(len(reader)).seed(seed).shuffle()
+    rows = rows[process_index::process_count].repeat().batch(batch_size // process_count, drop_remainder=True)
+    options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=2 * max(1, threads))
+    return iter(rows.map(read).to_iter_dataset(options))
+
+
+def eval_batches(
+    reader: Reader, batch_size: int, *, threads: int = 2, process_index: int = 0, process_count: int = 1
+) -> Iterator[Batch]:
+    """Every example once, in order over the hosts' shares; all hosts yield equally many batches of equal size.
+
+    The rest of the last batch repeats row 0 with mask False.
+    """
+    per_host = -(-batch_size // process_count)
+    steps = -(-len(reader) // (per_host * process_count))
+
+    def read(step: int) -> Batch:
+        start = (step * process_count + process_index) * per_host
+        rows = np.arange(start, start + per_host)
+        mask = rows < len(reader)
+        rows = np.where(mask, rows, 0)
+        return reader(rows) | {"mask": mask, "id": reader.view.ids[rows]}
+
+    options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=2 * max(1, threads))
+    return iter(grain.MapDataset.range(steps).map(read).to_iter_dataset(options))

@@ -1,0 +1,197 @@
+"""Scores of a whole split, and their metrics under a named protocol: `jaxmlic evaluate`. Restores; never trains."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxmlic import metrics, run_folder, score_file, sharding
+from jaxmlic import state as state_lib
+from jaxmlic.analysis import ap_table
+from jaxmlic.checkpoint import Checkpoints
+from jaxmlic.cli import Parser
+from jaxmlic.data import builders, pipeline
+from jaxmlic.errors import UserError, did_you_mean
+from jaxmlic.models.heads import contract
+from jaxmlic.score_file import ScoreFile
+
+PredictStep = Callable[[dict, jax.Array], contract.Prediction]
+
+
+def make_predict_step(head: ModuleType, model: nn.Module, mesh: jax.sharding.Mesh) -> PredictStep:
+    """Jitted (variables, images uint8 [B, S, S, 3]) -> Prediction, images divided over the mesh."""
+
+    def predict(variables: dict, images: jax.Array) -> contract.Prediction:
+        return head.predict_fn(model, variables, images)
+
+    return jax.jit(
+        predict, in_shardings=(sharding.replicated(mesh), sharding.split(mesh)), out_shardings=sharding.split(mesh)
+    )
+
+
+def batch_size_for(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
+    """The evaluation batch, rounded up to a multiple of the devices (padding is masked, so the result is the same)."""
+    wanted = config.train.eval_batch_size or config.train.batch_size
+    return -(-wanted // mesh.size) * mesh.size
+
+
+def score(
+    predict_step: PredictStep,
+    variables: dict,
+    reader: pipeline.Reader,
+    mesh: jax.sharding.Mesh,
+    *,
+    batch_size: int,
+    threads: int,
+) -> tuple[contract.Prediction, np.ndarray, np.ndarray]:
+    """Prediction (numpy, [N, ...]), labels int8 [N, C] and ids [N] of every example, padding removed."""
+    parts = []
+    batches = pipeline.eval_batches(
+        reader, batch_size, threads=threads, process_index=jax.process_index(), process_count=jax.process_count()
+    )
+    for batch in batches:
+        arrays = sharding.put(batch, mesh)
+        prediction = predict_step(variables, arrays["image"])
+        keep = sharding.gather(arrays["mask"])
+        prediction = jax.tree.map(lambda x, keep=keep: sharding.gather(x)[keep], prediction)
+        ids = sharding.gather_text(batch["id"])[keep]
+        parts.append((prediction, sharding.gather(arrays["labels"])[keep], ids))
+    predictions, labels, ids = zip(*parts, strict=True)
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *predictions), np.concatenate(labels), np.concatenate(ids)
+
+
+def check_rules(config: ConfigDict) -> None:
+    """Raises UserError for an unknown protocol, or a metric that reports do not have."""
+    protocol = metrics.get_protocol(config.eval.protocol).name
+    chosen = np.ones((1, 1), bool)
+    numbers = metrics.evaluate(np.ones((1, 1), np.float32), np.ones((1, 1), np.int8), protocol, chosen=chosen)
+    known = sorted(name for name, value in numbers.items() if isinstance(value, float))
+    if config.eval.metric not in known:
+        hint = did_you_mean(config.eval.metric, known)
+        raise UserError(f"config.eval.metric = {config.eval.metric!r} is unknown{hint}; metrics: {', '.join(known)}")
+
+
+def report(config: ConfigDict, prediction: contract.Prediction, labels: np.ndarray, train: pipeline.View, **kw) -> dict:
+    """`metrics.evaluate` with the run's own rules on which classes enter; `kw` overrides (protocol, threshold)."""
+    classes = (train.labels == 1).any(axis=0) if config.eval.trained_classes_only else None
+    rules = {"protocol": config.eval.protocol, "threshold": 0.0, "min_positives": config.eval.min_positives} | kw
+    return metrics.evaluate(prediction.scores, labels, chosen=prediction.chosen, classes=classes, **rules)
+
+
+def restore_variables(run: run_folder.Run, model: nn.Module, mesh: jax.sharding.Mesh) -> tuple[dict, int]:
+    """Variables of the run's best checkpoint (averaged parameters where the run keeps them), and its step."""
+    checkpoints = Checkpoints(run.workdir, run.config.eval.metric, read_only=True)
+    step = checkpoints.best()
+    if step is None:
+        checkpoints.close()
+        raise UserError(f"{run.workdir} holds no finished checkpoint yet; let the training reach its first one")
+    state = checkpoints.restore(step, state_lib.abstract(run.config, model, run.num_train, mesh))
+    checkpoints.close()
+    return state_lib.eval_variables(state), step
+
+
+def run(workdir: str, *, protocol: str | None = None, split: str | None = None, data_dir: str | None = None) -> dict:
+    """Scores `split` with the best checkpoint, writes scores/<split>.* and returns the report.
+
+    Raises UserError for a folder without a run, another model's checkpoint, class names that differ.
+    """
+    found = run_folder.load(workdir)
+    config = found.config
+    protocol = metrics.get_protocol(protocol or config.eval.protocol).name
+    split = split or config.data.test_split
+    dataset = builders.load(config.data.name, data_dir or config.data.dir or None)
+    score_file.check_same_classes(found.class_names, dataset.class_names, str(workdir), f"data set {dataset.name!r}")
+    train_view, _ = pipeline.train_and_val(config.data, dataset, config.seed)
+    view = pipeline.find_view(config.data, dataset, config.seed, split)
+
+    head = contract.find(config.head)
+    model = head.Model(len(found.class_names), **config.model)
+    mesh = sharding.make_mesh()
+    variables, step = restore_variables(found, model, mesh)
+    reader = pipeline.Reader(view, config.data.image_size)
+    predict_step = make_predict_step(head, model, mesh)
+    prediction, labels, ids = score(
+        predict_step,
+        variables,
+        reader,
+        mesh,
+        batch_size=batch_size_for(config, mesh),
+        threads=config.data.threads,
+    )
+    numbers = report(config, prediction, labels, train_view, protocol=protocol)
+    if jax.process_index() == 0:
+        write(found, split, step, prediction, labels, ids, numbers)
+    return numbers
+
+
+def write(
+    found: run_folder.Run,
+    split: str,
+    step: int,
+    prediction: contract.Prediction,
+    labels: np.ndarray,
+    ids: np.ndarray,
+    numbers: dict,
+) -> None:
+    """scores/<split>.npz, and <split>.<protocol>.json, .csv and .png beside it."""
+    folder = found.workdir / run_folder.SCORES
+    folder.mkdir(exist_ok=True)
+    scores = ScoreFile(
+        scores=np.asarray(prediction.scores, np.float32),
+        labels=labels,
+        ids=ids,
+        class_names=found.class_names,
+        config=found.config.to_dict(),
+        protocol=numbers["protocol"],
+        split=split,
+        threshold=numbers["threshold"],
+        chosen=prediction.chosen,
+        extra={"step": step},
+    )
+    score_file.save(folder / f"{split}.npz", scores)
+    stem = folder / f"{split}.{numbers['protocol']}"
+    run_folder.write_json(Path(f"{stem}.json"), as_json(numbers) | {"split": split, "step": step})
+    ap_table.write_csv(f"{stem}.csv", numbers, found.class_names, labels)
+    ap_table.plot(f"{stem}.png", numbers, found.class_names, labels)
+    print(ap_table.text(numbers, found.class_names, labels))
+    print(f"\nwritten: {folder / f'{split}.npz'} and {stem}.{{json,csv,png}}")
+
+
+def as_json(numbers: dict) -> dict:
+    """The report with plain numbers; undefined ones as None."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, np.ndarray):
+            return [plain(v) for v in value.tolist()]
+        if isinstance(value, np.generic):
+            value = value.item()
+        return None if isinstance(value, float) and value != value else value
+
+    return {key: plain(value) for key, value in numbers.items()}
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser(
+        prog="jaxmlic evaluate",
+        description="Scores a split with a run's best checkpoint; prints and writes the metrics of a named protocol.",
+        epilog="protocols: " + "; ".join(f"{p.name} ({p.description})" for p in metrics.PROTOCOLS.values()),
+    )
+    parser.add_argument("--workdir", required=True, help="folder of a `jaxmlic train`")
+    parser.add_argument("--protocol", help="default: the run's config.eval.protocol")
+    parser.add_argument(
+        "--split", help='default: the run\'s test split; "val" is the part that selected the checkpoint'
+    )
+    parser.add_argument("--data-dir", help="where the data sets are now, if not where the run found them")
+    options = parser.parse_args(argv)
+    run(options.workdir, protocol=options.protocol, split=options.split, data_dir=options.data_dir)
+    return 0
+
+
+if __name__ == "__main__":
+    from jaxmlic import cli
+
+    cli.main(["evaluate"])

@@ -1,0 +1,41 @@
+"""What the trainer and the evaluator know about a head, and nothing else.
+
+A head module exports
+  Model(num_labels, **config.model): a Flax module; `model(images, train=False, labels=None)` takes uint8 or float
+    [B, H, W, 3] in 0..255 and gives a dict of named outputs. `labels` int8 [B, C] is passed in training, for heads that
+    read the truth (teacher forcing).
+  loss_fn(outputs, labels, **config.loss) -> (per-example float32 [B], dict of scalars to log).
+  predict_fn(model, variables, images) -> Prediction.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import flax.struct
+import jax
+
+from jaxmlic.errors import UserError, did_you_mean
+
+
+@flax.struct.dataclass
+class Prediction:
+    """What a head says about a batch.
+
+    Attributes:
+      scores: float32 [B, C] logits: what rankings and AP are made from; sigmoid(score) is the probability of the label.
+      chosen: bool [B, C], the labels a decoder emitted; None where a threshold decides.
+      path: int32 [B, T], the emitted order padded with C; None where there is no order.
+    """
+
+    scores: jax.Array
+    chosen: jax.Array | None = None
+    path: jax.Array | None = None
+
+
+def find(name: str) -> ModuleType:
+    """The head module `jaxmlic.models.heads.<name>`; UserError with the list of heads for an unknown name."""
+    known = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "contract"))
+    if name not in known:
+        raise UserError(f"config.head = {name!r} is unknown{did_you_mean(name, known)}; heads: {', '.join(known)}")
+    return import_module(f"jaxmlic.models.heads.{name}")

@@ -1,0 +1,59 @@
+"""Binary relevance: a trunk, global pooling and one linear unit per label."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmlic import losses
+from jaxmlic.errors import UserError, did_you_mean
+from jaxmlic.models import trunks
+from jaxmlic.models.heads.contract import Prediction
+
+POOLS = {"avg": lambda x: jnp.mean(x, axis=(1, 2)), "max": lambda x: jnp.max(x, axis=(1, 2))}
+LOSSES = ("binary_cross_entropy",)
+
+
+class Model(nn.Module):
+    """Images to label logits.
+
+    Attributes:
+      num_labels: C.
+      trunk: name of a trunk (see jaxmlic.models.trunks).
+      pool: "avg" or "max" over the positions of the feature map.
+      dropout: rate on the pooled vector.
+      batch_norm: "train" or "frozen", for trunks that have batch norm.
+      dtype: compute dtype of the trunk; the linear layer works in float32, since logits are ranked.
+    """
+
+    num_labels: int
+    trunk: str = "small_cnn"
+    pool: str = "avg"
+    dropout: float = 0.0
+    batch_norm: str = "train"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False, labels: jax.Array | None = None) -> dict[str, jax.Array]:
+        """uint8 or float [B, H, W, 3] in 0..255 -> feature_map [B, h, w, D], features [B, D], logits float32 [B, C]."""
+        if self.pool not in POOLS:
+            raise UserError(f"config.model.pool = {self.pool!r} is unknown; pools: {', '.join(POOLS)}")
+        trunk, preprocess = trunks.build(self.trunk, dtype=self.dtype, batch_norm=self.batch_norm)
+        feature_map, _ = trunk(preprocess(images), train)
+        features = POOLS[self.pool](feature_map.astype(jnp.float32))
+        dropped = nn.Dropout(self.dropout, deterministic=not train)(features)
+        logits = nn.Dense(self.num_labels, name="classifier")(dropped)
+        return {"feature_map": feature_map, "features": features, "logits": logits}
+
+
+def loss_fn(outputs: dict[str, jax.Array], labels: jax.Array, *, name: str) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The named loss on the logits, per example [B]; nothing further to log."""
+    if name not in LOSSES:
+        raise UserError(
+            f"config.loss.name = {name!r} is unknown{did_you_mean(name, LOSSES)}; losses: {', '.join(LOSSES)}"
+        )
+    return getattr(losses, name)(outputs["logits"], labels), {}
+
+
+def predict_fn(model: Model, variables: dict, images: jax.Array) -> Prediction:
+    """Scores are the float32 logits; which labels count as predicted is a threshold's matter."""
+    return Prediction(scores=model.apply(variables, images, train=False)["logits"])

@@ -1,0 +1,167 @@
+"""Labels for photographs: `jaxmlic predict`. A run folder is all it needs; the data set may be gone."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxmlic import evaluate, progress, run_folder, sharding
+from jaxmlic.cli import Parser
+from jaxmlic.data.preprocess import ImageError, decode
+from jaxmlic.errors import UserError
+from jaxmlic.models.heads import contract
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+
+
+def find_images(arguments: Sequence[str]) -> list[Path]:
+    """The files named, and the images directly in the folders named, in order. UserError for a path that isn't there."""
+    found = []
+    for path in map(Path, arguments):
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise UserError(f"{path} holds no images ({', '.join(SUFFIXES)})")
+            found.extend(inside)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"image {path} does not exist")
+    return found
+
+
+def read_images(
+    paths: Sequence[Path], side: int, batch_size: int, bad: dict[Path, str]
+) -> Iterator[tuple[list, np.ndarray]]:
+    """Batches (paths, uint8 [batch_size, side, side, 3], padded with zeros); unreadable files go into `bad`, with why."""
+    batch: list[tuple[Path, np.ndarray]] = []
+    for path in paths:
+        try:
+            batch.append((path, decode(path.read_bytes(), side)))
+        except (ImageError, OSError) as error:
+            bad[path] = str(error)
+        if len(batch) == batch_size or (batch and path is paths[-1]):
+            images = np.zeros((batch_size, side, side, 3), np.uint8)
+            images[: len(batch)] = [image for _, image in batch]
+            yield [path for path, _ in batch], images
+            batch = []
+
+
+def choose_threshold(found: run_folder.Run, step: int, wanted: str) -> tuple[float, str]:
+    """Threshold as a logit, and where it comes from. `wanted` is a probability or "fitted"."""
+    if wanted == "fitted":
+        rows = [
+            r for r in progress.read(found.workdir) if r["step"] == step and r.get("val/best_threshold") is not None
+        ]
+        if not rows:
+            raise UserError(f"{found.workdir} has no fitted threshold (no validation part); give --threshold=0.5")
+        return rows[-1]["val/best_threshold"], f"fitted on the validation part at step {step} for the highest OF1"
+    try:
+        probability = float(wanted)
+    except ValueError:
+        probability = -1.0
+    if not 0 < probability < 1:
+        raise UserError(f"--threshold={wanted}: a probability between 0 and 1, or 'fitted'")
+    return float(np.log(probability / (1 - probability))), f"given: probability {probability:g}"
+
+
+def run(workdir: str, images: Sequence[str], *, threshold: str = "0.5", out: str | None = None) -> int:
+    """Labels the images, prints a table and writes `out`.csv and `out`.json. Returns the number of unreadable files."""
+    found = run_folder.load(workdir)
+    paths = find_images(images)
+    head = contract.find(found.config.head)
+    model = head.Model(len(found.class_names), **found.config.model)
+    mesh = sharding.make_mesh()
+    variables, step = evaluate.restore_variables(found, model, mesh)
+    bound, source = choose_threshold(found, step, threshold)
+    predict_step = evaluate.make_predict_step(head, model, mesh)
+    batch_size = min(evaluate.batch_size_for(found.config, mesh), -(-len(paths) // mesh.size) * mesh.size)
+
+    rows, bad = [], {}
+    for names, batch in read_images(paths, found.config.data.image_size, batch_size, bad):
+        prediction = predict_step(variables, sharding.put({"image": batch}, mesh)["image"])
+        scores = sharding.gather(prediction.scores)
+        chosen = scores >= bound if prediction.chosen is None else sharding.gather(prediction.chosen)
+        rows.extend((str(name), score, picked) for name, score, picked in zip(names, scores, chosen, strict=False))
+    if prediction_is_decoded := bool(rows) and prediction.chosen is not None:
+        source = "none: the decoder chose the labels"
+    print_table(rows, found.class_names)
+    print(f"threshold: {source}")
+    stem = Path(out) if out else found.workdir / "predictions"
+    if rows:
+        write_csv(stem.with_suffix(".csv"), rows, found.class_names, source)
+        write_json(stem.with_suffix(".json"), rows, found, step, None if prediction_is_decoded else bound, source, bad)
+        print(f"written: {stem.with_suffix('.csv')} and {stem.with_suffix('.json')}")
+    if bad:
+        listed = ", ".join(f"{path} ({why})" for path, why in bad.items())
+        raise UserError(f"{len(bad)} of {len(paths)} images could not be read and have no labels: {listed}")
+    return 0
+
+
+def sigmoid(scores: np.ndarray) -> np.ndarray:
+    """Logits -> probabilities without overflow."""
+    return 0.5 * (1.0 + np.tanh(0.5 * scores.astype(np.float64)))
+
+
+def print_table(rows: list[tuple[str, np.ndarray, np.ndarray]], names: Sequence[str]) -> None:
+    """One line an image: its labels with probabilities, most likely first; or the best one below the threshold."""
+    width = max((len(name) for name, _, _ in rows), default=0)
+    for name, scores, chosen in rows:
+        order = np.argsort(-scores, kind="stable")
+        probability = sigmoid(scores)
+        picked = [f"{names[i]} {probability[i]:.2f}" for i in order if chosen[i]]
+        best = order[0]
+        text = ", ".join(picked) or f"- (best: {names[best]} {probability[best]:.2f}, below the threshold)"
+        print(f"{name:{width}}  {text}")
+
+
+def write_csv(path: Path, rows: list, names: Sequence[str], source: str) -> None:
+    """file, labels, threshold_source, then the probability of every class."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "labels", "threshold_source", *names])
+        for name, scores, chosen in rows:
+            labels = ";".join(names[i] for i in np.argsort(-scores, kind="stable") if chosen[i])
+            writer.writerow([name, labels, source, *(f"{p:.6g}" for p in sigmoid(scores))])
+
+
+def write_json(
+    path: Path, rows: list, found: run_folder.Run, step: int, bound: float | None, source: str, bad: dict[Path, str]
+) -> None:
+    """The same with logits, the checkpoint's step, and the files that could not be read."""
+    images = [
+        {
+            "file": name,
+            "labels": [found.class_names[i] for i in np.argsort(-scores, kind="stable") if chosen[i]],
+            "logits": dict(zip(found.class_names, map(float, scores), strict=True)),
+        }
+        for name, scores, chosen in rows
+    ]
+    value = {
+        "workdir": str(found.workdir),
+        "step": step,
+        "threshold": {"logit": bound, "source": source},
+        "images": images,
+        "unreadable": {str(path): why for path, why in bad.items()},
+    }
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser(prog="jaxmlic predict", description="Labels photographs with a run's best checkpoint.")
+    parser.add_argument("--workdir", required=True, help="folder of a `jaxmlic train`")
+    parser.add_argument(
+        "--threshold", default="0.5", help='probability, or "fitted" (on the validation part); default 0.5'
+    )
+    parser.add_argument("--out", help="path without suffix for the CSV and JSON; default: WORKDIR/predictions")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    options = parser.parse_args(argv)
+    return run(options.workdir, options.images, threshold=options.threshold, out=options.out)
+
+
+if __name__ == "__main__":
+    from jaxmlic import cli
+
+    cli.main(["predict"])

@@ -1,0 +1,126 @@
+"""TrainState: everything that a training step changes, as one tree of arrays."""
+
+from pathlib import Path
+
+import flax.linen as nn
+import flax.struct
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from jaxmlic import optim, sharding
+from jaxmlic.errors import UserError
+from jaxmlic.models.trunks import pretrained
+
+
+@flax.struct.dataclass
+class Guard:
+    """Where training first met a value that is not finite.
+
+    Attributes:
+      step: int32 [], the first such step, or -1.
+      loss: bool [], whether the loss itself was not finite at that step.
+      gradients: bool [P], which trainable parameters' gradients were not (sorted by name).
+    """
+
+    step: jax.Array
+    loss: jax.Array
+    gradients: jax.Array
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Attributes: step int32 []; params and batch_stats as Flax has them; the optimizer's state over the trainable
+    parameters; ema, the averaged trainable parameters by name (empty when off); guard."""
+
+    step: jax.Array
+    params: dict
+    batch_stats: dict
+    opt_state: optax.OptState
+    ema: dict
+    guard: Guard
+
+
+def init_variables(model: nn.Module, size: int, key: jax.Array) -> dict:
+    """Fresh variables for images [B, size, size, 3]."""
+    return model.init(key, jnp.zeros((1, size, size, 3), jnp.uint8), train=False)
+
+
+def parameter_names(config: ConfigDict, model: nn.Module) -> list[str]:
+    """Names of all parameters, found without computing any."""
+    shapes = jax.eval_shape(lambda: init_variables(model, config.data.image_size, jax.random.key(0)))
+    return sorted(optim.flatten(shapes["params"]))
+
+
+def create(
+    config: ConfigDict,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    paces: dict[str, float | None],
+    key: jax.Array,
+) -> TrainState:
+    """A new state from scratch; pure, so that it can be jitted or only traced for its shapes."""
+    variables = init_variables(model, config.data.image_size, key)
+    trainable, _ = partition(variables["params"], paces)
+    return TrainState(
+        step=jnp.int32(0),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=tx.init(trainable),
+        # A copy: the state is donated, and one buffer cannot be given away twice.
+        ema=jax.tree.map(jnp.copy, trainable) if config.optim.ema else {},
+        guard=Guard(jnp.int32(-1), jnp.bool_(False), jnp.zeros(len(trainable), bool)),
+    )
+
+
+def optimizer(
+    config: ConfigDict, model: nn.Module, examples: int
+) -> tuple[optax.GradientTransformation, dict[str, float | None], optax.Schedule, int]:
+    """The transformation, the pace of each parameter, the learning rate by step and the total number of steps."""
+    total = optim.steps_of(config, examples)(config.train.duration, "train.duration")
+    if total < 1:
+        raise UserError(f"config.train.duration = {config.train.duration!r} is less than one step")
+    paces = optim.multipliers(config.optim.groups, parameter_names(config, model))
+    if all(pace is None for pace in paces.values()):
+        raise UserError("config.optim.groups freezes every parameter; nothing is left to train")
+    learning_rate = optim.schedule(config.optim, total, optim.steps_of(config, examples, total))
+    return optim.make(config.optim, paces, learning_rate), paces, learning_rate, total
+
+
+def abstract(config: ConfigDict, model: nn.Module, examples: int, mesh: jax.sharding.Mesh) -> TrainState:
+    """Shapes, dtypes and (replicated) shardings of the state, to restore into."""
+    tx, paces, _, _ = optimizer(config, model, examples)
+    shapes = jax.eval_shape(lambda: create(config, model, tx, paces, jax.random.key(0)))
+    place = sharding.replicated(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+
+
+def load_trunk(state: TrainState, path: str, trunk: str) -> TrainState:
+    """The state with the trunk's parameters and statistics taken from a weight file. Raises UserError as `load` does."""
+    loaded = pretrained.load(Path(path), trunk)
+    params = {**state.params, "trunk": _cast(loaded["params"], state.params["trunk"])}
+    batch_stats = state.batch_stats
+    if loaded.get("batch_stats"):
+        batch_stats = {**batch_stats, "trunk": _cast(loaded["batch_stats"], batch_stats["trunk"])}
+    ema = {**state.ema, **{k: v for k, v in optim.flatten(params).items() if k in state.ema}}
+    return state.replace(params=params, batch_stats=batch_stats, ema=jax.tree.map(jnp.copy, ema))
+
+
+def eval_variables(state: TrainState) -> dict:
+    """Variables to score with: the averaged parameters where there are any."""
+    params = optim.unflatten({**optim.flatten(state.params), **state.ema})
+    return {"params": params, "batch_stats": state.batch_stats}
+
+
+def partition(params: dict, paces: dict[str, float | None]) -> tuple[dict, dict]:
+    """Flat dicts (trainable, frozen) by name."""
+    flat = optim.flatten(params)
+    trainable = {name: value for name, value in flat.items() if paces[name] is not None}
+    return trainable, {name: value for name, value in flat.items() if paces[name] is None}
+
+
+def _cast(values: dict, like: dict) -> dict:
+    """`values` with the dtypes and the placement of `like`; the same names are the importer's promise."""
+    return jax.tree.map(lambda v, x: jax.device_put(jnp.asarray(v, x.dtype), x.sharding), values, like)

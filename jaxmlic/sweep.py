@@ -1,0 +1,159 @@
+"""Every entry of an experiment's `sweep()`, one after another, with seeds: `jaxmlic sweep`."""
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxmlic import config as config_lib
+from jaxmlic import evaluate, run_folder, train
+from jaxmlic.cli import Parser
+from jaxmlic.errors import UserError, did_you_mean
+
+SHOWN = ("mAP", "CF1", "OF1", "IF1", "MAP@10", "top1")
+
+
+def entries(spec: str, only: Sequence[str] = ()) -> list[tuple[str, dict]]:
+    """(name, overrides) of the experiment's `sweep()`, or of those named in `only`."""
+    module = config_lib.load_module(spec)
+    if not hasattr(module, "sweep"):
+        raise UserError(f"{spec} has no sweep(); it returns a list of (name, overrides)")
+    found = module.sweep()
+    names = [name for name, _ in found]
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise UserError(f"{spec}: sweep() names {sorted(repeated)[0]!r} twice")
+    for name in only:
+        if name not in names:
+            raise UserError(
+                f"--only={name}: sweep() has no such entry{did_you_mean(name, names)}; it has: {', '.join(names)}"
+            )
+    return [(name, values) for name, values in found if not only or name in only]
+
+
+def result_of(workdir: Path, config) -> dict | None:
+    """The test metrics of a complete run in `workdir`, or None."""
+    path = workdir / run_folder.SCORES / f"{config.data.test_split}.{config.eval.protocol}.json"
+    complete = run_folder.result(workdir) is not None and path.exists()
+    return json.loads(path.read_text()) if complete else None
+
+
+def run_one(config, workdir: Path) -> tuple[dict | None, int | None]:
+    """Trains and evaluates what is missing in `workdir`: (metrics, None), or (None, signal) when it was told to stop."""
+    found = result_of(workdir, config)
+    if found is not None:
+        changed = config_lib.differences(run_folder.load(workdir).config.to_dict(), config)
+        if changed:
+            raise UserError(f"{workdir} is the run of another config ({'; '.join(changed[:5])}); use another --workdir")
+        return found, None
+    outcome = train.run(config, str(workdir))
+    if not outcome.finished:
+        return None, outcome.stopped_by
+    evaluate.run(str(workdir))
+    return result_of(workdir, config), None
+
+
+def run(spec: str, workdir: str, *, seeds: int = 1, only: Sequence[str] = (), overrides: Sequence[str] = ()) -> int:
+    """Runs the sweep and writes WORKDIR/sweep.csv and runs.csv; returns 0, or 130 when stopped by Ctrl-C.
+
+    Raises UserError at the end if runs failed on a mistake; the others are complete by then.
+    """
+    base = config_lib.load(spec, overrides)
+    plan = [
+        (name, seed, config_lib.override(base, {**values, "seed": seed}))
+        for name, values in entries(spec, only)
+        for seed in range(base.seed, base.seed + seeds)
+    ]
+    results: dict[str, list[dict]] = {name: [] for name, _, _ in plan}
+    failed = []
+    for number, (name, seed, config) in enumerate(plan, 1):
+        print(f"[{number}/{len(plan)}] {name}, seed {seed}", flush=True)
+        try:
+            found, stopped = run_one(config, Path(workdir) / name / f"seed{seed}")
+        except UserError as error:
+            failed.append(f"{name}, seed {seed}: {error}")
+            print(f"jaxmlic: {error}", flush=True)
+            continue
+        if found is None:
+            print(f"sweep stopped in {name}, seed {seed}; the same command continues there")
+            return 130 if stopped == 2 else 0
+        results[name].append({"seed": seed, **found})
+    write(Path(workdir), results)
+    print(table(results))
+    print(f"\nwritten: {Path(workdir) / 'sweep.csv'} and {Path(workdir) / 'runs.csv'}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(plan)} runs failed: " + "; ".join(failed))
+    return 0
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1) over seeds; NaN where undefined."""
+    array = np.array([np.nan if v is None else v for v in values], float)
+    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else float("nan")
+
+
+def table(results: dict[str, list[dict]]) -> str:
+    """Mean (and spread over seeds) of the main metrics in percent, an entry a line."""
+    width = max(len(name) for name in results)
+    protocols = sorted({row["protocol"] for rows in results.values() for row in rows})
+    lines = [f"protocol: {', '.join(protocols)}; mean +- standard deviation over seeds, percent", ""]
+    lines.append(f"{'entry':{width}}  {'seeds':>5}  " + "  ".join(f"{key:>14}" for key in SHOWN))
+    for name, rows in results.items():
+        cells = []
+        for key in SHOWN:
+            mean, deviation = spread([row[key] for row in rows]) if rows else (np.nan, np.nan)
+            cells.append(f"{100 * mean:.2f}" + (f" +- {100 * deviation:.2f}" if deviation == deviation else ""))
+        lines.append(f"{name:{width}}  {len(rows):>5}  " + "  ".join(f"{cell:>14}" for cell in cells))
+    return "\n".join(lines)
+
+
+def write(workdir: Path, results: dict[str, list[dict]]) -> None:
+    """runs.csv: a row a run; sweep.csv: mean and standard deviation a row an entry."""
+    rows = [(name, row) for name, found in results.items() for row in found]
+    keys = [k for k, v in rows[0][1].items() if isinstance(v, float) and k != "threshold"] if rows else []
+    _write_csv(
+        workdir / "runs.csv",
+        ["entry", "seed", "split", "protocol", *keys],
+        [[name, row["seed"], row["split"], row["protocol"], *(row[key] for key in keys)] for name, row in rows],
+    )
+    header = ["entry", "seeds", "protocol", *(f"{key} {what}" for key in keys for what in ("mean", "std"))]
+    body = [
+        [name, len(found), found[0]["protocol"], *(v for key in keys for v in spread([row[key] for row in found]))]
+        for name, found in results.items()
+        if found
+    ]
+    _write_csv(workdir / "sweep.csv", header, body)
+
+
+def _write_csv(path: Path, header: list[str], rows: list[list]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    os.replace(temporary, path)
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser(
+        prog="jaxmlic sweep",
+        description="Runs the entries of an experiment's sweep(); complete runs are skipped, interrupted ones continued.",
+        epilog="Config fields can be set for all entries: --config.train.duration='5 epochs'.",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="experiment file with a sweep()")
+    parser.add_argument("--workdir", required=True, help="gets a folder per entry and seed, sweep.csv and runs.csv")
+    parser.add_argument("--seeds", type=int, default=1, help="runs per entry, with seeds config.seed, +1, ...")
+    parser.add_argument("--only", default="", help="comma-separated names of entries")
+    options, overrides = parser.parse_known_args(argv)
+    if options.seeds < 1:
+        raise UserError(f"--seeds={options.seeds}: at least 1")
+    only = [name for name in options.only.split(",") if name]
+    return run(options.config, options.workdir, seeds=options.seeds, only=only, overrides=overrides)
+
+
+if __name__ == "__main__":
+    from jaxmlic import cli
+
+    cli.main(["sweep"])

@@ -1,0 +1,78 @@
+"""Strict switches for every test, and the small data set and run that many tests share."""
+
+import os
+
+# Tests compile much and compute little: XLA's expensive passes would be most of their time.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+
+import cv2  # noqa: E402
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from jaxmlic import config as config_lib  # noqa: E402  (after the switches)
+from jaxmlic.data import builders  # noqa: E402
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
+
+
+def picture(labels: np.ndarray, rng: np.random.Generator, side: int = 20) -> np.ndarray:
+    """Grey noise with a square of each present label's colour: easy to learn. uint8 [side, side, 3] RGB."""
+    image = rng.integers(90, 150, (side, side, 3)).astype(np.uint8)
+    for colour, present in zip(COLOURS.values(), labels, strict=True):
+        if present == 1:
+            y, x = rng.integers(0, side - 9, 2)
+            image[y : y + 9, x : x + 9] = colour
+    return image
+
+
+def examples(split: str, count: int, seed: int):
+    """Encoded examples of the tiny data set; every seventh label is unknown."""
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        labels = (rng.random(3) < 0.4).astype(np.int8)
+        image = picture(labels, rng)
+        labels[rng.random(3) < 1 / 7] = -1
+        data = cv2.imencode(".png", image[:, :, ::-1])[1].tobytes()
+        yield {"id": f"{split}-{i:03d}", "image": data, "labels": labels}
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A folder with the prepared data set `tiny`: 72 training and 29 test pictures of 20 px, 3 classes."""
+    folder = tmp_path_factory.mktemp("data")
+    splits = {"train": examples("train", 72, 0), "test": examples("test", 29, 1)}
+    builders.write("tiny", folder, list(COLOURS), splits, {})
+    return folder
+
+
+def tiny_config(data_dir, **overrides):
+    """Sixteen steps on `tiny` in a second or two."""
+    config = config_lib.load("quickstart")
+    values = {
+        "data.name": "tiny",
+        "data.dir": str(data_dir),
+        "data.image_size": 16,
+        "data.resize": 20,
+        "data.cache": False,
+        "data.val_fraction": 0.25,
+        "train.batch_size": 8,
+        "train.duration": "16 steps",
+        "train.eval_every": "4 steps",
+        "train.log_every": "4 steps",
+    }
+    return config_lib.override(config, values | overrides)
+
+
+@pytest.fixture(scope="session")
+def finished_run(data_dir, tmp_path_factory):
+    """The run folder of a complete training on `tiny`. Do not write into it."""
+    from jaxmlic import train
+
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    outcome = train.run(tiny_config(data_dir), str(folder))
+    assert outcome == train.Outcome(16, True)
+    return folder

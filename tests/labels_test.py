@@ -55,7 +55,7 @@ def test_sizes_do_not_depend_on_rows_without_positives():
     labels = np.zeros((100, 4), np.int8)
     labels[:40, 0] = 1
     labels[60:] = -1  # unknown is not positive
-    rest, part = stratified_split(labels, 0.25, 3)
+    _, part = stratified_split(labels, 0.25, 3)
     assert len(part) == 25
     assert np.sum(part < 40) == 10
     assert 0 < np.sum(part >= 60) < 15 or 0 < np.sum((part >= 40) & (part < 60)) < 15

@@ -6,14 +6,11 @@ names, splits, where it came from), `labels-<split>.npz` (ids and labels in the 
 were left out on request, `skipped.csv`.
 """
 
-import contextlib
 import csv
 import functools
 import json
 import os
-import shutil
-import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +19,25 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from jaxmlic.data.records import RecordSource, serialize_example
+from jaxmlic.data.staging import VERSION, refuse_existing, staged
 from jaxmlic.errors import UserError, did_you_mean
 
-VERSION = "1.0.0"
 SHARD_BYTES = 256 << 20
+
+__all__ = [
+    "VERSION",
+    "Dataset",
+    "Example",
+    "MultiLabelBuilder",
+    "builder",
+    "default_data_dir",
+    "features",
+    "load",
+    "prepared",
+    "refuse_existing",
+    "write",
+    "write_problems",
+]
 
 Example = Mapping[str, Any]
 """`id` text, `image` encoded bytes, `labels` int8 [C], and where the set has boxes `boxes`: a sequence of
@@ -169,7 +181,7 @@ def write(
     Raises:
       UserError: a bad name, an empty split, an existing data set, no space left on the device.
     """
-    with _staged(name, Path(data_dir), overwrite) as folder:
+    with staged(name, Path(data_dir), overwrite) as folder:
         made = builder(name, folder.parent.parent, len(class_names), has_boxes)
         split_infos = []
         for split, examples in splits.items():
@@ -200,74 +212,6 @@ def write_problems(path: Path, problems: Iterable[tuple[str, int, str]]) -> None
         writer = csv.writer(file)
         writer.writerow(["file", "line", "why"])
         writer.writerows(problems)
-
-
-def refuse_existing(name: str, data_dir: Path, overwrite: bool) -> None:
-    """UserError when something stands in the place of a new data set that must not be replaced."""
-    if not (name.isascii() and name.isidentifier() and name[0] != "_"):
-        raise UserError(f"{name!r} cannot name a data set: use letters, digits and underscores, a letter first")
-    target = data_dir / name
-    if not target.exists():
-        return
-    strangers = sorted(set(os.listdir(target)) - {VERSION}) if target.is_dir() else [name]
-    if strangers:
-        raise UserError(
-            f"{target} is there already and is not a prepared data set (it holds {strangers[0]!r}): "
-            "choose another name or --data-dir"
-        )
-    if not overwrite and any(target.iterdir()):
-        raise UserError(
-            f"{name!r} is already prepared, from another source or with other options, in {target}: "
-            "add --overwrite to replace it, or choose another name"
-        )
-
-
-@contextlib.contextmanager
-def _staged(name: str, data_dir: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary sibling folder that takes the data set's place when the block ends well, and goes otherwise."""
-    refuse_existing(name, data_dir, overwrite)
-    stem = f".{name}.partial-{socket.gethostname()}-"
-    staging, target = data_dir / f"{stem}{os.getpid()}", data_dir / name
-    replaced = staging.with_name(staging.name + ".replaced")
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        for leftover in data_dir.glob(f"{stem}*"):
-            if not _is_running(leftover.name.removeprefix(stem)):
-                shutil.rmtree(leftover, ignore_errors=True)
-        folder = staging / name / VERSION
-        folder.mkdir(parents=True)
-        yield folder
-        refuse_existing(name, data_dir, overwrite)
-        if target.exists():
-            target.rename(replaced)
-        (staging / name).rename(target)
-    except OSError as error:
-        raise UserError(f"{data_dir}: cannot write the data set {name!r} ({_reason(error)})") from None
-    except (RuntimeError, ValueError) as error:  # what the ArrayRecord writer raises when the disk is full
-        if "No space left" not in str(error):
-            raise
-        raise UserError(f"{data_dir}: cannot write the data set {name!r} ({_reason(error)})") from None
-    finally:
-        if replaced.exists() and not target.exists():
-            replaced.rename(target)
-        for folder in (staging, replaced):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _reason(error: Exception) -> str:
-    if "No space left" in str(error):
-        return "no space left on device: free some, or give another --data-dir"
-    return getattr(error, "strerror", None) or str(error)
-
-
-def _is_running(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def prepared(data_dir: str | os.PathLike | None = None) -> list[str]:

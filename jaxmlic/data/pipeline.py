@@ -113,14 +113,14 @@ class Reader:
             images = self.pixels[rows]
         else:
             images = np.empty((len(rows), self.side, self.side, 3), np.uint8)
-            for position, row in enumerate(rows):
-                images[position] = self._decode(row)
+            for image, row in zip(images, rows, strict=True):
+                self._decode(row, image)
         return {"image": images, "labels": self.labels[rows], "mask": np.ones(len(rows), bool)}
 
-    def _decode(self, row: int) -> np.ndarray:
+    def _decode(self, row: int, out: np.ndarray) -> None:
         record = self.source[int(self.view.indices[row])]
         try:
-            return decode(record["image"], self.side)
+            decode(record["image"], self.side, out)
         except ImageError as error:
             raise UserError(
                 f"image {record['id']!r} in {self.view.where()} cannot be read ({error}); prepare the data set again"
@@ -136,10 +136,10 @@ class Reader:
             )
         pixels = np.empty(shape, np.uint8)
         with ThreadPoolExecutor(max(1, threads)) as pool:
-            decoded = pool.map(self._decode, range(len(self)), chunksize=64)
+            decoded = pool.map(self._decode, range(len(self)), pixels)
             label = f"decoding {self.view.dataset.name}/{self.view.split}"
-            for row, image in enumerate(tqdm(decoded, label, len(self), leave=False, unit="img", disable=None)):
-                pixels[row] = image
+            for _ in tqdm(decoded, label, len(self), leave=False, unit="img", disable=None):
+                pass
         return pixels
 
 

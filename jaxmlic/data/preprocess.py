@@ -18,7 +18,8 @@ AREA_FROM = 1.25
 """Shrinking by less is bilinear: nearer to PIL's antialiased result than averaging over areas is, and faster."""
 
 # A broken image is reported by this module in one line; OpenCV's own report on stderr would be a second one.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+# OpenCV 5 moved the function; 0 is silent in both.
+(cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)
 
 _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -29,12 +30,14 @@ class ImageError(ValueError):
     """The bytes are not an image that can be used; the message is a short reason without the file's name."""
 
 
-def decode(image_bytes: bytes, size: int | tuple[int, int] | None = None) -> np.ndarray:
+def decode(image_bytes: bytes, size: int | tuple[int, int] | None = None, out: np.ndarray | None = None) -> np.ndarray:
     """Decode an image and, when `size` is given, squash it to exactly that size (the aspect ratio is not kept).
 
     Args:
       image_bytes: the encoded image (bytes, bytearray or memoryview).
       size: None for the image's own size, an int for a square, or (height, width).
+      out: uint8 [H, W, 3] of exactly `size`, contiguous, to write into (a row of a batch: fresh memory for every image
+        costs as much as the resizing itself).
 
     Returns:
       uint8 [H, W, 3], RGB. A JPEG at least 2, 4 or 8 times as large as `size` in both dimensions is decoded at that
@@ -55,9 +58,14 @@ def decode(image_bytes: bytes, size: int | tuple[int, int] | None = None) -> np.
     if has_alpha:
         image = _over_white(image)
     if size is not None:
-        image = _resize(image, tuple(size) if isinstance(size, tuple) else (size, size))
-    # Reduced decoding and IMREAD_UNCHANGED know no RGB order; swapping costs least on the smallest array.
-    return image if flag == cv2.IMREAD_COLOR_RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        image = _resize(image, tuple(size) if isinstance(size, tuple) else (size, size), out)
+    if flag != cv2.IMREAD_COLOR_RGB:
+        # Reduced decoding and IMREAD_UNCHANGED know no RGB order; swapping costs least on the smallest array.
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
+    if out is None or image is out:
+        return image
+    out[...] = image
+    return out
 
 
 def inspect(image_bytes: bytes) -> tuple[int, int, str | None]:
@@ -89,13 +97,13 @@ def _imdecode(image_bytes, flag: int) -> np.ndarray:
     return image
 
 
-def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _resize(image: np.ndarray, size: tuple[int, int], out: np.ndarray | None) -> np.ndarray:
     """Area averaging along the axes that shrink by more than AREA_FROM, bilinear for what is left to do."""
     shrunk = tuple(new if old > AREA_FROM * new else old for old, new in zip(image.shape[:2], size, strict=True))
     if shrunk != image.shape[:2]:
         image = cv2.resize(image, shrunk[::-1], interpolation=cv2.INTER_AREA)
     if shrunk != size:
-        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+        image = cv2.resize(image, size[::-1], dst=out, interpolation=cv2.INTER_LINEAR)
     return image
 
 

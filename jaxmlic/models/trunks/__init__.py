@@ -1,1 +1,48 @@
-"""One file per trunk; each exports `Trunk` and `preprocess`, found by the name in `config.model.trunk`."""
+"""Trunks, image -> feature map. A module here is a trunk; no registry is edited to add one.
+
+Each exports `Trunk` (a Flax module, `trunk(x, train) -> (feature map [B, h, w, D], stages)`), `preprocess(image)` (pixels
+0..255 on the device -> the input), `STRIDE`, and `NAMES`: the names it goes by in a config and the fields each stands for.
+Every such name begins with the module's.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmlic.errors import UserError, did_you_mean
+
+
+def get(name: str) -> tuple[ModuleType, dict[str, Any]]:
+    """`"efficientnet_lite0"` -> (module `efficientnet_lite`, {"variant": "lite0"}); UserError for an unknown name."""
+    files = [m.name for m in pkgutil.iter_modules(__path__)]
+    for file in sorted((f for f in files if str(name).startswith(f)), key=len, reverse=True):
+        fields = getattr(_module(file), "NAMES", {}).get(name)
+        if fields is not None:
+            return _module(file), dict(fields)
+    known = sorted(n for f in files for n in getattr(_module(f), "NAMES", {}))
+    raise UserError(f"unknown trunk {name!r}{did_you_mean(name, known)}; trunks are {', '.join(known)}")
+
+
+def build(name: str, *, dtype: str, batch_norm: str) -> tuple[nn.Module, Callable[[jax.Array], jax.Array]]:
+    """The trunk as a module named "trunk", for use inside a head's compact method, and its `preprocess`.
+
+    Raises UserError for an unknown trunk, dtype or batch-norm mode, and for a frozen batch norm in a trunk without one.
+    """
+    module, fields = get(name)
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.model.dtype = {dtype!r}; it is 'float32' or 'bfloat16'")
+    if "batch_norm" in module.Trunk.__dataclass_fields__:
+        fields["batch_norm"] = batch_norm
+    elif batch_norm != "train":
+        raise UserError(f"config.model.batch_norm = {batch_norm!r}: trunk {name!r} has no batch norm to freeze")
+    return module.Trunk(**fields, dtype=jnp.dtype(dtype), name="trunk"), module.preprocess
+
+
+def _module(file: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{file}")

@@ -1,0 +1,343 @@
+"""`jaxmlic data prepare NAME [--source=DIR_OR_FILE]`: turn images and their labels into a prepared data set."""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxmlic.data import builders, labels, table
+from jaxmlic.data.annotations import Mistake
+from jaxmlic.data.preprocess import inspect
+from jaxmlic.data.sheets import Options, Problem
+from jaxmlic.errors import UserError, did_you_mean
+
+_EPILOG = """\
+A table is a .csv, .tsv or .jsonl file with one image a row:
+  image,labels                          image,cat,dog          {"file": "a.jpg", "labels": ["cat", "dog"]}
+  a.jpg,cat;dog                         a.jpg,1,1              {"file": "b.jpg", "labels": []}
+  b.jpg,                                b.jpg,0,-1
+Values are 1 present, 0 absent, -1 unknown. In a folder, train.csv, val.csv and test.csv are the splits, and
+classes.txt (one name a line) gives the classes and their order. Images lie beside the table or in images/.
+
+examples:
+  jaxmlic data prepare scenes                             the data set that is drawn here: nothing to download
+  jaxmlic data prepare mine --source=~/photos             a folder with train.csv, test.csv, images/
+  jaxmlic data prepare mine --source=all.csv --images=/disk/jpg --split-column=fold
+  jaxmlic data prepare voc --source=VOC --label-values=1,-1,0
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the arguments after `jaxmlic data`, that is `prepare NAME ...`; 0 on success, 2 on a user's mistake."""
+    try:
+        args = _parser().parse_args(argv)
+        print("\n".join(prepare(args)))
+    except UserError as error:
+        print(f"jaxmlic: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jaxmlic: interrupted; nothing was changed", file=sys.stderr)
+        return 130
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"{message} (`jaxmlic data prepare --help` shows examples)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    data = _Parser(prog="jaxmlic data", description="Commands on data sets.", allow_abbrev=False)
+    commands = data.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser = commands.add_parser(
+        "prepare",
+        help="turn images and their labels into a prepared data set",
+        description="Turn images and their labels into a prepared data set.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", metavar="NAME", help=f"{', '.join(BUILDERS)}, or a name of your own with --source")
+    parser.add_argument("--source", help="a table (.csv, .tsv, .jsonl), or a folder that holds tables")
+    parser.add_argument("--data-dir", help="where prepared data sets live ($JAXMLIC_DATA, else ~/.cache/jaxmlic/data)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set of this name")
+    parser.add_argument("--workers", type=int, help="threads (scenes: processes) that work at once (one per CPU)")
+    own = parser.add_argument_group("tables (with --source)")
+    own.add_argument("--images", help="folder of the images, if it is not the table's or its images/, JPEGImages/")
+    own.add_argument("--classes", help="class names, one a line, their order kept (classes.txt, words.txt, labels.txt)")
+    own.add_argument("--file-column", help="column of the image's name (file, image, filename, name, path, id)")
+    own.add_argument("--labels-column", help="column of the labels (labels, label, categories, tags, classes, words)")
+    own.add_argument("--split-column", help="column that divides one table into splits (split)")
+    own.add_argument("--separator", help="what stands between two labels (auto: ; or | or , or a proven space)")
+    own.add_argument("--label-values", metavar="P,A,U", help="one-hot values present,absent,unknown; VOC: 1,-1,0")
+    own.add_argument("--boxes", help="table of boxes: file,label,xmin,ymin,xmax,ymax[,difficult] in pixels")
+    own.add_argument("--skip-bad", action="store_true", help="leave out bad rows and images, and list them")
+    drawn = parser.add_argument_group("scenes")
+    drawn.add_argument("--seed", type=int, help="seed of the scenes drawn (0)")
+    drawn.add_argument("--side", type=int, help="height and width of a scene in pixels")
+    return data
+
+
+def prepare(args: argparse.Namespace) -> list[str]:
+    """Prepare what the arguments ask for and return the lines of the summary; raises UserError."""
+    if args.workers is not None and args.workers < 1:
+        raise UserError(f"--workers={args.workers}: at least 1")
+    args.workers = args.workers or len(os.sched_getaffinity(0))
+    args.data_dir = Path(args.data_dir).expanduser() if args.data_dir else builders.default_data_dir()
+    of_table = ["images", "classes", "file_column", "labels_column", "split_column", "separator", "label_values"]
+    of_table += ["boxes", "skip_bad"]
+    useless = ("seed", "side") if args.source is not None else of_table
+    given = next((option for option in useless if getattr(args, option) not in (None, False)), None)
+    if args.source is None and args.name not in BUILDERS:
+        raise UserError(
+            f"{args.name!r} is not built in{did_you_mean(args.name, BUILDERS)} ({', '.join(BUILDERS)}): "
+            "give your own images with --source=DIR_OR_FILE"
+        )
+    if given:
+        which = "a table" if args.source is not None else args.name
+        raise UserError(f"--{given.replace('_', '-')} means nothing for {which}: leave it out")
+    return prepare_table(args) if args.source is not None else BUILDERS[args.name](args)
+
+
+def _already(args, fingerprint: str) -> list[str] | None:
+    """The summary when just this is prepared already; UserError when something else stands in its place."""
+    if args.overwrite:
+        builders.refuse_existing(args.name, args.data_dir, overwrite=True)
+        return None
+    path = args.data_dir / args.name / builders.VERSION / "jaxmlic.json"
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        info = {}
+    if info.get("fingerprint") == fingerprint and (not info.get("skipped") or args.skip_bad):
+        return [f"{args.name}: already prepared in {path.parent} ({info['splits']})"]
+    builders.refuse_existing(args.name, args.data_dir, overwrite=False)
+    return None
+
+
+def _fingerprint(*parts) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else json.dumps(part).encode())
+    return digest.hexdigest()
+
+
+def prepare_scenes(args: argparse.Namespace) -> list[str]:
+    """The embedded data set: pictures drawn from a seed, with exact labels and boxes."""
+    from jaxmlic.data import scenes
+
+    chosen = {key: getattr(args, key) for key in ("seed", "side") if getattr(args, key) is not None}
+    fingerprint = _fingerprint("scenes", chosen, list(scenes.CLASS_NAMES), dict(scenes.SPLITS))
+    if done := _already(args, fingerprint):
+        return done
+    options = {"seed": 0} | chosen | {"workers": args.workers}
+    with tqdm(total=sum(scenes.SPLITS.values()), unit=" images", desc=args.name, disable=None) as bar:
+
+        def stream(split: str, count: int) -> Iterator[dict]:
+            for example in scenes.examples(split, count, **options):
+                yield example
+                bar.update()
+
+        path = builders.write(
+            args.name,
+            args.data_dir,
+            scenes.CLASS_NAMES,
+            {split: stream(split, count) for split, count in scenes.SPLITS.items()},
+            {"source": "jaxmlic.data.scenes", "options": chosen, "fingerprint": fingerprint},
+            has_boxes=True,
+            overwrite=args.overwrite,
+        )
+    return _summary(builders.load(args.name, args.data_dir), path, [])
+
+
+BUILDERS: dict[str, Callable[[argparse.Namespace], list[str]]] = {"scenes": prepare_scenes}
+"""Data sets that are prepared by name alone: name -> function(args) -> lines of the summary."""
+
+
+def prepare_table(args: argparse.Namespace) -> list[str]:
+    """A user's own table and images."""
+    asked = {field.name: getattr(args, field.name) for field in dataclasses.fields(Options)}
+    for option in ("images", "classes", "boxes"):
+        asked[option] = asked[option] and os.path.expanduser(asked[option])
+    options = Options(**{key: value for key, value in asked.items() if value is not None})
+    source = Path(args.source).expanduser()
+    found = table.read(source, options)
+    fingerprint = _table_fingerprint(found)
+    if (not found.problems or args.skip_bad) and (done := _already(args, fingerprint)):
+        return done
+    builders.refuse_existing(args.name, args.data_dir, args.overwrite)
+    skipped = []
+    info = {
+        "source": os.path.abspath(source),
+        "options": dataclasses.asdict(options),
+        "label_values": found.label_values,
+        "notes": found.notes,
+        "fingerprint": fingerprint,
+        "skipped_rows": skipped,
+    }
+    with _Checker(found, args.workers, args.name) as checker:
+        try:
+            if found.problems and not args.skip_bad:
+                raise _Stop
+            skipped += [dataclasses.astuple(problem) for problem in found.problems]
+            path = builders.write(
+                args.name,
+                args.data_dir,
+                found.class_names,
+                {split: checker.examples(split, skipped, args.skip_bad) for split in found.splits},
+                info,
+                found.has_boxes,
+                skipped=skipped,
+                overwrite=args.overwrite,
+            )
+        except _Stop:
+            checker.check_the_rest()
+            raise _all_problems(found.problems + checker.problems, args) from None
+    _problems_path(args).unlink(missing_ok=True)
+    return _summary(builders.load(args.name, args.data_dir), path, found.notes)
+
+
+class _Stop(Exception):
+    """Nothing will be written: there are mistakes, and the user did not ask to leave them out."""
+
+
+class _Checker:
+    """Reads and decodes every image once, in threads, a little ahead of the writer."""
+
+    def __init__(self, found: table.Table, workers: int, name: str):
+        self.problems: list[Problem] = []
+        self._has_boxes = found.has_boxes
+        self._rows = {split: iter(rows) for split, rows in found.splits.items()}
+        self._workers = workers
+        self._pool = ThreadPoolExecutor(workers)
+        total = sum(len(rows) for rows in found.splits.values())
+        # Bar on terminals only: in a log it would be thousands of lines around the one that matters.
+        self._bar = tqdm(total=total, unit=" images", desc=name, disable=None)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+        self._pool.shutdown(cancel_futures=True)
+
+    def examples(self, split: str, skipped: list, skip_bad: bool) -> Iterator[dict]:
+        """Examples of the good images of a split; bad ones go to `skipped`, or end it all with _Stop."""
+        for example, problem in self._checked(split):
+            if problem is None:
+                yield example
+            elif skip_bad:
+                skipped.append(dataclasses.astuple(problem))
+            else:
+                raise _Stop
+
+    def check_the_rest(self) -> None:
+        """Look at all images that were not looked at yet, for the list of problems."""
+        for split in self._rows:
+            deque(self._checked(split), maxlen=0)
+
+    def _checked(self, split: str) -> Iterator[tuple[dict | None, Problem | None]]:
+        waiting = deque()
+        rows = self._rows[split]
+        # Few at a time: whole images are in here.
+        for row in rows:
+            waiting.append(self._pool.submit(_check, row, self._has_boxes))
+            if len(waiting) >= 4 * self._workers:
+                yield self._take(waiting.popleft())
+        while waiting:
+            yield self._take(waiting.popleft())
+
+    def _take(self, future) -> tuple[dict | None, Problem | None]:
+        example, problem = future.result()
+        self._bar.update()
+        if problem is not None:
+            self.problems.append(problem)
+        return example, problem
+
+
+def _check(row: table.Row, has_boxes: bool) -> tuple[dict | None, Problem | None]:
+    """The example of one row, or what is wrong with its image or boxes."""
+    try:
+        data = Path(row.path).read_bytes()
+    except OSError as error:
+        return None, Problem(*row.where, f"{row.id}: cannot be read ({error.strerror})")
+    height, width, why = inspect(data)
+    if why:
+        return None, Problem(*row.where, f"{row.id}: {why}")
+    example = {"id": row.id, "image": data, "labels": row.labels}
+    if has_boxes:
+        example["boxes"] = []
+        for box in row.boxes:
+            try:
+                example["boxes"].append(box.normalised(height, width))
+            except Mistake as mistake:
+                return None, Problem(*box.where, f"{row.id}: {mistake}")
+    return example, None
+
+
+def _problems_path(args) -> Path:
+    return args.data_dir / f"{args.name}.problems.csv"
+
+
+def _all_problems(problems: list[Problem], args) -> UserError:
+    """One line for all mistakes; the list goes to a file when there is more than one."""
+    remedy = "correct it" if len(problems) == 1 else "correct them"
+    text = str(problems[0])
+    if len(problems) > 1:
+        path = _problems_path(args)
+        try:
+            args.data_dir.mkdir(parents=True, exist_ok=True)
+            builders.write_problems(path, [dataclasses.astuple(problem) for problem in problems])
+            text += f"; and {len(problems) - 1:,} more (all listed in {path})"
+        except OSError as error:
+            text += f"; and {len(problems) - 1:,} more (they could not be listed in {path}: {error.strerror})"
+    return UserError(f"{text}; {remedy}, or leave bad rows out with --skip-bad")
+
+
+def _table_fingerprint(found: table.Table) -> str:
+    """Of all that makes the data set: names, labels, boxes, and size and time of every image."""
+    parts = [builders.VERSION, found.class_names, found.label_values, list(found.splits)]
+    for split, rows in found.splits.items():
+        for row in rows:
+            try:
+                stat = os.stat(row.path)
+                state = [stat.st_size, stat.st_mtime_ns]
+            except OSError:
+                state = None
+            boxes = [[box.label, *box.corners, box.difficult] for box in row.boxes]
+            parts += [[split, row.id, state, boxes], row.labels.tobytes()]
+    return _fingerprint(*parts)
+
+
+def _summary(dataset: builders.Dataset, path: Path, notes: list[str]) -> list[str]:
+    total = sum(dataset.splits.values())
+    lines = [f"{dataset.name}: {total:,} images, {len(dataset.class_names)} classes, in {path}"]
+    for split, count in dataset.splits.items():
+        values = dataset.labels(split)
+        present, _, unknown = labels.counts(values)
+        line = f"  {split}: {count:,} images, {present.sum() / count:.2f} labels an image"
+        empty = int(np.sum(~(values == 1).any(1)))
+        missing = [name for name, n in zip(dataset.class_names, present, strict=True) if n == 0]
+        line += f", {empty:,} without a label" if empty else ""
+        line += f", {unknown.sum():,} unknown values" if unknown.any() else ""
+        if missing:
+            named = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
+            line += f", {len(missing)} classes without an image ({named})"
+        lines.append(line)
+    lines += [f"  {note}" for note in notes]
+    if dataset.info["skipped"]:
+        lines.append(f"  {dataset.info['skipped']:,} rows left out (--skip-bad), listed in {path / 'skipped.csv'}")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,262 @@
+"""Layers the trunks share: depthwise and pointwise convolutions that are fast on every platform, and norms.
+
+XLA's grouped convolution is many times slower than it need be on the CPU, and the right thing on GPU and TPU. So
+`depthwise_conv` is k*k shifted multiply-adds on the CPU, gradients included, and a grouped convolution elsewhere; which
+one is chosen when the program is lowered. Parameters are the same for both ([k, k, 1, C], HWIO, as `nn.Conv` has them).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmlic.errors import UserError
+
+Array = jax.Array
+
+# He et al.'s initialisation over the outputs, as EfficientNet's own code has it.
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's and Flax's 'SAME': the output has ceil(size / stride) rows, the odd row of padding comes last."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise_conv(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """Depthwise convolution, 'SAME': x [B, H, W, C], kernel [k, k, 1, C] -> [B, ceil(H/stride), ceil(W/stride), C].
+
+    Reverse-mode derivatives of any order are its own; forward mode (`jax.jvp`) is refused by JAX.
+    """
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=partial(_shifted, stride=stride), default=partial(grouped_conv, stride=stride)
+    )
+
+
+def grouped_conv(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """The same convolution as XLA's own grouped one: what GPU and TPU run, and the reference of the tests."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return depthwise_conv(x, kernel, stride), (x, kernel)
+
+
+def _backward(stride: int, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+
+    def cpu(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
+        return _shifted_grad_input(x.shape, kernel, grad, stride), _shifted_grad_kernel(x, kernel, grad, stride)
+
+    def default(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
+        return jax.vjp(partial(grouped_conv, stride=stride), x, kernel)[1](grad)
+
+    return jax.lax.platform_dependent(x, kernel, grad, cpu=cpu, default=default)
+
+
+depthwise_conv.defvjp(_forward, _backward)
+
+
+def _pad(x: Array, kernel: int, stride: int) -> Array:
+    rows, columns = same_padding(x.shape[1], kernel, stride), same_padding(x.shape[2], kernel, stride)
+    return jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
+
+
+def _shifted(x: Array, kernel: Array, stride: int) -> Array:
+    k = kernel.shape[0]
+    height, width = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
+    padded = _pad(x, k, stride)
+    out = None
+    for i in range(k):
+        for j in range(k):
+            tap = padded[:, i : i + (height - 1) * stride + 1 : stride, j : j + (width - 1) * stride + 1 : stride]
+            term = tap * kernel[i, j, 0]
+            out = term if out is None else out + term
+    return out
+
+
+def _shifted_grad_input(shape: tuple[int, ...], kernel: Array, grad: Array, stride: int) -> Array:
+    """d/dx: every input row is a sum over the few output rows that saw it, `grad` spread out by the stride.
+
+    Input row s*n + p meets output row n + o through kernel row p + low - s*o. So for each pair of offsets (o, q) the whole
+    input gradient gets one multiply-add of the repeated `grad` with a [s, s, C] table of kernel values (zero where none).
+    """
+    k, s, (batch, height, width, channels) = kernel.shape[0], stride, shape
+    (low_r, _), (low_c, _) = same_padding(height, k, s), same_padding(width, k, s)
+    rows, columns = -(-height // s), -(-width // s)
+    first, last = -((k - 1) // s) - 1, (s - 1 + k) // s + 1
+    row_taps = _meeting_taps(first, last, k, s, low_r)
+    column_taps = _meeting_taps(first, last, k, s, low_c)
+    margin = max(map(abs, (*row_taps, *column_taps)))
+    padded = jnp.pad(grad, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+    zeros = jnp.zeros((channels,), kernel.dtype)
+    out = None
+    for o, row in row_taps.items():
+        for q, column in column_taps.items():
+            table = jnp.stack(
+                [jnp.stack([zeros if None in (i, j) else kernel[i, j, 0] for j in column]) for i in row]
+            )  # [s, s, C]
+            spread = padded[:, margin + o :, None, margin + q :, None][:, :rows, :, :columns]  # [B, rows, 1, cols, 1, C]
+            term = spread * table[:, None]
+            out = term if out is None else out + term
+    return out.reshape(batch, rows * s, columns * s, channels)[:, :height, :width]
+
+
+def _meeting_taps(first: int, last: int, kernel: int, stride: int, low: int) -> dict[int, list[int | None]]:
+    """offset o of the output row -> for each phase p of the input row, the kernel row between them (None: out of reach)."""
+    taps = {}
+    for o in range(first, last + 1):
+        row = [p + low - stride * o for p in range(stride)]
+        if any(0 <= i < kernel for i in row):
+            taps[o] = [i if 0 <= i < kernel else None for i in row]
+    return taps
+
+
+def _shifted_grad_kernel(x: Array, kernel: Array, grad: Array, stride: int) -> Array:
+    """d/dkernel, in bands of a few rows of one image that stay in the cache while all k*k taps read them.
+
+    `lax.cond` keeps XLA from fusing the bands' dynamic slices into the multiply-adds, whose loops would not vectorise.
+    """
+    k, s, (batch, height, width, channels) = kernel.shape[0], stride, grad.shape
+    bands = _num_bands(height, width * channels * (1 + s * s) * grad.dtype.itemsize)
+    rows = -(-height // bands)
+    padded = _pad(x, k, s)
+    spare = bands * rows - height
+    if spare:  # rows of zeros, so that the bands are equal
+        grad = jnp.pad(grad, ((0, 0), (0, spare), (0, 0), (0, 0)))
+        padded = jnp.pad(padded, ((0, 0), (0, spare * s), (0, 0), (0, 0)))
+
+    def add_band(sums: list[Array], x_band: Array, grad_band: Array) -> list[Array]:
+        out = []
+        for j, total in enumerate(sums):
+            for r in range(rows):
+                columns = x_band[r * s : r * s + k, j : j + (width - 1) * s + 1 : s]  # [k, W, C]
+                total = total + (columns * grad_band[r]).astype(jnp.float32)
+            out.append(total)
+        return out
+
+    def step(n: Array, sums: list[Array]) -> list[Array]:
+        image, band = n // bands, n % bands
+        start = (image, band * rows * s, 0, 0)
+        x_band = jax.lax.dynamic_slice(padded, start, (1, (rows - 1) * s + k, *padded.shape[2:]))[0]
+        grad_band = jax.lax.dynamic_slice(grad, (image, band * rows, 0, 0), (1, rows, *grad.shape[2:]))[0]
+        return jax.lax.cond(n < batch * bands, add_band, lambda sums, *_: sums, sums, x_band, grad_band)
+
+    sums = [jnp.zeros((k, width, channels), jnp.float32) for _ in range(k)]
+    sums = jax.lax.fori_loop(0, batch * bands, step, sums)
+    return jnp.stack([total.sum(1) for total in sums], axis=1)[:, :, None].astype(kernel.dtype)
+
+
+def _num_bands(rows: int, row_bytes: int, cache_bytes: int = 2**20, most_rows: int = 8) -> int:
+    """Bands of at most 16 rows (each is unrolled) and about a core's cache."""
+    return -(-rows // max(1, min(most_rows, cache_bytes // row_bytes)))
+
+
+class DepthwiseConv(nn.Module):
+    """One k x k filter per channel, no bias, 'SAME' padding. Parameter `kernel` [k, k, 1, C] float32."""
+
+    kernel_size: int = 3
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
+        kernel = self.param("kernel", conv_init, shape, jnp.float32)
+        return depthwise_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+
+
+class PointwiseConv(nn.Module):
+    """1 x 1 convolution as a matrix product, no bias. Parameter `kernel` [1, 1, C, features] float32."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", conv_init, (1, 1, x.shape[-1], self.features), jnp.float32)
+        # As one matrix: XLA's gradient of a product over three dimensions is up to 20 times slower on the CPU.
+        y = jnp.dot(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel[0, 0].astype(self.dtype))
+        return y.reshape(*x.shape[:-1], self.features)
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over all but the channels, then ReLU6 if `relu6`; TensorFlow's epsilon 1e-3 and momentum 0.99.
+
+    use_running_average: normalise by the running statistics and leave them be; otherwise by the batch's, float32, which
+        then move the running ones (biased variance, as in Flax). Under a mesh the batch is the global one.
+    Parameters `scale`, `bias` [C], batch_stats `mean`, `var` [C], all float32.
+    """
+
+    use_running_average: bool
+    relu6: bool = False
+    dtype: Any = jnp.float32
+    momentum: float = 0.99
+    epsilon: float = 1e-3
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        if self.use_running_average:
+            mean, var = running_mean.value, running_var.value
+        else:
+            mean, var = _moments(x)
+            if not self.is_initializing():
+                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
+        gain = scale * jax.lax.rsqrt(var + self.epsilon)
+        return _affine(x, gain, bias - mean * gain, self.relu6).astype(self.dtype)
+
+
+def _moments(x: Array) -> tuple[Array, Array]:
+    """Mean and variance [C] of [..., C] in float32, from one reading: E[x^2] - E[x]^2, not below zero."""
+    x = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    mean = jnp.mean(x, axis=0)
+    return mean, jnp.maximum(jnp.mean(x * x, axis=0) - mean * mean, 0.0)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _affine(x: Array, gain: Array, offset: Array, relu6: bool) -> Array:
+    """x * gain + offset per channel, clipped to 0..6 if `relu6`; in x's dtype. Keeps x alone for its gradient."""
+    y = x * gain + offset
+    return (jnp.clip(y, 0, 6) if relu6 else y).astype(x.dtype)
+
+
+def _affine_forward(x: Array, gain: Array, offset: Array, relu6: bool) -> tuple[Array, tuple[Array, ...]]:
+    return _affine(x, gain, offset, relu6), (x, gain, offset)
+
+
+def _affine_backward(relu6: bool, saved: tuple[Array, ...], grad: Array) -> tuple[Array, Array, Array]:
+    x, gain, offset = saved
+    if relu6:
+        y = x * gain + offset
+        grad = jnp.where((y > 0) & (y < 6), grad, 0)
+    axes = tuple(range(x.ndim - 1))
+    grad = grad.astype(jnp.float32)
+    return (grad * gain).astype(x.dtype), (grad * x).sum(axes), grad.sum(axes)
+
+
+_affine.defvjp(_affine_forward, _affine_backward)
+
+
+def check_batch_norm(mode: str) -> bool:
+    """True for "frozen", False for "train"; anything else raises UserError."""
+    if mode not in ("train", "frozen"):
+        raise UserError(f'batch_norm is {mode!r}; use "train" or "frozen"')
+    return mode == "frozen"

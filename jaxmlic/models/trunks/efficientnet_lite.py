@@ -1,0 +1,152 @@
+"""EfficientNet-Lite: EfficientNet without squeeze-excite, with ReLU6, stem and head of one size for every variant.
+
+Source: Tan & Le, "EfficientNet" (2019), and the Lite variants of tensorflow/tpu
+`models/official/efficientnet/lite/efficientnet_lite_builder.py`: padding 'SAME' as TensorFlow has it, batch norm with
+epsilon 1e-3 and momentum 0.99, input (x - 127) / 128 in RGB.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmlic.models import layers
+
+Array = jax.Array
+
+STRIDE = 32
+NUM_FEATURES = 1280
+STEM_FEATURES = 32
+TORCH_CLASSIFIER = ("_fc.weight", "_fc.bias")
+# variant: (width, depth, the resolution it was trained at)
+VARIANTS = {
+    "lite0": (1.0, 1.0, 224),
+    "lite1": (1.0, 1.1, 240),
+    "lite2": (1.1, 1.2, 260),
+    "lite3": (1.2, 1.4, 280),
+    "lite4": (1.4, 1.8, 300),
+}
+# Names of this trunk in a config, with the fields each stands for.
+NAMES = {"efficientnet_lite": {}} | {f"efficientnet_{v}": {"variant": v} for v in VARIANTS}
+# kernel, stride, expansion, features, blocks of each stage at width and depth 1
+_STAGES = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+)
+
+
+def preprocess(image: Array) -> Array:
+    """Pixels 0..255 in RGB (uint8 or float) [B, H, W, 3] -> float32, (x - 127) / 128."""
+    return (image.astype(jnp.float32) - 127.0) / 128.0
+
+
+def round_features(features: float, width: float) -> int:
+    """Features times width, to the nearest multiple of 8 that loses no more than a tenth."""
+    scaled = features * width
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * scaled else rounded
+
+
+def block_specs(variant: str) -> list[tuple[int, int, int, int, int]]:
+    """(stage 1..7, kernel, stride, expansion, features) of every block; first and last stage keep their depth."""
+    width, depth, _ = VARIANTS[variant]
+    specs = []
+    for stage, (kernel, stride, expansion, features, blocks) in enumerate(_STAGES, start=1):
+        repeats = blocks if stage in (1, len(_STAGES)) else math.ceil(blocks * depth)
+        for i in range(repeats):
+            specs.append((stage, kernel, stride if i == 0 else 1, expansion, round_features(features, width)))
+    return specs
+
+
+class MBConv(nn.Module):
+    """Inverted bottleneck: 1x1 expansion, k x k depthwise, 1x1 projection; added to its input where the shapes allow."""
+
+    kernel: int
+    stride: int
+    expansion: int
+    features: int
+    frozen: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        norm = partial(layers.BatchNorm, self.frozen or not train, dtype=self.dtype)
+        y = x
+        if self.expansion != 1:
+            y = layers.PointwiseConv(x.shape[-1] * self.expansion, self.dtype, name="expand_conv")(y)
+            y = norm(relu6=True, name="bn0")(y)
+        y = layers.DepthwiseConv(self.kernel, self.stride, self.dtype, name="depthwise_conv")(y)
+        y = norm(relu6=True, name="bn1")(y)
+        y = layers.PointwiseConv(self.features, self.dtype, name="project_conv")(y)
+        y = norm(name="bn2")(y)
+        return x + y if x.shape == y.shape else y
+
+
+class Trunk(nn.Module):
+    """`trunk(x, train) -> (feature map [B, ceil(H/32), ceil(W/32), 1280], stages)`.
+
+    variant: "lite0" to "lite4".
+    batch_norm: "train" normalises a training batch by its own statistics and updates the running ones;
+        "frozen" keeps to the running averages and never changes them.
+    dtype: of the computation; parameters and statistics are float32.
+
+    `stages` holds "stem" (stride 2), "stage1" to "stage7" (strides 2, 4, 8, 16, 16, 32, 32) and "head", the feature map.
+    """
+
+    variant: str = "lite0"
+    batch_norm: str = "train"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> tuple[Array, dict[str, Array]]:
+        frozen = layers.check_batch_norm(self.batch_norm)
+        norm = partial(layers.BatchNorm, frozen or not train, dtype=self.dtype)
+        stages = {}
+        x = x.astype(self.dtype)
+        x = nn.Conv(
+            STEM_FEATURES, (3, 3), 2, use_bias=False, dtype=self.dtype, kernel_init=layers.conv_init, name="conv_stem"
+        )(x)
+        x = stages["stem"] = norm(relu6=True, name="bn0")(x)
+        for i, (stage, kernel, stride, expansion, features) in enumerate(block_specs(self.variant)):
+            block = MBConv(kernel, stride, expansion, features, frozen, self.dtype, name=f"blocks_{i}")
+            x = stages[f"stage{stage}"] = block(x, train)
+        x = layers.PointwiseConv(NUM_FEATURES, self.dtype, name="conv_head")(x)
+        x = stages["head"] = norm(relu6=True, name="bn1")(x)
+        return x, stages
+
+
+def torch_names(variant: str = "lite0") -> dict[tuple[str, ...], str]:
+    """Where each variable is in a PyTorch state dict: ("params", "blocks_0", "bn1", "scale") -> "_blocks.0._bn1.weight"."""
+    names = {}
+
+    def conv(*path: str) -> None:
+        names["params", *path, "kernel"] = _torch_prefix(path) + ".weight"
+
+    def norm(*path: str) -> None:
+        prefix = _torch_prefix(path)
+        names["params", *path, "scale"] = prefix + ".weight"
+        names["params", *path, "bias"] = prefix + ".bias"
+        names["batch_stats", *path, "mean"] = prefix + ".running_mean"
+        names["batch_stats", *path, "var"] = prefix + ".running_var"
+
+    conv("conv_stem"), norm("bn0")
+    for i, (_, _, _, expansion, _) in enumerate(block_specs(variant)):
+        block = f"blocks_{i}"
+        if expansion != 1:
+            conv(block, "expand_conv"), norm(block, "bn0")
+        conv(block, "depthwise_conv"), norm(block, "bn1")
+        conv(block, "project_conv"), norm(block, "bn2")
+    conv("conv_head"), norm("bn1")
+    return names
+
+
+def _torch_prefix(path: tuple[str, ...]) -> str:
+    return ".".join("_" + part.replace("blocks_", "blocks.") for part in path)

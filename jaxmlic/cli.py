@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from absl import logging
+
 from jaxmlic import __version__
 from jaxmlic.errors import UserError, did_you_mean
 
@@ -47,6 +49,7 @@ def run(argv: Sequence[str]) -> int:
     if argv[0] == "--version":
         print(__version__)
         return 0
+    logging.set_verbosity(logging.ERROR)  # Orbax tells of every setting of its own
     try:
         if argv[0] not in COMMANDS:
             known = ", ".join(COMMANDS)

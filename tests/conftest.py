@@ -1,5 +1,6 @@
 """Strict switches for every test, and the small data set and run that many tests share."""
 
+import csv
 import os
 
 # Tests compile much and compute little: XLA's expensive passes would be most of their time.
@@ -38,6 +39,12 @@ def examples(split: str, count: int, seed: int):
         labels[rng.random(3) < 1 / 7] = -1
         data = cv2.imencode(".png", image[:, :, ::-1])[1].tobytes()
         yield {"id": f"{split}-{i:03d}", "image": data, "labels": labels}
+
+
+def table_of(path):
+    """Rows of a CSV file as dicts."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,114 @@
+"""Sweeps: skipping, continuing, tables by hand, failures."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+from conftest import table_of, tiny_config
+
+from jaxmlic import cli, progress, sweep, train
+
+FILE = """
+from jaxmlic import config
+from jaxmlic.configs import quickstart
+def get_config(arg=None):
+    return config.override(quickstart.get_config(), {values!r})
+def sweep():
+    return [("plain", {{}}), ("pooled", {{"model.pool": "max"}})]
+"""
+
+
+@pytest.fixture(scope="module")
+def experiment(data_dir, tmp_path_factory):
+    from jaxmlic import config
+
+    flat = config.flatten(tiny_config(data_dir, **{"train.duration": "4 steps", "data.cache": True}))
+    values = {k: v for k, v in flat.items() if not isinstance(v, list)}
+    path = tmp_path_factory.mktemp("sweep") / "experiment.py"
+    path.write_text(FILE.format(values=values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished_sweep(experiment):
+    folder = experiment.parent / "runs"
+    assert cli.run(["sweep", f"--config={experiment}", f"--workdir={folder}", "--seeds=2"]) == 0
+    return folder
+
+
+def test_table_holds_mean_and_spread_of_the_runs(finished_sweep):
+    runs = table_of(finished_sweep / "runs.csv")
+    assert [(r["entry"], r["seed"]) for r in runs] == [("plain", "0"), ("plain", "1"), ("pooled", "0"), ("pooled", "1")]
+    for row in runs:
+        path = finished_sweep / row["entry"] / f"seed{row['seed']}" / "scores" / "test.all_point.json"
+        assert float(row["mAP"]) == json.loads(path.read_text())["mAP"]
+    for row in table_of(finished_sweep / "sweep.csv"):
+        values = [float(r["mAP"]) for r in runs if r["entry"] == row["entry"]]
+        assert float(row["mAP mean"]) == pytest.approx(sum(values) / 2)
+        assert float(row["mAP std"]) == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+
+
+def test_finished_runs_are_skipped(finished_sweep, experiment, monkeypatch, capsys):
+    monkeypatch.setattr(train, "run", lambda *_: pytest.fail("trained again"))
+    command = ["sweep", f"--config={experiment}", f"--workdir={finished_sweep}", "--seeds=2", "--only=pooled"]
+    assert cli.run(command) == 0
+    assert "plain" not in capsys.readouterr().out
+
+
+def test_another_config_in_a_finished_entry_is_refused(finished_sweep, experiment, capsys):
+    command = ["sweep", f"--config={experiment}", f"--workdir={finished_sweep}", "--config.optim.lr=0.5", "--only=plain"]
+    assert cli.run(command) == 2
+    assert "optim.lr: 0.004 there, 0.5 now" in capsys.readouterr().err
+
+
+def test_an_interrupted_sweep_stops_and_continues(experiment, tmp_path, monkeypatch, capsys):
+    real, stops = train.run, [train.Outcome(2, False, signal.SIGTERM)]
+    monkeypatch.setattr(train, "run", lambda *args: stops.pop() if stops else real(*args))
+    command = ["sweep", f"--config={experiment}", f"--workdir={tmp_path}", "--only=plain"]
+    assert cli.run(command) == 0
+    assert "stopped in plain, seed 0" in capsys.readouterr().out and not (tmp_path / "sweep.csv").exists()
+    assert cli.run(command) == 0
+    assert (tmp_path / "sweep.csv").exists()
+    assert [row["step"] for row in progress.read(tmp_path / "plain" / "seed0") if "val/mAP" in row] == [4]
+
+
+def test_a_failing_entry_does_not_stop_the_others(experiment, tmp_path, capsys):
+    path = tmp_path / "failing.py"
+    text = experiment.read_text().replace("[(", '[("broken", {"model.pool": "median"}), (')
+    path.write_text(text.replace(', ("pooled", {"model.pool": "max"})', ""))
+    assert cli.run(["sweep", f"--config={path}", f"--workdir={tmp_path / 'runs'}"]) == 2
+    captured = capsys.readouterr()
+    assert "1 of 2 runs failed: broken, seed 0: config.model.pool = 'median'" in captured.err
+    rows = table_of(tmp_path / "runs" / "sweep.csv")
+    assert [row["entry"] for row in rows] == ["plain"]
+
+
+def test_spread():
+    assert sweep.spread([0.1, 0.3]) == (pytest.approx(0.2), pytest.approx(np.sqrt(0.02)))
+    assert sweep.spread([0.5])[0] == 0.5 and np.isnan(sweep.spread([0.5])[1])
+    assert np.isnan(sweep.spread([None, 0.1])[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only=plian"], "did you mean 'plain'"),
+        (["--seeds=0"], "--seeds=0: at least 1"),
+        (["--config.optim.lrr=1"], "no such field"),
+    ],
+)
+def test_mistakes(experiment, tmp_path, arguments, message, capsys):
+    assert cli.run(["sweep", f"--config={experiment}", f"--workdir={tmp_path}", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_files_without_a_usable_sweep(tmp_path, capsys):
+    path = tmp_path / "x.py"
+    for text, message in [
+        ("", "has no sweep()"),
+        ("def sweep():\n    return [('a', {}), ('a', {})]\n", "names 'a' twice"),
+    ]:
+        path.write_text("from jaxmlic.configs.quickstart import get_config\n" + text)
+        assert cli.run(["sweep", f"--config={path}", f"--workdir={tmp_path}"]) == 2
+        assert message in capsys.readouterr().err

@@ -5,7 +5,7 @@
 Three routes do the same job in turn, `repeats` times, and the medians are compared:
   ours     jaxmlic's pipeline over the prepared data set NAME (ArrayRecord, grain, OpenCV), with THREADS threads;
   opencv   the limit: cv2.imdecode and cv2.resize alone on bytes in memory, THREADS threads, no batches, no shuffling;
-  torch    torch.utils.data.DataLoader with PIL over the files in FOLDER, THREADS worker processes (needs torch, pillow).
+  torch    torch.utils.data.DataLoader with PIL over the files in FOLDER, THREADS worker processes.
 """
 
 import argparse
@@ -109,7 +109,8 @@ def main() -> None:
     for _ in range(options.repeats):
         for name, route in routes.items():
             rates[name].append(route())
-    print(f"{len(view)} images of {options.name}, {options.side} px, batch {options.batch_size}, {options.threads} threads")
+    sizes = f"{options.side} px, batch {options.batch_size}, {options.threads} threads"
+    print(f"{len(view)} images of {options.name}, {sizes}")
     print(", ".join(f"{k} {v}" for k, v in versions.items()))
     for name, values in rates.items():
         print(f"{name:8} {statistics.median(values):8.0f} img/s   ({min(values):.0f} to {max(values):.0f})")

@@ -8,6 +8,7 @@ Measured:   see RESULTS.md (date, hardware, seeds).
 """
 
 from jaxmlic.configs import common
+
 from jaxmlic.errors import UserError
 
 # The side of the input, and the share of train that selects the checkpoint (0: the recipe was selected beforehand on a

@@ -18,8 +18,8 @@ class Checkpoints:
     """The checkpoints of one run folder.
 
     `metric` names the score that the best one has most of. Saves are synchronous up to the copy off the device and
-    finish in the background; `close` waits. A checkpoint exists only once it is whole (Orbax renames it into place), and
-    older ones are removed only after that.
+    finish in the background; `close` waits. A checkpoint exists only once it is whole (Orbax renames it into place),
+    and older ones are removed only after that.
     """
 
     def __init__(self, workdir: str | Path, metric: str = "mAP", read_only: bool = False):
@@ -44,11 +44,11 @@ class Checkpoints:
         if step in self.manager.all_steps():
             return
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator))
-        self._guarded(lambda: self.manager.save(step, args=args, metrics=metrics), step)
+        self._guarded(lambda: self.manager.save(step, args=args, metrics=metrics))
 
     def wait(self) -> None:
         """Returns when everything saved so far is whole on disk."""
-        self._guarded(self.manager.wait_until_finished, None)
+        self._guarded(self.manager.wait_until_finished)
 
     def latest(self) -> int | None:
         """Step of the last whole checkpoint, or None."""
@@ -82,18 +82,18 @@ class Checkpoints:
         self.wait()
         self.manager.close()
 
-    def _guarded(self, action: Callable[[], Any], step: int | None) -> None:
+    def _guarded(self, action: Callable[[], Any]) -> None:
         try:
             action()
         except Exception as error:  # the storage layers raise their own types around the system's error
             if not is_disk_full(error):
                 raise
-            last = max((int(p.name) for p in self.folder.glob("*") if p.name.isdigit()), default=None)
+            whole = (int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
+            last = max(whole, default=None)
             kept = "no earlier checkpoint" if last is None else f"the last good checkpoint is step {last}"
-            what = "a checkpoint" if step is None else f"step {step}"
             raise UserError(
-                f"{self.folder}: no space left while saving {what}; {kept}; free some space and run the same command "
-                "again to continue from there"
+                f"{self.folder}: no space left while saving a checkpoint; {kept}; free some space and run the same "
+                "command again to continue from there"
             ) from None
 
 

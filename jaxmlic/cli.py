@@ -1,11 +1,13 @@
 """`jaxmlic <command>`: one table of commands, one way to end on a user's mistake."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import TracebackType
 
-from absl import logging
+import absl.logging
 
 from jaxmlic import __version__
 from jaxmlic.errors import UserError, did_you_mean
@@ -25,6 +27,23 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise UserError(f"{self.prog.removeprefix('jaxmlic ')}: {message}; see {self.prog} --help")
+
+
+def quiet_libraries() -> None:
+    """Keeps what Orbax logs off the terminal: a failed save would be told by six tracebacks before our one line.
+
+    What goes wrong there is raised all the same, and told by whoever asked for the save.
+    """
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    show = sys.excepthook
+
+    def show_unless_closed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        # The storage library's threads report to an event loop that a failed save has closed.
+        if str(error) != "Event loop is closed":
+            show(kind, error, trace)
+
+    sys.excepthook = show_unless_closed
 
 
 def usage() -> str:
@@ -49,7 +68,6 @@ def run(argv: Sequence[str]) -> int:
     if argv[0] == "--version":
         print(__version__)
         return 0
-    logging.set_verbosity(logging.ERROR)  # Orbax tells of every setting of its own
     try:
         if argv[0] not in COMMANDS:
             known = ", ".join(COMMANDS)
@@ -68,4 +86,5 @@ def run(argv: Sequence[str]) -> int:
 
 def main(command: Sequence[str] = ()) -> None:
     """Entry point of the `jaxmlic` script, and of `python -m jaxmlic.<command>` with that command given."""
+    quiet_libraries()
     sys.exit(run([*command, *sys.argv[1:]]))

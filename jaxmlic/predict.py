@@ -17,7 +17,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
 def find_images(arguments: Sequence[str]) -> list[Path]:
-    """The files named, and the images directly in the folders named, in order. UserError for a path that isn't there."""
+    """The files named, and the images directly in the folders named, in order. UserError for a missing path."""
     found = []
     for path in map(Path, arguments):
         if path.is_dir():
@@ -35,7 +35,7 @@ def find_images(arguments: Sequence[str]) -> list[Path]:
 def read_images(
     paths: Sequence[Path], side: int, batch_size: int, bad: dict[Path, str]
 ) -> Iterator[tuple[list, np.ndarray]]:
-    """Batches (paths, uint8 [batch_size, side, side, 3], padded with zeros); unreadable files go into `bad`, with why."""
+    """Batches (paths, uint8 [batch_size, side, side, 3], zero-padded); unreadable files go into `bad`, with why."""
     batch: list[tuple[Path, np.ndarray]] = []
     for path in paths:
         try:

@@ -59,7 +59,8 @@ def claim(workdir: str | Path, config: ConfigDict, train: View) -> Run:
         if changed:
             raise UserError(
                 f"{workdir} is the run of another config ({'; '.join(changed[:5])}"
-                f"{f'; and {len(changed) - 5} more' if len(changed) > 5 else ''}); use another --workdir or those values"
+                f"{f'; and {len(changed) - 5} more' if len(changed) > 5 else ''}); "
+                "use another --workdir or those values"
             )
         check_same_classes(old.class_names, run.class_names, str(workdir), f"data set {train.dataset.name!r}")
         if old.fingerprint != run.fingerprint:

@@ -98,7 +98,7 @@ def abstract(config: ConfigDict, model: nn.Module, examples: int, mesh: jax.shar
 
 
 def load_trunk(state: TrainState, path: str, trunk: str) -> TrainState:
-    """The state with the trunk's parameters and statistics taken from a weight file. Raises UserError as `load` does."""
+    """The state with the trunk's parameters and statistics from a weight file. Raises UserError as `load` does."""
     loaded = pretrained.load(Path(path), trunk)
     params = {**state.params, "trunk": _cast(loaded["params"], state.params["trunk"])}
     batch_stats = state.batch_stats

@@ -42,7 +42,7 @@ def result_of(workdir: Path, config) -> dict | None:
 
 
 def run_one(config, workdir: Path) -> tuple[dict | None, int | None]:
-    """Trains and evaluates what is missing in `workdir`: (metrics, None), or (None, signal) when it was told to stop."""
+    """Trains and evaluates what is missing in `workdir`: (metrics, None), or (None, signal) if told to stop."""
     found = result_of(workdir, config)
     if found is not None:
         changed = config_lib.differences(run_folder.load(workdir).config.to_dict(), config)
@@ -139,7 +139,7 @@ def _write_csv(path: Path, header: list[str], rows: list[list]) -> None:
 def main(argv: list[str]) -> int:
     parser = Parser(
         prog="jaxmlic sweep",
-        description="Runs the entries of an experiment's sweep(); complete runs are skipped, interrupted ones continued.",
+        description="Runs the entries of an experiment's sweep(); complete runs are skipped, others continued.",
         epilog="Config fields can be set for all entries: --config.train.duration='5 epochs'.",
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="experiment file with a sweep()")

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from jaxmlic.configs import common
 
 from jaxmlic import config as config_lib
-from jaxmlic.configs import common
 from jaxmlic.errors import UserError
 
 

@@ -46,7 +46,9 @@ def test_the_command_writes_scores_numbers_and_pictures(run, capsys):
     expected = metrics.evaluate(scores.scores, scores.labels, threshold=0.0)
     assert numbers["mAP"] == pytest.approx(expected["mAP"]) and numbers["protocol"] == "all_point"
     assert f"{100 * expected['mAP']:.2f}" in printed and "all_point" in printed
-    assert scores.class_names == ["red", "green", "blue"] and scores.extra["step"] == run_folder.result(run)["best_step"]
+    assert (
+        scores.class_names == ["red", "green", "blue"] and scores.extra["step"] == run_folder.result(run)["best_step"]
+    )
     rows = table_of(run / "scores" / "test.all_point.csv")
     assert {"red", "green", "blue"} <= {cell for row in rows for cell in row.values()}
     assert (run / "scores" / "test.all_point.png").read_bytes().startswith(b"\x89PNG")

@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jaxmlic.configs import common
 from ml_collections import ConfigDict
 
 from jaxmlic import optim
-from jaxmlic.configs import common
 from jaxmlic.errors import UserError
 
 
@@ -131,5 +131,7 @@ def test_unknown_names_are_guessed(field, value):
 
 def test_moving_average_by_hand():
     old, new = {"a": jnp.zeros(1)}, {"a": jnp.ones(1)}
-    np.testing.assert_allclose(optim.average(old, new, 0.99, jnp.int32(0))["a"], 0.9, rtol=1e-6)  # decay 1 / 10 at first
+    np.testing.assert_allclose(
+        optim.average(old, new, 0.99, jnp.int32(0))["a"], 0.9, rtol=1e-6
+    )  # decay 1 / 10 at first
     np.testing.assert_allclose(optim.average(old, new, 0.99, jnp.int32(10_000))["a"], 0.01, rtol=1e-4)

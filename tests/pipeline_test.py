@@ -142,7 +142,7 @@ def test_mistakes(reader, dataset, data_dir):
         pipeline.train_iterator(reader, 80, seed=0)
     with pytest.raises(UserError, match="cannot be divided over 3 hosts"):
         pipeline.train_iterator(reader, 8, seed=0, process_count=3)
-    with pytest.raises(UserError, match="config.data.difficult = 'drop'"):
+    with pytest.raises(UserError, match=r"config\.data\.difficult = 'drop'"):
         pipeline.train_iterator(reader, 8, seed=0, difficult="drop")
     with pytest.raises(UserError, match=r"no split 'tset' \(did you mean 'test'"):
         pipeline.select(config.data, dataset, "tset")

@@ -57,7 +57,13 @@ def test_finished_runs_are_skipped(finished_sweep, experiment, monkeypatch, caps
 
 
 def test_another_config_in_a_finished_entry_is_refused(finished_sweep, experiment, capsys):
-    command = ["sweep", f"--config={experiment}", f"--workdir={finished_sweep}", "--config.optim.lr=0.5", "--only=plain"]
+    command = [
+        "sweep",
+        f"--config={experiment}",
+        f"--workdir={finished_sweep}",
+        "--config.optim.lr=0.5",
+        "--only=plain",
+    ]
     assert cli.run(command) == 2
     assert "optim.lr: 0.004 there, 0.5 now" in capsys.readouterr().err
 

@@ -215,7 +215,9 @@ def test_sigterm_saves_and_the_same_command_continues(stopping_trainer, finished
     assert second.fit() == train.Outcome(16, True)
     assert trainer.jitted._cache_size() == second.train_step._cache_size() == 1
     states = [
-        Checkpoints(folder, read_only=True).restore(16, state_lib.abstract(second.config, second.model, 54, second.mesh))
+        Checkpoints(folder, read_only=True).restore(
+            16, state_lib.abstract(second.config, second.model, 54, second.mesh)
+        )
         for folder in (trainer.workdir, finished_run)
     ]
     jax.tree.map(np.testing.assert_array_equal, *states)

@@ -164,7 +164,8 @@ def train_iterator(
     """
     if len(reader) < batch_size:
         raise UserError(
-            f"{reader.view.where()} has {len(reader)} training examples, fewer than config.train.batch_size = {batch_size}"
+            f"{reader.view.where()} has {len(reader)} training examples, "
+            f"fewer than config.train.batch_size = {batch_size}"
         )
     if batch_size % process_count:
         raise UserError(f"config.train.batch_size = {batch_size} cannot be divided over {process_count} hosts")

@@ -130,8 +130,8 @@ def check_guard(guard: Guard, names: list[str]) -> None:
     where = f"the gradients of {len(bad)} of {len(names)} parameters (first: {bad[0]})" if bad else "the loss"
     also = "the loss and " if bad and bool(guard.loss) else ""
     raise UserError(
-        f"training stopped: at step {int(guard.step)} {also}{where} became NaN or infinite; no step since was "
-        "saved, so the last checkpoint is good. Lower config.optim.lr, set config.optim.clip_norm or config.model.dtype='float32'"
+        f"training stopped: at step {int(guard.step)} {also}{where} became NaN or infinite; none since was saved, so "
+        "the last checkpoint is good. Lower config.optim.lr, set config.optim.clip_norm or config.model.dtype='float32'"
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxmlic import cli
 from jaxmlic.data import builders, prepare
 
 
@@ -40,7 +41,7 @@ def run(tmp_path, capfd):
 
     def call(*argv, name="mine"):
         capfd.readouterr()
-        status = prepare.main(["prepare", name, f"--data-dir={tmp_path / 'data'}", *map(str, argv)])
+        status = cli.run(["data", "prepare", name, f"--data-dir={tmp_path / 'data'}", *map(str, argv)])
         out, err = capfd.readouterr()
         return status, out.splitlines(), err.splitlines()
 
@@ -132,6 +133,14 @@ def test_bad_images(source, run, tmp_path, kind):
         header, row = csv.reader(file)
     assert header == ["file", "line", "why"] and row[:2] == ["train.csv", "5"] and why in row[2]
     assert dataset.info["skipped_rows"] == [["train.csv", 5, row[2]]]
+
+
+def test_every_bad_image_is_listed_though_the_first_stops_the_writing(source, run, tmp_path):
+    for name in ("1.jpg", "4.jpg", "7.jpg"):
+        (source / "images" / name).write_bytes(b"")
+    assert_refused(run(f"--source={source}", "--workers=1"), "train.csv:3: 1.jpg: empty file", "and 2 more")
+    with open(tmp_path / "data" / "mine.problems.csv", newline="") as file:
+        assert [row[:2] for row in csv.reader(file)][1:] == [["train.csv", "3"], ["train.csv", "6"], ["test.csv", "3"]]
 
 
 def test_all_mistakes_are_listed(source, run, tmp_path):
@@ -349,11 +358,11 @@ def test_help_and_unknown_commands(capsys):
         (["--help"], ["prepare"]),
     ):
         with pytest.raises(SystemExit) as caught:
-            prepare.main(argv)
+            cli.run(["data", *argv])
         assert caught.value.code == 0
         text = capsys.readouterr().out
         assert all(part in text for part in parts)
     for argv in (["prepaer"], [], ["prepare"]):
-        assert prepare.main(argv) == 2
+        assert cli.run(["data", *argv]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and "--help" in error

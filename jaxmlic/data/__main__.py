@@ -1,8 +1,6 @@
 """`python -m jaxmlic.data prepare NAME ...`, the same as `jaxmlic data prepare NAME ...`."""
 
-import sys
-
-from jaxmlic.data.prepare import main
+from jaxmlic import cli
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.main(["data"])

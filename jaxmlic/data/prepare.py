@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from jaxmlic.cli import Parser
 from jaxmlic.data import builders, labels, table
 from jaxmlic.data.annotations import Mistake
 from jaxmlic.data.preprocess import inspect
@@ -36,27 +36,14 @@ examples:
 """
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the arguments after `jaxmlic data`, that is `prepare NAME ...`; 0 on success, 2 on a user's mistake."""
-    try:
-        args = _parser().parse_args(argv)
-        print("\n".join(prepare(args)))
-    except UserError as error:
-        print(f"jaxmlic: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("jaxmlic: interrupted; nothing was changed", file=sys.stderr)
-        return 130
+def main(argv: list[str]) -> int:
+    """Runs the arguments after `jaxmlic data`, that is `prepare NAME ...`; raises UserError on a user's mistake."""
+    print("\n".join(prepare(_parser().parse_args(argv))))
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message} (`jaxmlic data prepare --help` shows examples)")
-
-
 def _parser() -> argparse.ArgumentParser:
-    data = _Parser(prog="jaxmlic data", description="Commands on data sets.", allow_abbrev=False)
+    data = Parser(prog="jaxmlic data", description="Commands on data sets.", allow_abbrev=False)
     commands = data.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parser = commands.add_parser(
         "prepare",
@@ -217,6 +204,7 @@ class _Checker:
         self.problems: list[Problem] = []
         self._has_boxes = found.has_boxes
         self._rows = {split: iter(rows) for split, rows in found.splits.items()}
+        self._waiting = {split: deque() for split in found.splits}  # outlives a stop: what is in it is still checked
         self._workers = workers
         self._pool = ThreadPoolExecutor(workers)
         total = sum(len(rows) for rows in found.splits.values())
@@ -246,8 +234,7 @@ class _Checker:
             deque(self._checked(split), maxlen=0)
 
     def _checked(self, split: str) -> Iterator[tuple[dict | None, Problem | None]]:
-        waiting = deque()
-        rows = self._rows[split]
+        waiting, rows = self._waiting[split], self._rows[split]
         # Few at a time: whole images are in here.
         for row in rows:
             waiting.append(self._pool.submit(_check, row, self._has_boxes))
@@ -290,7 +277,6 @@ def _problems_path(args) -> Path:
 
 def _all_problems(problems: list[Problem], args) -> UserError:
     """One line for all mistakes; the list goes to a file when there is more than one."""
-    remedy = "correct it" if len(problems) == 1 else "correct them"
     text = str(problems[0])
     if len(problems) > 1:
         path = _problems_path(args)
@@ -300,7 +286,7 @@ def _all_problems(problems: list[Problem], args) -> UserError:
             text += f"; and {len(problems) - 1:,} more (all listed in {path})"
         except OSError as error:
             text += f"; and {len(problems) - 1:,} more (they could not be listed in {path}: {error.strerror})"
-    return UserError(f"{text}; {remedy}, or leave bad rows out with --skip-bad")
+    return UserError(f"{text}; --skip-bad leaves bad rows out")
 
 
 def _table_fingerprint(found: table.Table) -> str:
@@ -337,7 +323,3 @@ def _summary(dataset: builders.Dataset, path: Path, notes: list[str]) -> list[st
     if dataset.info["skipped"]:
         lines.append(f"  {dataset.info['skipped']:,} rows left out (--skip-bad), listed in {path / 'skipped.csv'}")
     return lines
-
-
-if __name__ == "__main__":
-    sys.exit(main())

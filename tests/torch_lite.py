@@ -1,17 +1,16 @@
-"""EfficientNet-Lite0 in PyTorch, written from the paper's table: the reference of tests and benchmarks, never of jaxmlic.
+"""EfficientNet-Lite0 in PyTorch, from the paper's table: the reference of tests and benchmarks.
 
 The names of its state dict are those of the published PyTorch weights.
 """
 
-import torch
 from torch import nn
 from torch.nn import functional as F
 
 # kernel, stride, expansion, features of the 16 blocks, spelled out
 BLOCKS = (
-    [(3, 1, 1, 16), (3, 2, 6, 24), (3, 1, 6, 24), (5, 2, 6, 40), (5, 1, 6, 40)]
-    + [(3, 2, 6, 80), (3, 1, 6, 80), (3, 1, 6, 80), (5, 1, 6, 112), (5, 1, 6, 112), (5, 1, 6, 112)]
-    + [(5, 2, 6, 192), (5, 1, 6, 192), (5, 1, 6, 192), (5, 1, 6, 192), (3, 1, 6, 320)]
+    *((3, 1, 1, 16), (3, 2, 6, 24), (3, 1, 6, 24), (5, 2, 6, 40), (5, 1, 6, 40)),
+    *((3, 2, 6, 80), (3, 1, 6, 80), (3, 1, 6, 80), (5, 1, 6, 112), (5, 1, 6, 112), (5, 1, 6, 112)),
+    *((5, 2, 6, 192), (5, 1, 6, 192), (5, 1, 6, 192), (5, 1, 6, 192), (3, 1, 6, 320)),
 )
 STAGE_ENDS = {0: "stage1", 2: "stage2", 4: "stage3", 7: "stage4", 10: "stage5", 14: "stage6", 15: "stage7"}
 

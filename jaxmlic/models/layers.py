@@ -5,7 +5,6 @@ XLA's grouped convolution is many times slower than it need be on the CPU, and t
 one is chosen when the program is lowered. Parameters are the same for both ([k, k, 1, C], HWIO, as `nn.Conv` has them).
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -77,47 +76,44 @@ def _pad(x: Array, kernel: int, stride: int) -> Array:
 def _shifted(x: Array, kernel: Array, stride: int) -> Array:
     k = kernel.shape[0]
     height, width = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
-    padded = _pad(x, k, stride)
+    padded, kernel = _pad(x, k, stride).astype(jnp.float32), kernel.astype(jnp.float32)
     out = None
     for i in range(k):
         for j in range(k):
             tap = padded[:, i : i + (height - 1) * stride + 1 : stride, j : j + (width - 1) * stride + 1 : stride]
-            term = tap * kernel[i, j, 0]
+            term = tap * kernel[i : i + 1, j : j + 1]
             out = term if out is None else out + term
-    return out
+    return out.astype(x.dtype)
 
 
 def _shifted_grad_input(shape: tuple[int, ...], kernel: Array, grad: Array, stride: int) -> Array:
-    """d/dx: every input row is a sum over the few output rows that saw it, `grad` spread out by the stride.
+    """d/dx: every input row is a sum over the few output rows that saw it.
 
-    Input row s*n + p meets output row n + o through kernel row p + low - s*o. So for each pair of offsets (o, q) the whole
-    input gradient gets one multiply-add of the repeated `grad` with a [s, s, C] table of kernel values (zero where none).
+    Input row s*n + p meets output row n + o through kernel row p + low - s*o. So each pair of offsets (o, q) gives the
+    whole input gradient one multiply-add: the shifted `grad`, repeated s*s times, by an [s, s, C] table of the kernel.
     """
     k, s, (batch, height, width, channels) = kernel.shape[0], stride, shape
-    (low_r, _), (low_c, _) = same_padding(height, k, s), same_padding(width, k, s)
     rows, columns = -(-height // s), -(-width // s)
-    first, last = -((k - 1) // s) - 1, (s - 1 + k) // s + 1
-    row_taps = _meeting_taps(first, last, k, s, low_r)
-    column_taps = _meeting_taps(first, last, k, s, low_c)
+    row_taps = _meeting_taps(k, s, same_padding(height, k, s)[0])
+    column_taps = _meeting_taps(k, s, same_padding(width, k, s)[0])
     margin = max(map(abs, (*row_taps, *column_taps)))
-    padded = jnp.pad(grad, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-    zeros = jnp.zeros((channels,), kernel.dtype)
+    padded = jnp.pad(grad, ((0, 0), (margin, margin), (margin, margin), (0, 0))).astype(jnp.float32)
+    zeros = jnp.zeros((channels,), jnp.float32)
     out = None
     for o, row in row_taps.items():
         for q, column in column_taps.items():
-            table = jnp.stack(
-                [jnp.stack([zeros if None in (i, j) else kernel[i, j, 0] for j in column]) for i in row]
-            )  # [s, s, C]
-            spread = padded[:, margin + o :, None, margin + q :, None][:, :rows, :, :columns]  # [B, rows, 1, cols, 1, C]
-            term = spread * table[:, None]
+            values = [zeros if None in (i, j) else kernel[i, j, 0].astype(jnp.float32) for i in row for j in column]
+            table = jnp.stack(values).reshape(1, 1, s, 1, s, channels)
+            seen = padded[:, margin + o : margin + o + rows, margin + q : margin + q + columns]
+            term = seen[:, :, None, :, None] * table  # [B, rows, s, columns, s, C]
             out = term if out is None else out + term
-    return out.reshape(batch, rows * s, columns * s, channels)[:, :height, :width]
+    return out.reshape(batch, rows * s, columns * s, channels)[:, :height, :width].astype(grad.dtype)
 
 
-def _meeting_taps(first: int, last: int, kernel: int, stride: int, low: int) -> dict[int, list[int | None]]:
-    """offset o of the output row -> for each phase p of the input row, the kernel row between them (None: out of reach)."""
+def _meeting_taps(kernel: int, stride: int, low: int) -> dict[int, list[int | None]]:
+    """Offset o of an output row -> for each phase p of the input row, the kernel row between them (None: too far)."""
     taps = {}
-    for o in range(first, last + 1):
+    for o in range(-kernel, kernel + 1):
         row = [p + low - stride * o for p in range(stride)]
         if any(0 <= i < kernel for i in row):
             taps[o] = [i if 0 <= i < kernel else None for i in row]
@@ -143,7 +139,7 @@ def _shifted_grad_kernel(x: Array, kernel: Array, grad: Array, stride: int) -> A
         for j, total in enumerate(sums):
             for r in range(rows):
                 columns = x_band[r * s : r * s + k, j : j + (width - 1) * s + 1 : s]  # [k, W, C]
-                total = total + (columns * grad_band[r]).astype(jnp.float32)
+                total = total + columns.astype(jnp.float32) * grad_band[r : r + 1].astype(jnp.float32)
             out.append(total)
         return out
 
@@ -221,7 +217,40 @@ class BatchNorm(nn.Module):
                 running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
         gain = scale * jax.lax.rsqrt(var + self.epsilon)
-        return _affine(x, gain, bias - mean * gain, self.relu6).astype(self.dtype)
+        offset = bias - mean * gain
+        shared = (*(1,) * (x.ndim - 1), x.shape[-1])
+        return _affine(x, gain.reshape(shared), offset.reshape(shared), 6.0 if self.relu6 else None).astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Normalises each image's channels in `groups` groups, then ReLU if `relu`: `nn.GroupNorm` with less traffic.
+
+    Statistics are float32 and come from one reading, first per channel, then per group. Training and evaluation are one
+    function and no image sees another. Parameters `scale`, `bias` [C] float32. UserError if groups does not divide C.
+    """
+
+    groups: int = 8
+    relu: bool = False
+    dtype: Any = jnp.float32
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        batch, channels = x.shape[0], x.shape[-1]
+        if channels % self.groups:
+            raise UserError(f"group norm: {self.groups} groups do not divide {channels} channels; change one of them")
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        flat = x.reshape(batch, -1, channels).astype(jnp.float32)  # [B, H*W, C]
+        grouped = (batch, self.groups, channels // self.groups)
+        mean = flat.mean(1).reshape(grouped).mean(2, keepdims=True)  # [B, groups, 1]
+        square = (flat * flat).mean(1).reshape(grouped).mean(2, keepdims=True)
+        inverse = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.epsilon)
+        gain = inverse * scale.reshape(1, *grouped[1:])  # [B, groups, C / groups]
+        offset = bias.reshape(1, *grouped[1:]) - mean * gain
+        per_image = (batch, *(1,) * (x.ndim - 2), channels)
+        y = _affine(x, gain.reshape(per_image), offset.reshape(per_image), jnp.inf if self.relu else None)
+        return y.astype(self.dtype)
 
 
 def _moments(x: Array) -> tuple[Array, Array]:
@@ -232,24 +261,28 @@ def _moments(x: Array) -> tuple[Array, Array]:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _affine(x: Array, gain: Array, offset: Array, relu6: bool) -> Array:
-    """x * gain + offset per channel, clipped to 0..6 if `relu6`; in x's dtype. Keeps x alone for its gradient."""
+def _affine(x: Array, gain: Array, offset: Array, top: float | None) -> Array:
+    """x * gain + offset, clipped to 0..top unless top is None; in x's dtype.
+
+    gain and offset have x's number of axes, of size 1 where they are shared. Its own gradient keeps x and nothing else.
+    """
     y = x * gain + offset
-    return (jnp.clip(y, 0, 6) if relu6 else y).astype(x.dtype)
+    return (y if top is None else jnp.clip(y, 0, top)).astype(x.dtype)
 
 
-def _affine_forward(x: Array, gain: Array, offset: Array, relu6: bool) -> tuple[Array, tuple[Array, ...]]:
-    return _affine(x, gain, offset, relu6), (x, gain, offset)
+def _affine_forward(x: Array, gain: Array, offset: Array, top: float | None) -> tuple[Array, tuple[Array, ...]]:
+    return _affine(x, gain, offset, top), (x, gain, offset)
 
 
-def _affine_backward(relu6: bool, saved: tuple[Array, ...], grad: Array) -> tuple[Array, Array, Array]:
+def _affine_backward(top: float | None, saved: tuple[Array, ...], grad: Array) -> tuple[Array, Array, Array]:
     x, gain, offset = saved
-    if relu6:
+    if top is not None:
         y = x * gain + offset
-        grad = jnp.where((y > 0) & (y < 6), grad, 0)
-    axes = tuple(range(x.ndim - 1))
+        grad = jnp.where((y > 0) & (y < top), grad, 0)
     grad = grad.astype(jnp.float32)
-    return (grad * gain).astype(x.dtype), (grad * x).sum(axes), grad.sum(axes)
+    shared = tuple(axis for axis, size in enumerate(gain.shape) if size == 1)
+    grad_gain, grad_offset = (grad * x).sum(shared, keepdims=True), grad.sum(shared, keepdims=True)
+    return (grad * gain).astype(x.dtype), grad_gain, grad_offset
 
 
 _affine.defvjp(_affine_forward, _affine_backward)

@@ -1,8 +1,8 @@
 """Trunks, image -> feature map. A module here is a trunk; no registry is edited to add one.
 
-Each exports `Trunk` (a Flax module, `trunk(x, train) -> (feature map [B, h, w, D], stages)`), `preprocess(image)` (pixels
-0..255 on the device -> the input), `STRIDE`, and `NAMES`: the names it goes by in a config and the fields each stands for.
-Every such name begins with the module's.
+Each exports `Trunk` (a Flax module, `trunk(x, train) -> (feature map [B, h, w, D], stages)`), `preprocess(image)`
+(pixels 0..255 on the device -> the input), `STRIDE`, and `NAMES`: the names it goes by in a config and the fields each
+stands for. Every such name begins with the module's.
 """
 
 import importlib

@@ -67,7 +67,7 @@ def block_specs(variant: str) -> list[tuple[int, int, int, int, int]]:
 
 
 class MBConv(nn.Module):
-    """Inverted bottleneck: 1x1 expansion, k x k depthwise, 1x1 projection; added to its input where the shapes allow."""
+    """Inverted bottleneck: 1x1 expansion, k x k depthwise, 1x1 projection; plus its input where the shapes allow."""
 
     kernel: int
     stride: int
@@ -98,7 +98,7 @@ class Trunk(nn.Module):
         "frozen" keeps to the running averages and never changes them.
     dtype: of the computation; parameters and statistics are float32.
 
-    `stages` holds "stem" (stride 2), "stage1" to "stage7" (strides 2, 4, 8, 16, 16, 32, 32) and "head", the feature map.
+    `stages` holds "stem" (stride 2), "stage1" to "stage7" (2, 4, 8, 16, 16, 32, 32) and "head", the feature map.
     """
 
     variant: str = "lite0"
@@ -124,7 +124,7 @@ class Trunk(nn.Module):
 
 
 def torch_names(variant: str = "lite0") -> dict[tuple[str, ...], str]:
-    """Where each variable is in a PyTorch state dict: ("params", "blocks_0", "bn1", "scale") -> "_blocks.0._bn1.weight"."""
+    """Variable -> its name in a PyTorch state dict: ("params", "blocks_0", "bn1", "bias") -> "_blocks.0._bn1.bias"."""
     names = {}
 
     def conv(*path: str) -> None:

@@ -1,4 +1,8 @@
-"""Six 3x3 convolutions with group norm, for pictures of about 48 pixels on a CPU."""
+"""Six 3x3 convolutions with group norm, for pictures of about 48 pixels: trained from scratch on a CPU in minutes.
+
+The resolution falls early (24, 12, 6 for 48 pixels), because on a CPU wide layers on small maps do several times the
+multiply-adds per second of narrow layers on large ones, their gradients above all.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +16,9 @@ from jaxmlic.models import layers
 Array = jax.Array
 
 STRIDE = 8
-NAMES = {"small_cnn": {}}
+# Names of this trunk in a config, with the fields each stands for.
+NAMES = {"small_cnn": {}, "small_cnn_wide": {"widths": (64, 128, 256)}}
+_CONVOLUTIONS = (1, 2, 3)  # in each stage
 
 
 def preprocess(image: Array) -> Array:
@@ -21,24 +27,25 @@ def preprocess(image: Array) -> Array:
 
 
 class Trunk(nn.Module):
-    """`trunk(x, train) -> (feature map [B, ceil(H/8), ceil(W/8), widths[-1]], stages)`; "stage1" to "stage3" at 2, 4, 8.
+    """`trunk(x, train) -> (feature map [B, ceil(H/8), ceil(W/8), widths[2]], stages)`.
 
-    widths: features of the stages, two convolutions each, the first with stride 2.
-    groups: channels are normalised in this many groups of each image, so training and evaluation are one function.
-    dtype: of the computation; parameters are float32.
+    `stages` holds "stage1" to "stage3" (strides 2, 4, 8; one, two, three convolutions); the last is the feature map.
+
+    widths: features of the three stages, multiples of 8 (the groups of the group norms).
+    dtype: of the computation; parameters and statistics are float32.
     """
 
-    widths: Sequence[int] = (32, 64, 128)
-    groups: int = 8
+    widths: Sequence[int] = (32, 64, 96)
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, dict[str, Array]]:
-        del train  # group norm does not distinguish
+        del train  # group norm knows no difference
         stages = {}
         x = x.astype(self.dtype)
-        for i, width in enumerate(self.widths, start=1):
-            for j, stride in enumerate((2, 1), start=1):
+        for stage, (width, convolutions) in enumerate(zip(self.widths, _CONVOLUTIONS, strict=True), start=1):
+            for i in range(convolutions):
+                name, stride = f"stage{stage}_{i}", 2 if i == 0 else 1
                 x = nn.Conv(
                     width,
                     (3, 3),
@@ -46,8 +53,8 @@ class Trunk(nn.Module):
                     use_bias=False,
                     dtype=self.dtype,
                     kernel_init=layers.conv_init,
-                    name=f"stage{i}_conv{j}",
+                    name=f"{name}_conv",
                 )(x)
-                x = nn.relu(nn.GroupNorm(self.groups, dtype=self.dtype, name=f"stage{i}_norm{j}")(x))
-            stages[f"stage{i}"] = x
+                x = layers.GroupNorm(relu=True, dtype=self.dtype, name=f"{name}_norm")(x)
+            stages[f"stage{stage}"] = x
         return x, stages

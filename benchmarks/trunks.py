@@ -1,4 +1,4 @@
-"""Speed of the trunks on this CPU beside PyTorch's, where it is installed: medians of interleaved runs, images per second.
+"""Speed of the trunks on this CPU, beside PyTorch's where it is installed: medians of interleaved runs.
 
     python benchmarks/trunks.py [--rounds 7] [--batch 16] [--keep-memory]
 

@@ -18,7 +18,7 @@ def base() -> ConfigDict:
     config.head = "linear"  # file under jaxmlic/models/heads
     config.model = ConfigDict()  # the head's Model(num_labels, **config.model)
     config.model.trunk = "small_cnn"  # file under jaxmlic/models/trunks (or a variant's name, "efficientnet_lite0")
-    config.model.pool = "avg"  # feature map -> vector: "avg" or "max"
+    config.model.pool = "avg"  # feature map -> vector: "avg", "max" or "avg_max" (both, side by side)
     config.model.dropout = 0.0  # on the pooled vector
     config.model.batch_norm = "train"  # "train": batch statistics; "frozen": running averages, never updated
     config.model.dtype = "float32"  # compute: "float32" or "bfloat16"; parameters and logits stay float32
@@ -70,6 +70,9 @@ def base() -> ConfigDict:
     config.train.eval_every = "1 epochs"  # scores on the validation split, and a checkpoint
     config.train.checkpoint_every = "100%"  # further checkpoints, for resuming
     config.train.log_every = "50 steps"
+    # Without accelerator: devices to divide a batch over; 0 = one per core. Plain convolutions of small networks gain
+    # (1.6x on 2 cores), depthwise ones lose (0.8x).
+    config.train.cpu_devices = 1
 
     config.eval = ConfigDict()
     config.eval.protocol = "all_point"  # see jaxmlic.metrics.PROTOCOLS

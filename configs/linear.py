@@ -8,12 +8,13 @@ Measured:   see RESULTS.md (date, hardware, seeds).
 """
 
 from jaxmlic.configs import common
+
 from jaxmlic.errors import UserError
 
 SIDES = {"corel5k": 160}  # its pictures are 192 x 128; others: 224
 
-# Learning rate, weight decay and epochs of the frozen recipes were selected on a tenth of train (seeds 0 to 2); the runs
-# then use every training picture, without selection.
+# Learning rate, weight decay and epochs of the frozen recipes were selected on a tenth of train (seeds 0 to 2); the
+# runs then use every training picture, without selection.
 FROZEN = {"corel5k": (3e-3, 0.1, 8), "voc2007_subset": (0.05, 0.3, 40)}
 FINETUNE = {"corel5k": 6, "voc2007_subset": 12}  # epochs
 

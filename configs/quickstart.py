@@ -12,13 +12,18 @@ def get_config(arg=None):
     config.data.name = "scenes"
     config.data.image_size = 48
     config.data.cache = True
-    config.augment.crop_area = (0.6, 1.0)
+    config.data.val_fraction = 0.05
+    config.augment.crop_area = (0.85, 1.0)
+    config.augment.crop_aspect = (0.9, 1.1)
+    config.model.pool = "avg_max"
     config.optim.lr = 4e-3
     config.optim.schedule = "one_cycle"
     config.optim.warmup = "25%"
-    config.optim.weight_decay = 0.05
-    config.train.batch_size = 128
-    config.train.duration = "10 epochs"
+    config.optim.weight_decay = 0.01
+    config.optim.clip_norm = 1.0
+    config.train.batch_size = 64
+    config.train.duration = "13 epochs"
+    config.train.cpu_devices = 0
     return common.smoke(config) if arg.smoke else config
 
 
@@ -28,6 +33,6 @@ def sweep():
         ("recipe", {}),
         ("no_flip", {"augment.flip": False}),
         ("no_crop", {"augment.crop_area": (1.0, 1.0)}),
-        ("max_pool", {"model.pool": "max"}),
+        ("avg_pool", {"model.pool": "avg"}),
         ("ema", {"optim.ema": 0.99}),
     ]

@@ -1,6 +1,8 @@
 """`jaxmlic <command>`: one table of commands, one way to end on a user's mistake."""
 
 import argparse
+import contextlib
+import ctypes
 import logging
 import sys
 from collections.abc import Sequence
@@ -46,6 +48,19 @@ def quiet_libraries() -> None:
     sys.excepthook = show_unless_closed
 
 
+def keep_freed_memory() -> None:
+    """Tells glibc to keep freed memory instead of returning it: CPU training steps take up to a third less time.
+
+    XLA on the CPU and OpenCV allocate their large arrays anew for every step and image; each time the system would hand
+    out fresh pages and clear them. Peak memory grows by about a quarter. Does nothing on other systems.
+    """
+    m_arena_max, m_mmap_max, m_trim_threshold = -8, -4, -1  # malloc.h
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        libc = ctypes.CDLL("libc.so.6")
+        for parameter, value in ((m_arena_max, 1), (m_mmap_max, 0), (m_trim_threshold, 2**31 - 1)):
+            libc.mallopt(parameter, value)
+
+
 def usage() -> str:
     """The text of `jaxmlic --help`."""
     rows = [f"  {name:10} {what}" for name, (_, what) in COMMANDS.items()]
@@ -86,5 +101,6 @@ def run(argv: Sequence[str]) -> int:
 
 def main(command: Sequence[str] = ()) -> None:
     """Entry point of the `jaxmlic` script, and of `python -m jaxmlic.<command>` with that command given."""
+    keep_freed_memory()
     quiet_libraries()
     sys.exit(run([*command, *sys.argv[1:]]))

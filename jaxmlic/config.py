@@ -1,5 +1,6 @@
 """Experiment files: finding, loading, locking, overriding and comparing them."""
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict, config_flags
 from jaxmlic.errors import UserError, did_you_mean
 
 # Fields that say where and how fast a run works, not what it computes: a resumed run may change them.
-FREE_FIELDS = ("data.dir", "data.threads", "train.log_every", "train.eval_batch_size")
+FREE_FIELDS = ("data.dir", "data.threads", "train.log_every", "train.eval_batch_size", "train.cpu_devices")
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -110,8 +111,14 @@ def differences(old: Mapping, new: ConfigDict) -> list[str]:
 
 
 def from_dict(values: Mapping) -> ConfigDict:
-    """The locked config of a run folder's config.json."""
+    """The locked config of a run folder's config.json; fields that are newer than the folder have their defaults."""
     config = ConfigDict(dict(values), convert_dict=True)
+    _import_shipped()
+    defaults = importlib.import_module("jaxmlic.configs.common").base()
+    for section in ("data", "augment", "optim", "train", "eval"):
+        for key, value in defaults[section].items():
+            if key not in config[section]:
+                config[section][key] = value
     config.lock()
     return config
 

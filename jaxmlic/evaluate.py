@@ -101,6 +101,7 @@ def run(workdir: str, *, protocol: str | None = None, split: str | None = None, 
     """
     found = run_folder.load(workdir)
     config = found.config
+    sharding.use_cpu_devices(config.train.cpu_devices, config.train.batch_size)
     protocol = metrics.get_protocol(protocol or config.eval.protocol).name
     split = split or config.data.test_split
     dataset = builders.load(config.data.name, data_dir or config.data.dir or None)

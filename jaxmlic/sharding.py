@@ -1,9 +1,28 @@
 """Data parallelism: jit over a mesh with the one axis `data`."""
 
+import os
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxmlic.errors import UserError
+
+
+def use_cpu_devices(wanted: int, batch_size: int) -> None:
+    """Divides this machine's CPU into devices before JAX starts: `wanted`, or for 0 one per core.
+
+    The largest number that divides `batch_size` is taken. Other platforms are not touched, and a number chosen already
+    (by $JAX_NUM_CPU_DEVICES, by a test) stays.
+    """
+    if wanted < 0:
+        raise UserError(f"config.train.cpu_devices = {wanted}; it is 0 (one per core) or a number of devices")
+    if jax.config.jax_num_cpu_devices > 0:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = wanted or cores
+    jax.config.update("jax_num_cpu_devices", next(n for n in range(limit, 0, -1) if batch_size % n == 0))
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:

@@ -272,7 +272,9 @@ class Trainer:
                 check_guard(state.guard, self.trainable)
                 log.write(step, row)
                 bar.report(step, f"epoch {row['epoch']:.2f}  loss {row['train/loss']:.4f}")
-            evaluates = val_reader is not None and (step % self.every["eval"] == 0 or end)
+            # The last regular evaluation is left out where the final one follows soon.
+            due = step % self.every["eval"] == 0 and self.total - step > self.every["eval"] / 2
+            evaluates = val_reader is not None and (due or end)
             if evaluates or end or step % self.every["checkpoint"] == 0:
                 check_guard(state.guard, self.trainable)
                 scores = self.validate(state, val_reader) if evaluates else None
@@ -336,6 +338,7 @@ def stop_signals() -> Iterator[list[int]]:
 
 def run(config: ConfigDict, workdir: str) -> Outcome:
     """Trains `config` in `workdir`; a complete run is left as it is."""
+    sharding.use_cpu_devices(config.train.cpu_devices, config.train.batch_size)
     trainer = Trainer(config, workdir)
     if run_folder.result(workdir) is not None:
         run_folder.claim(workdir, config, trainer.train_view)

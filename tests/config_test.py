@@ -93,6 +93,13 @@ def test_a_config_equals_its_json_copy():
     assert config_lib.flatten(config_lib.from_dict(stored)) == config_lib.flatten(config)
 
 
+def test_a_folder_older_than_a_field_gets_its_default():
+    stored = config_lib.load("quickstart").to_dict()
+    del stored["train"]["cpu_devices"], stored["eval"]["min_positives"]
+    found = config_lib.from_dict(stored)
+    assert (found.train.cpu_devices, found.eval.min_positives) == (1, 1)
+
+
 def test_differences_name_what_matters_only():
     config = config_lib.load("quickstart")
     other = config_lib.override(config, {"optim.lr": 0.5, "data.threads": 9, "data.dir": "/elsewhere"})

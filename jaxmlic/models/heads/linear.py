@@ -9,7 +9,11 @@ from jaxmlic.errors import UserError, did_you_mean
 from jaxmlic.models import trunks
 from jaxmlic.models.heads.contract import Prediction
 
-POOLS = {"avg": lambda x: jnp.mean(x, axis=(1, 2)), "max": lambda x: jnp.max(x, axis=(1, 2))}
+POOLS = {
+    "avg": lambda x: jnp.mean(x, axis=(1, 2)),
+    "max": lambda x: jnp.max(x, axis=(1, 2)),
+    "avg_max": lambda x: jnp.concatenate([jnp.mean(x, axis=(1, 2)), jnp.max(x, axis=(1, 2))], axis=-1),
+}
 LOSSES = ("binary_cross_entropy",)
 
 
@@ -19,7 +23,7 @@ class Model(nn.Module):
     Attributes:
       num_labels: C.
       trunk: name of a trunk (see jaxmlic.models.trunks).
-      pool: "avg" or "max" over the positions of the feature map.
+      pool: "avg" or "max" over the positions of the feature map, or "avg_max", both side by side.
       dropout: rate on the pooled vector.
       batch_norm: "train" or "frozen", for trunks that have batch norm.
       dtype: compute dtype of the trunk; the linear layer works in float32, since logits are ranked.

@@ -218,3 +218,27 @@ def test_mistakes_are_named():
     with pytest.raises(UserError, match="batch_norm is 'freeze'"):
         layers.check_batch_norm("freeze")
     assert layers.check_batch_norm("frozen") and not layers.check_batch_norm("train")
+
+
+def test_global_pools_and_their_gradients():
+    x = np.random.default_rng(0).normal(size=(3, 4, 5, 6)).astype(np.float32)
+    x[0, :, :, 0] = 2.0  # ties: all positions
+    np.testing.assert_allclose(layers.global_avg_pool(x), x.mean((1, 2)), rtol=1e-5)
+    np.testing.assert_array_equal(layers.global_max_pool(x), x.max((1, 2)))
+    grads = np.asarray(jax.grad(lambda x: (layers.global_max_pool(x) * jnp.arange(1.0, 7.0)[None]).sum())(x))
+    expected = np.zeros_like(x)
+    for b in range(3):
+        for c in range(6):
+            row, column = np.unravel_index(np.argmax(x[b, :, :, c]), (4, 5))
+            expected[b, row, column, c] = c + 1
+    np.testing.assert_array_equal(grads, expected)
+
+
+def test_global_max_pool_of_recomputed_values_has_finite_gradients():
+    """At XLA's lowest optimisation level (set for all tests) the gradient of jnp.max is NaN here."""
+    rng = np.random.default_rng(0)
+    norm = layers.GroupNorm(relu=True)
+    x = jnp.float32(rng.normal(size=(8, 2, 2, 96)))
+    variables = norm.init(jax.random.key(0), x)
+    grads = jax.jit(jax.grad(lambda x: layers.global_max_pool(norm.apply(variables, x)).sum()))(x)
+    assert np.isfinite(grads).all()

@@ -288,6 +288,23 @@ def _affine_backward(top: float | None, saved: tuple[Array, ...], grad: Array) -
 _affine.defvjp(_affine_forward, _affine_backward)
 
 
+def global_avg_pool(x: Array) -> Array:
+    """[B, h, w, D] -> [B, D], the mean over positions."""
+    return jnp.mean(x, axis=(1, 2))
+
+
+def global_max_pool(x: Array) -> Array:
+    """[B, h, w, D] -> [B, D], the maximum over positions; of equal ones the first gets the gradient.
+
+    The gradient of `jnp.max` asks which values equal the maximum. Where XLA computes both anew with other rounding none
+    may, and 0 / 0 follows (seen on the CPU at optimisation level 0); here it goes where the arg max points.
+    """
+    flat = x.reshape(x.shape[0], -1, x.shape[-1])  # [B, positions, D]
+    best = jnp.argmax(flat, axis=1, keepdims=True)  # [B, 1, D]
+    here = jnp.arange(flat.shape[1])[None, :, None] == best
+    return jnp.sum(jnp.where(here, flat, 0), axis=1)
+
+
 def check_batch_norm(mode: str) -> bool:
     """True for "frozen", False for "train"; anything else raises UserError."""
     if mode not in ("train", "frozen"):

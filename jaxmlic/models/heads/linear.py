@@ -6,13 +6,13 @@ import jax.numpy as jnp
 
 from jaxmlic import losses
 from jaxmlic.errors import UserError, did_you_mean
-from jaxmlic.models import trunks
+from jaxmlic.models import layers, trunks
 from jaxmlic.models.heads.contract import Prediction
 
 POOLS = {
-    "avg": lambda x: jnp.mean(x, axis=(1, 2)),
-    "max": lambda x: jnp.max(x, axis=(1, 2)),
-    "avg_max": lambda x: jnp.concatenate([jnp.mean(x, axis=(1, 2)), jnp.max(x, axis=(1, 2))], axis=-1),
+    "avg": layers.global_avg_pool,
+    "max": layers.global_max_pool,
+    "avg_max": lambda x: jnp.concatenate([layers.global_avg_pool(x), layers.global_max_pool(x)], axis=-1),
 }
 LOSSES = ("binary_cross_entropy",)
 

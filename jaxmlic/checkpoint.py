@@ -64,18 +64,34 @@ class Checkpoints:
 
         With `iterator`, its position is restored in place. Raises UserError when the checkpoint is of another model.
         """
+        self._check_layout(step, target)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
         items = {"state": ocp.args.StandardRestore(abstract)}
         if iterator is not None:
             items["data"] = grain.checkpoint.CheckpointRestore(iterator)
-        try:
-            return self.manager.restore(step, args=ocp.args.Composite(**items))["state"]
-        except (ValueError, KeyError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
+        return self.manager.restore(step, args=ocp.args.Composite(**items))["state"]
+
+    def _check_layout(self, step: int, target: Any) -> None:
+        """Compares names and shapes before anything is read, so that a mismatch is told in our words."""
+        folder = self.folder / str(step)
+        with ocp.StandardCheckpointer() as reader:
+            try:
+                found = shapes(reader.metadata(folder / "state").item_metadata.tree)
+            except (OSError, ValueError, AttributeError) as error:
+                raise UserError(
+                    f"checkpoint {folder} is damaged ({error}); remove that folder to use the other"
+                ) from None
+        wanted = shapes(target)
+        lists = {
+            "only in the model": sorted(wanted.keys() - found.keys()),
+            "only in the checkpoint": sorted(found.keys() - wanted.keys()),
+            "of another shape": sorted(k for k in wanted.keys() & found.keys() if wanted[k] != found[k]),
+        }
+        told = [f"{len(names)} {what} (first: {names[0]})" for what, names in lists.items() if names]
+        if told:
             raise UserError(
-                f"checkpoint {self.folder / str(step)} does not fit this model ({reason}); "
-                "restore it with the code and config that made it"
-            ) from None
+                f"checkpoint {folder} does not fit this model: {', '.join(told)}; use the code and config that made it"
+            )
 
     def close(self) -> None:
         """Waits for pending saves and lets go."""
@@ -95,6 +111,13 @@ class Checkpoints:
                 f"{self.folder}: no space left while saving a checkpoint; {kept}; free some space and run the same "
                 "command again to continue from there"
             ) from None
+
+
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """{"params/classifier/bias": (20,), ...}, the same for a state and for what Orbax tells of a saved one."""
+    name = lambda key: str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", None))))  # noqa: E731
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {"/".join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def is_disk_full(error: BaseException | None) -> bool:

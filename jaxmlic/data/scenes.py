@@ -116,15 +116,15 @@ def label_sets(split: str) -> np.ndarray:
 
 
 @functools.cache
-def _drawn_sets(split: str, seed: int) -> np.ndarray:
-    """Which label set each picture of a split takes, int64 [SPLITS[split]].
+def _drawn_sets(split: str, count: int, seed: int) -> np.ndarray:
+    """Which label set each of the `count` pictures of a split takes, int64 [count].
 
     Whole shuffled rounds: no set is used twice before every set is used once.
     """
     rng = np.random.default_rng([seed, _split_number(split)])
-    rounds = -(-SPLITS[split] // len(label_sets(split)))
+    rounds = -(-count // len(label_sets(split)))
     order = [rng.permutation(len(label_sets(split))) for _ in range(rounds)]
-    return np.concatenate(order)[: SPLITS[split]]
+    return np.concatenate(order)[:count]
 
 
 def _split_number(split: str) -> int:
@@ -145,7 +145,7 @@ def labels_of(split: str, index: int, seed: int = 0) -> np.ndarray:
     _split_number(split)
     if not 0 <= index < SPLITS[split]:
         raise IndexError(f"scenes/{split} has {SPLITS[split]} pictures: there is no picture {index}")
-    return label_sets(split)[_drawn_sets(split, seed)[index]]
+    return label_sets(split)[_drawn_sets(split, SPLITS[split], seed)[index]]
 
 
 def lay_out(split: str, index: int, seed: int = 0) -> tuple[Placed, ...]:

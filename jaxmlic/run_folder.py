@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 import jaxmlic
 from jaxmlic import config as config_lib
+from jaxmlic.checkpoint import FOLDER
 from jaxmlic.data.pipeline import View
 from jaxmlic.errors import UserError
 from jaxmlic.score_file import check_same_classes
@@ -48,12 +49,15 @@ def fingerprint(view: View) -> str:
 def claim(workdir: str | Path, config: ConfigDict, train: View) -> Run:
     """Writes config.json into a new folder, or checks that the one there belongs to the same config and data.
 
+    A folder without a checkpoint (of a start that ended on a mistake) counts as new: there is nothing to lose in it.
+
     Raises:
       UserError: the folder is of another config (the message names the fields), other class names or other data.
     """
     workdir = Path(workdir)
     run = Run(workdir, config, list(train.dataset.class_names), len(train), fingerprint(train))
-    if (workdir / CONFIG_FILE).exists():
+    begun = any(path.name.isdigit() for path in (workdir / FOLDER).glob("*"))
+    if begun and (workdir / CONFIG_FILE).exists():
         old = load(workdir)
         changed = config_lib.differences(old.config.to_dict(), config)
         if changed:

@@ -294,6 +294,14 @@ def test_config_mistakes_are_told_before_training(data_dir, tmp_path, overrides,
     assert not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
+def test_after_a_mistake_the_folder_can_be_used_with_the_mended_config(data_dir, tmp_path):
+    with pytest.raises(UserError, match="fewer than"):
+        train.run(tiny_config(data_dir, **{"train.batch_size": 64}), str(tmp_path / "run"))
+    mended = tiny_config(data_dir)
+    trainer = train.Trainer(mended, str(tmp_path / "run"))
+    assert run_folder.claim(tmp_path / "run", mended, trainer.train_view).config.train.batch_size == 8
+
+
 def test_changed_data_and_class_names_are_refused(finished_run, data_dir):
     trainer = train.Trainer(tiny_config(data_dir), "unused")
     names = dataclasses.replace(trainer.train_view, indices=trainer.train_view.indices[1:])

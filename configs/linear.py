@@ -13,8 +13,8 @@ from jaxmlic.errors import UserError
 
 SIDES = {"corel5k": 160}  # its pictures are 192 x 128; others: 224
 
-# Learning rate, weight decay and epochs of the frozen recipes were selected on a tenth of train (seeds 0 to 2); the
-# runs then use every training picture, without selection.
+# Learning rate and weight decay of the frozen recipes were selected on a tenth of train (seeds 0 to 2), the epochs by
+# the time they take; the runs then use every training picture, without selection.
 FROZEN = {"corel5k": (3e-3, 0.1, 8), "voc2007_subset": (0.05, 0.3, 24)}
 # Learning rate, the trunk's share of it, weight decay, epochs. The few pictures of rare classes want a fast classifier.
 FINETUNE = {"corel5k": (3e-3, 0.1, 0.05, 6), "voc2007_subset": (0.03, 0.01, 0.3, 10)}

@@ -7,8 +7,8 @@ RUNS ?= runs
 .PHONY: help quickstart test test-slow lint clean
 
 help:
-	@echo "make quickstart   new environment, install, embedded data, train, evaluate (about 5 minutes)"
-	@echo "make test         new environment where there is none, lint, tests (under 15 minutes on 2 cores)"
+	@echo "make quickstart   new environment, install, embedded data, train, evaluate (minutes)"
+	@echo "make test         new environment where there is none, lint, tests (about 10 minutes of CPU time)"
 	@echo "make test-slow    the tests that take minutes each"
 	@echo "make lint         ruff: lint and format check"
 

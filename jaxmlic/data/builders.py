@@ -81,6 +81,7 @@ class MultiLabelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
             features=features(self.num_labels, self.has_boxes), disable_shuffling=True
         )
 
+    # tfds wants these two to exist; `write` streams the examples past its own way of preparing.
     def _split_generators(self, dl_manager):
         raise NotImplementedError("jaxmlic.data.builders.write prepares this data set")
 

@@ -24,6 +24,9 @@ COMMANDS = {
 }
 
 
+LOOP_CLOSED = "Event loop is closed"
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose complaints are one line, like every other mistake."""
 
@@ -38,14 +41,19 @@ def quiet_libraries() -> None:
     """
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    show = sys.excepthook
+    show, show_unraisable = sys.excepthook, sys.unraisablehook
 
+    # The storage library's threads report to an event loop that a failed save has closed; Python prints that by one of
+    # these two ways, depending on the thread.
     def show_unless_closed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        # The storage library's threads report to an event loop that a failed save has closed.
-        if str(error) != "Event loop is closed":
+        if str(error) != LOOP_CLOSED:
             show(kind, error, trace)
 
-    sys.excepthook = show_unless_closed
+    def show_unraisable_unless_closed(unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != LOOP_CLOSED:
+            show_unraisable(unraisable)
+
+    sys.excepthook, sys.unraisablehook = show_unless_closed, show_unraisable_unless_closed
 
 
 def keep_freed_memory() -> None:

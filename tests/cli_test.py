@@ -54,3 +54,22 @@ def test_commands_start_as_modules(module):
     done = subprocess.run([sys.executable, "-m", module, "--nonsense"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("jaxmlic: "), done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_reports_to_a_closed_event_loop_are_not_shown():
+    """After a failed save the storage library's threads report to a closed loop; other errors stay visible."""
+    script = """
+import sys
+from jaxmlic import cli
+cli.quiet_libraries()
+class Report:
+    def __init__(self, error): self.error = error
+    def __del__(self): raise self.error
+Report(RuntimeError("Event loop is closed"))
+Report(RuntimeError("something else"))
+sys.excepthook(RuntimeError, RuntimeError("Event loop is closed"), None)
+sys.excepthook(RuntimeError, RuntimeError("another thing"), None)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "Event loop is closed" not in done.stderr
+    assert "something else" in done.stderr and "another thing" in done.stderr

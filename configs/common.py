@@ -37,6 +37,7 @@ def base() -> ConfigDict:
     config.data.image_size = 48  # side of the square that the model sees
     config.data.resize = 0  # side the host resizes training images to before the crop; 0 = image_size
     config.data.difficult = "ignore"  # unknown (-1) training labels: "ignore", "positive" or "negative"
+    config.data.drop_empty = False  # leave out images without a present label, in every split (COCO, NUS-WIDE)
     config.data.cache = False  # decode each image once and keep the pixels in memory
     config.data.limit = 0  # use only the first N examples of each split; 0 = all
     config.data.threads = 2  # host threads that read and decode

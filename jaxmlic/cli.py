@@ -20,7 +20,7 @@ COMMANDS = {
     "evaluate": ("jaxmlic.evaluate", "score a split with a run's best checkpoint under a named protocol"),
     "predict": ("jaxmlic.predict", "label photographs with a run's best checkpoint"),
     "sweep": ("jaxmlic.sweep", "run every entry of an experiment's sweep() and tabulate them"),
-    "data": ("jaxmlic.data.prepare", "prepare data sets"),
+    "data": ("jaxmlic.data.commands", "prepare, check and divide data sets"),
 }
 
 

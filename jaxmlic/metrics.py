@@ -127,6 +127,7 @@ def evaluate(
         undefined for the others), and their harmonic mean. An image with nothing predicted has precision 0.
       - `MAP@10`, `top1`: over the same images, each image's known labels ranked by score, ties by class index. MAP@10
         sums precision@i over the hits i <= 10 and divides by min(10, positives); top1: share whose best label is right.
+      - `accuracy`: top1 when the data are single-label (every image has exactly one positive and no unknown), else NaN.
       - `protocol` (canonical name), `threshold` (the value used, or None), `num_classes` (in the means), `num_left_out`
         (no or too few positives, or outside the mask), `num_examples` (N).
 
@@ -157,11 +158,14 @@ def evaluate(
     if not all_known:
         predicted &= known
         order = top_k(scores, MAP_CUT, known)
+    per_image = _per_image(predicted, positive, order[:, :MAP_CUT])
+    single_label = all_known and num_examples > 0 and bool((np.count_nonzero(positive, axis=1) == 1).all())
     return {
         "mAP": _mean(ap[included]),
         "AP": ap,
         **_class_and_overall(predicted, positive, num_positive, included, bool(known.any())),
-        **_per_image(predicted, positive, order[:, :MAP_CUT]),
+        **per_image,
+        "accuracy": per_image["top1"] if single_label else float("nan"),
         "protocol": protocol.name,
         "threshold": threshold,
         "num_classes": int(included.sum()),

@@ -1,5 +1,6 @@
 """Writing and reading prepared data sets: against tfds itself, and with damaged folders."""
 
+import functools
 import io
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxmlic.data import builders
+from jaxmlic.data import builders, named_splits
 from jaxmlic.data.records import RecordSource, parse_example, serialize_example
 from jaxmlic.errors import UserError
 
@@ -373,3 +374,91 @@ def test_default_data_dir(monkeypatch, tmp_path):
     monkeypatch.delenv("JAXMLIC_DATA")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert builders.default_data_dir() == tmp_path / "home" / ".cache" / "jaxmlic" / "data"
+
+
+NAMED = {"train0": [24, 3, 0], "test0": [1, 20], "val": [3]}
+
+
+def test_named_splits_reach_across_the_stored_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(builders, "SHARD_BYTES", 2000)
+    splits = {"train": make(20, boxes=True), "test": make(5, seed=1, boxes=True)}
+    folder = write(tmp_path, splits=splits, has_boxes=True)
+    path = builders.write_named_split(folder, "folds-1", NAMED, {"seed": 3})
+    assert path == folder / "splits" / "folds-1.npz" and os.listdir(path.parent) == ["folds-1.npz"]
+    dataset = builders.load("small", tmp_path)
+    assert dataset.split_names() == ["train", "test", "folds-1/train0", "folds-1/test0", "folds-1/val"]
+    assert dataset.splits == {"train": 20, "test": 5}
+    assert [dataset.count(split) for split in dataset.split_names()] == [20, 5, 3, 2, 1]
+    assert named_splits.info(folder, "folds-1") == {"seed": 3}
+    everything = [*splits["train"], *splits["test"]]
+    for part, rows in NAMED.items():
+        split = f"folds-1/{part}"
+        source = dataset.source(split, boxes=True)
+        assert len(source) == len(rows) and dataset.rows(split).tolist() == rows
+        for i, row in enumerate(rows):
+            wanted, record = everything[row], source[i]
+            assert record["id"] == dataset.ids(split)[i] == wanted["id"] and record["image"] == wanted["image"]
+            np.testing.assert_array_equal(dataset.labels(split)[i], wanted["labels"])
+            assert len(record["boxes"]["label"]) == len(wanted["boxes"])
+        assert [record["id"] for record in source.__getitems__(range(len(rows)))] == dataset.ids(split).tolist()
+        with pytest.raises(IndexError):
+            source[len(rows)]
+    assert [record["id"] for record in pickle.loads(pickle.dumps(source))] == [everything[3]["id"]]
+    with pytest.raises(ValueError, match="read-only"):
+        dataset.rows("train")[0] = 5
+
+
+def test_the_text_of_a_source_tells_the_rows_and_not_the_folder(tmp_path):
+    dataset = builders.load("small", write(tmp_path).parent.parent)
+    texts = set()
+    for rows in ([1, 2], [2, 1], [1, 3]):
+        builders.write_named_split(dataset, "a", {"train": rows}, {}, overwrite=True)
+        texts.add(repr(builders.load("small", tmp_path).source("a/train")))
+    assert len(texts) == 3 and all("small/a/train" in text and str(tmp_path) not in text for text in texts)
+
+
+def test_named_splits_of_another_preparation_are_refused(tmp_path):
+    builders.write_named_split(write(tmp_path), "a", {"train": [0]}, {})
+    kept = (tmp_path / "small" / "1.0.0" / "splits" / "a.npz").read_bytes()
+    folder = write(tmp_path, splits={"train": make(20, seed=2), "test": make(5, seed=1)}, overwrite=True)
+    (folder / "splits").mkdir()
+    (folder / "splits" / "a.npz").write_bytes(kept)
+    dataset = builders.load("small", tmp_path)
+    for call in (dataset.labels, dataset.ids, dataset.source, dataset.count):
+        with pytest.raises(UserError, match=r"a\.npz: made for another preparation.*jaxmlic data split small --as=a"):
+            call("a/train")
+    for damage in (b"", b"garbage" * 9, kept[: len(kept) // 2]):
+        (folder / "splits" / "a.npz").write_bytes(damage)
+        with pytest.raises(UserError, match=r"a\.npz: damaged.*or delete it"):
+            dataset.labels("a/train")
+    dataset.labels("train")
+
+
+def test_mistakes_in_named_splits(tmp_path):
+    dataset = builders.load("small", write(tmp_path).parent.parent)
+    add = functools.partial(builders.write_named_split, dataset)
+    for name, part in (("a b", "train"), ("../a", "train"), ("a/b", "train"), ("", "train"), ("a", ".x"), ("a", "b/c")):
+        with pytest.raises(UserError, match="cannot name a split"):
+            add(name, {part: [0]}, {})
+    with pytest.raises(UserError, match="a/test would hold no images"):
+        add("a", {"train": [0], "test": []}, {})
+    for rows in ([0, 0], [25], [-1], [[0]]):
+        with pytest.raises(ValueError, match="rows of a/train"):
+            add("a", {"train": rows}, {})
+    with pytest.raises(UserError, match="a/trainval and a/test share 1 images"):
+        add("a", {"trainval": [0, 1], "test": [1, 2]}, {})
+    with pytest.raises(UserError, match="a/train0 and a/test1 share 1 images"):
+        add("a", {"train0": [0, 1], "test1": [1]}, {})
+    with pytest.raises(UserError, match="a/train1 and a/test1 share 2 images"):
+        add("a", {"train1": [0, 1], "test1": [1, 0]}, {}, folds=True)
+    add("a", {"train0": [0, 1], "test1": [1]}, {}, folds=True)
+    with pytest.raises(UserError, match=r"a\.npz is there already: add --overwrite"):
+        add("a", {"train": [0]}, {})
+    add("a", {"train": [5], "val": [5]}, {}, overwrite=True)
+    assert dataset.split_names() == ["train", "test", "a/train", "a/val"]
+    for name in ("a/trian", "a", "a/train/x", "../a/train", "/", "a/"):
+        with pytest.raises(UserError, match="has no split"):
+            dataset.labels(name)
+    add("many", {f"part{i}": [i] for i in range(20)}, {})
+    with pytest.raises(UserError, match=r"it has train, test, a/train.*\(`jaxmlic data split small --list`\)$"):
+        dataset.labels("x")

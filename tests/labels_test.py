@@ -1,11 +1,11 @@
-"""Stratified splits: exact sizes, proportions against random splits, every class kept; counts by hand."""
+"""Stratified parts: exact sizes, proportions against Algorithm 1 in plain words and chance, every class kept."""
 
 import time
 
 import numpy as np
 import pytest
 
-from jaxmlic.data.labels import counts, stratified_split
+from jaxmlic.data.labels import counts, labelled_mask, part_sizes, stratified_parts, stratified_split
 
 
 def long_tail(num_rows=2000, num_labels=30, seed=0):
@@ -103,3 +103,136 @@ def test_large_splits_take_seconds():
     start = time.perf_counter()
     stratified_split(labels, 0.1, 0)
     assert time.perf_counter() - start < 10
+
+
+FOLDS, PARTS = [0.1] * 10, [0.8, 0.2]
+
+
+def algorithm_1(labels, proportions, seed):
+    """Sechidis, Tsoumakas and Vlahavas (2011), Algorithm 1, line by line: part of each row; sizes only nearly right."""
+    rng = np.random.default_rng(seed)
+    positive = labels == 1
+    desired = len(labels) * np.array(proportions)
+    desired_of = positive.sum(0)[:, None] * np.array(proportions)
+    part = np.full(len(labels), -1)
+    while (left := positive[part < 0].sum(0)).any():
+        label = np.where(left > 0, left, len(labels) + 1).argmin()
+        for row in rng.permutation(np.flatnonzero((part < 0) & positive[:, label])):
+            best = np.flatnonzero(desired_of[label] == desired_of[label].max())
+            part[row] = rng.choice(best[desired[best] == desired[best].max()])
+            desired_of[positive[row], part[row]] -= 1
+            desired[part[row]] -= 1
+    for row in np.flatnonzero(part < 0):
+        part[row] = desired.argmax()
+        desired[part[row]] -= 1
+    return part
+
+
+def deviation(labels, part):
+    """Mean difference of a class's share in a part from its share in all (the paper's label distribution)."""
+    positive = labels == 1
+    return np.mean([np.abs(positive[part == j].mean(0) - positive.mean(0)) for j in range(part.max() + 1)])
+
+
+@pytest.mark.parametrize("proportions", [FOLDS, PARTS, [0.5, 0.3, 0.2]])
+def test_parts_are_as_good_as_those_of_the_plain_algorithm(proportions):
+    labels = long_tail()
+    ours, plain, at_random = [], [], []
+    for seed in range(3):
+        part = stratified_parts(labels, proportions, seed)
+        assert part.dtype == np.int64 and part.shape == (len(labels),)
+        np.testing.assert_array_equal(np.bincount(part), part_sizes(len(labels), proportions))
+        ours.append(deviation(labels, part))
+        plain.append(deviation(labels, algorithm_1(labels, proportions, seed)))
+        at_random.append(deviation(labels, np.random.default_rng(seed).permutation(part)))
+    assert np.mean(ours) < 1.1 * np.mean(plain)
+    assert np.mean(ours) < 0.25 * np.mean(at_random)
+
+
+def test_frequent_classes_are_even_although_sizes_are_exact():
+    labels = long_tail(5000, 12)
+    part = stratified_parts(labels, FOLDS, 0)
+    held = np.stack([counts(labels[part == j])[0] for j in range(10)])
+    assert np.abs(held - counts(labels)[0] / 10).max() < 2
+
+
+def test_sizes_by_largest_remainder():
+    assert part_sizes(10, [0.25, 0.25, 0.5]).tolist() == [3, 2, 5]
+    assert part_sizes(11, [0.26, 0.34, 0.4]).tolist() == [3, 4, 4]  # 2.86, 3.74, 4.4
+    assert part_sizes(9963, [6000 / 9963, 3963 / 9963]).tolist() == [6000, 3963]
+    assert part_sizes(3000, [700 / 3000, 1 - 700 / 3000]).tolist() == [700, 2300]
+    assert part_sizes(0, [0.5, 0.5]).tolist() == [0, 0]
+    assert part_sizes(103, FOLDS).sum() == 103 and set(part_sizes(103, FOLDS)) == {10, 11}
+    for wrong in ([0.5, 0.6], [1.5, -0.5], [], [0.5, np.nan]):
+        with pytest.raises(ValueError, match="proportions"):
+            part_sizes(10, wrong)
+
+
+def test_rows_without_a_positive_are_spread_evenly():
+    labels = long_tail(3000, 8)
+    labels[:700] = 0
+    labels[200:500] = -1
+    part = stratified_parts(labels, FOLDS, 0)
+    empty, unknown = ~(labels == 1).any(1), (labels == -1).any(1)
+    for rows in (empty & unknown, empty & ~unknown):
+        held = np.bincount(part[rows], minlength=10)
+        assert held.max() - held.min() <= 1 and rows.sum() > 200
+    part = stratified_parts(np.full((10, 3), -1, np.int8), PARTS, 0)
+    assert np.bincount(part).tolist() == [8, 2]
+
+
+@pytest.mark.parametrize("num_folds", [3, 5, 10])
+def test_the_rest_of_a_fold_holds_every_class(num_folds):
+    lost, lost_plainly = 0, 0
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        labels = np.zeros((200, 60), np.int8)
+        for label in range(60):
+            labels[rng.choice(40, rng.integers(1, 4), replace=False), label] = 1  # many share their rows
+        ours = stratified_parts(labels, [1 / num_folds] * num_folds, seed)
+        plain = algorithm_1(labels, [1 / num_folds] * num_folds, seed)
+        for fold in range(num_folds):
+            lost += np.sum(~labels[ours != fold].any(0) & (labels.sum(0) >= 2))
+            lost_plainly += np.sum(~labels[plain != fold].any(0) & (labels.sum(0) >= 2))
+    # One of three parts is not always free: a row can be the last of three classes that lie in three parts.
+    assert lost <= (3 if num_folds == 3 else 0) < lost_plainly
+
+
+def test_parts_seed_decides():
+    labels = long_tail()
+    first, again, other = (stratified_parts(labels, FOLDS, seed) for seed in (5, 5, 6))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).mean() > 0.5
+
+
+def test_extreme_parts():
+    assert stratified_parts(np.zeros((0, 3), np.int8), PARTS, 0).shape == (0,)
+    for labels in (np.ones((10, 1)), np.zeros((10, 0)), np.ones((10, 5)), np.eye(10), -np.ones((10, 2))):
+        labels = labels.astype(np.int8)
+        assert np.bincount(stratified_parts(labels, PARTS, 0)).tolist() == [8, 2]
+        assert np.bincount(stratified_parts(labels, [0, 1, 0], 0)).tolist() == [0, 10]
+        assert not stratified_parts(labels, [1.0], 0).any()
+        assert sorted(stratified_parts(labels, FOLDS, 0)) == list(range(10))
+        assert stratified_parts(labels, [1 / 25] * 25, 0).max() < 25  # more parts than rows
+    with pytest.raises(ValueError, match=r"\[N, C\]"):
+        stratified_parts(np.zeros(3, np.int8), PARTS, 0)
+    with pytest.raises(ValueError, match="proportions"):
+        stratified_parts(np.zeros((3, 1), np.int8), [0.5, 0.2], 0)
+
+
+def test_labelled_mask():
+    labels = long_tail(1000, 40)
+    mask = labelled_mask(labels, 0.1, 0)
+    assert mask.dtype == bool and mask.sum() == 100
+    assert (labels[mask] == 1).any(0)[counts(labels)[0] >= 2].all()
+    np.testing.assert_array_equal(mask, labelled_mask(labels, 0.1, 0))
+    assert labelled_mask(labels, 1.0, 0).all() and not labelled_mask(labels, 0.0, 0).any()
+    with pytest.raises(ValueError, match="fraction"):
+        labelled_mask(labels, 10, 0)
+
+
+def test_large_folds_take_seconds():
+    labels = long_tail(100_000, 80)
+    start = time.process_time()
+    stratified_parts(labels, FOLDS, 0)
+    assert time.process_time() - start < 12

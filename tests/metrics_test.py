@@ -196,6 +196,14 @@ def test_four_images_two_classes_by_hand():
     assert (report["num_classes"], report["num_left_out"], report["num_examples"]) == (2, 0, 4)
 
 
+def test_accuracy_is_for_single_label_data():
+    scores = np.array([[2.0, -1.0, 0.0], [1.0, 3.0, 0.0], [0.5, 1.0, 0.7]])
+    labels = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0]], np.int8)
+    assert metrics.evaluate(scores, labels)["accuracy"] == pytest.approx(2 / 3)  # sklearn's accuracy of the arg max
+    for row in ([0, 1, 1], [0, 0, 0], [-1, 1, 0]):  # two labels, none, an unknown one
+        assert np.isnan(metrics.evaluate(scores, np.array([*labels[:2], row], np.int8))["accuracy"])
+
+
 def test_eleven_points_by_hand():
     # Ranking + - + - -; recall 0.5 at precision 1, recall 1 at precision 2/3: six points of 1, five of 2/3.
     scores, labels = np.array([[5.0], [4], [3], [2], [1]]), np.array([[1], [0], [1], [0], [0]], np.int8)

@@ -1,6 +1,7 @@
 """The host pipeline: coverage, order, sharding, padding, saved positions, and its mistakes."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -166,3 +167,50 @@ def test_cache_larger_than_memory_is_refused(reader):
     huge = dataclasses.replace(reader.view, indices=np.arange(72).repeat(10_000))
     with pytest.raises(UserError, match=r"set config\.data\.cache=False"):
         pipeline.Reader(huge, 4096, cache=True)
+
+
+def test_images_without_a_label_can_be_left_out(data_dir):
+    dataset = builders.load("tiny", data_dir)
+    labels = dataset.labels("train")
+    present = np.flatnonzero((labels == 1).any(axis=1))
+    assert 0 < len(present) < len(labels)
+    config = tiny_config(data_dir, **{"data.drop_empty": True})
+    view = pipeline.select(config.data, dataset, "train")
+    np.testing.assert_array_equal(view.indices, present)
+    np.testing.assert_array_equal(view.labels, labels[present])
+    train, val = pipeline.train_and_val(config.data, dataset, 0)
+    np.testing.assert_array_equal(np.sort(np.concatenate([train.indices, val.indices])), present)
+    limited = tiny_config(data_dir, **{"data.drop_empty": True, "data.limit": 5})
+    np.testing.assert_array_equal(pipeline.select(limited.data, dataset, "train").indices, present[:5])
+
+
+def test_named_splits_from_selection_to_batches(data_dir, tmp_path, key_of):
+    shutil.copytree(data_dir / "tiny", tmp_path / "tiny")
+    dataset = builders.load("tiny", tmp_path)
+    parts = {"train": np.array([80, 3, 100, *range(10, 40)]), "test": np.array([0, 72, 5]), "val": np.array([1, 99])}
+    builders.write_named_split(dataset, "mine", parts, {})
+    config = tiny_config(tmp_path, **{"data.train_split": "mine/train", "data.val_split": "mine/val"}).data
+    ids, labels = (np.concatenate([of(split) for split in ("train", "test")]) for of in (dataset.ids, dataset.labels))
+    train, val = pipeline.train_and_val(config, dataset, 0)
+    test = pipeline.find_view(config, dataset, 0, "mine/test")
+    for view, rows in ((train, parts["train"]), (val, parts["val"]), (test, parts["test"])):
+        assert view.ids.tolist() == ids[rows].tolist() and len(view) == len(rows)
+        np.testing.assert_array_equal(view.labels, labels[rows])
+    (batch,) = pipeline.eval_batches(pipeline.Reader(test, 16), 4)
+    assert batch["id"][:3].tolist() == ids[parts["test"]].tolist() and batch["mask"].tolist() == [True] * 3 + [False]
+    assert key_of[batch["image"][0].tobytes()] == 0 and key_of[batch["image"][2].tobytes()] == 5
+
+    reader = pipeline.Reader(train, 16)
+    iterator = pipeline.train_iterator(reader, 8, seed=0)
+    next(iterator)
+    state = iterator.get_state()
+    expected = [next(iterator)["image"] for _ in range(6)]
+    again = pipeline.train_iterator(reader, 8, seed=0)
+    again.set_state(state)
+    np.testing.assert_array_equal([next(again)["image"] for _ in range(6)], expected)
+
+    carved = tiny_config(tmp_path, **{"data.train_split": "mine/train", "data.val_split": ""}).data
+    rest, part = pipeline.train_and_val(carved, dataset, 0)
+    assert sorted([*rest.ids, *part.ids]) == sorted(ids[parts["train"]])
+    with pytest.raises(UserError, match=r"no split 'mine/trian' \(did you mean 'mine/train'"):
+        pipeline.select(config, dataset, "mine/trian")

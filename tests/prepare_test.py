@@ -366,3 +366,134 @@ def test_help_and_unknown_commands(capsys):
         assert cli.run(["data", *argv]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and "--help" in error
+
+
+def big_source(tmp_path, count=40):
+    """A folder with train.csv and test.csv, `count` images each, the seventh of train broken."""
+    folder = tmp_path / "big"
+    (folder / "images").mkdir(parents=True)
+    for split in ("train", "test"):
+        names = [f"{split}{i}.jpg" for i in range(count)]
+        for i, name in enumerate(names):
+            (folder / "images" / name).write_bytes(encoded(i))
+        (folder / f"{split}.csv").write_text("image,labels\n" + "".join(f"{name},cat\n" for name in names))
+    (folder / "images" / "train7.jpg").write_bytes(b"broken")
+    return folder
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """`stop_after(n, error)`: the n-th record raises; `stop_after(None)`: no more. Counts the images looked at."""
+    real, seen = builders.serialize_example, []
+    monkeypatch.setattr(builders, "SHARD_BYTES", 6000)
+    look = prepare.inspect
+    looked = []
+    monkeypatch.setattr(prepare, "inspect", lambda data: looked.append(1) or look(data))
+
+    def install(count, error=None):
+        seen.clear()
+        looked.clear()
+
+        def serialize(example):
+            seen.append(1)
+            if count is not None and len(seen) > count:
+                raise error
+            return real(example)
+
+        monkeypatch.setattr(builders, "serialize_example", serialize)
+        return looked
+
+    return install
+
+
+STOPS = {
+    "Ctrl-C": (KeyboardInterrupt(), 130, "interrupted"),
+    "full disk": (OSError(28, "No space left on device"), 2, "the same command goes on after the first"),
+    "full disk, noticed by the writer": (RuntimeError("No space left on device"), 2, "goes on after the first"),
+}
+
+
+@pytest.mark.parametrize("reason", STOPS)
+def test_an_interrupted_preparation_goes_on_where_it_stopped(run, tmp_path, stop_after, reason):
+    """Stopped in train, stopped again in test, then finished: the same files as without a stop, most images once."""
+    source = big_source(tmp_path)
+    stop_after(None)
+    assert run(f"--source={source}", "--skip-bad", "--workers=1", name="whole")[0] == 0
+    error, code, text = STOPS[reason]
+    for count in (30, 25):
+        stop_after(count, error)
+        status, _, err = run(f"--source={source}", "--skip-bad", "--workers=1")
+        assert status == code and text in err[-1]
+        assert builders.prepared(tmp_path / "data") == ["whole"]
+    looked = stop_after(None)
+    status, out, _ = run(f"--source={source}", "--skip-bad", "--workers=1")
+    assert status == 0 and "1 rows left out" in "\n".join(out)
+    assert len(looked) < 40  # of 80
+    made = {
+        path.relative_to(tmp_path / "data" / "mine"): data
+        for path, data in snapshot(tmp_path / "data" / "mine").items()
+    }
+    for path, data in snapshot(tmp_path / "data" / "whole").items():
+        relative = path.relative_to(tmp_path / "data" / "whole")
+        name = str(relative).replace("whole-", "mine-")
+        if relative.suffix not in (".json", ".npz"):  # these hold the name
+            assert made.pop(type(relative)(name)) == data
+    whole, mine = (builders.load(name, tmp_path / "data") for name in ("whole", "mine"))
+    for split in ("train", "test"):
+        assert whole.ids(split).tolist() == mine.ids(split).tolist()
+        np.testing.assert_array_equal(whole.labels(split), mine.labels(split))
+    assert whole.info["skipped_rows"] == mine.info["skipped_rows"] and whole.info["skipped"] == 1
+    assert sorted(os.listdir(tmp_path / "data")) == ["mine", "whole"]
+    assert not list((tmp_path / "data").rglob("*journal*")) and not list((tmp_path / "data").rglob("*.shard-*"))
+
+
+def test_what_an_interrupted_run_left_is_not_used_for_something_else(run, tmp_path, stop_after):
+    source = big_source(tmp_path)
+    (source / "images" / "train7.jpg").write_bytes(encoded(7))
+    stop_after(30, KeyboardInterrupt())
+    assert run(f"--source={source}")[0] == 130
+    (source / "images" / "train0.jpg").write_bytes(encoded(99))
+    looked = stop_after(None)
+    assert run(f"--source={source}")[0] == 0
+    assert len(looked) == 80
+    dataset = builders.load("mine", tmp_path / "data")
+    assert dataset.source("train")[0]["image"] == encoded(99)
+    assert os.listdir(tmp_path / "data") == ["mine"]
+
+
+def test_a_shard_that_was_cut_is_written_again(run, tmp_path, stop_after):
+    source = big_source(tmp_path)
+    stop_after(30, KeyboardInterrupt())
+    assert run(f"--source={source}", "--skip-bad")[0] == 130
+    shard = next((tmp_path / "data").rglob("train.shard-1"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    stop_after(None)
+    assert run(f"--source={source}", "--skip-bad")[0] == 0
+    dataset = builders.load("mine", tmp_path / "data")
+    assert dataset.splits == {"train": 39, "test": 40}
+    assert [dataset.source("test")[i]["image"] for i in range(40)] == [encoded(i) for i in range(40)]
+
+
+def test_a_killed_preparation_goes_on_where_it_stopped(run, tmp_path, stop_after):
+    """SIGKILL between two shards of train; the next process takes over what the dead one left."""
+    source = big_source(tmp_path)
+    code = f"""
+import os, signal
+from jaxmlic import cli
+from jaxmlic.data import builders
+builders.SHARD_BYTES = 6000
+real, seen = builders.serialize_example, []
+def serialize(example):
+    seen.append(1)
+    if len(seen) > 30:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(example)
+builders.serialize_example = serialize
+cli.run(["data", "prepare", "mine", "--source={source}", "--skip-bad", "--data-dir={tmp_path / "data"}"])
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    looked = stop_after(None)
+    assert run(f"--source={source}", "--skip-bad")[0] == 0
+    assert len(looked) < 65
+    assert builders.load("mine", tmp_path / "data").splits == {"train": 39, "test": 40}
+    assert os.listdir(tmp_path / "data") == ["mine"]

@@ -47,7 +47,7 @@ def test_header_and_semicolons(folder):
     assert names(found) == {"a.jpg": {"cat", "dog"}, "b.jpg": set(), "c.jpg": {"bird", "dog"}}
     np.testing.assert_array_equal(found.splits["train"][0].labels, np.array([0, 1, 1], np.int8))
     assert found.splits["train"][0].labels.dtype == np.int8
-    assert found.splits["train"][0].path == str(folder / "images" / "a.jpg")
+    assert found.splits["train"][0].image.path == str(folder / "images" / "a.jpg")
     assert not found.problems and not found.has_boxes
     assert any("';'" in note for note in found.notes) and any("no split column" in note for note in found.notes)
 
@@ -108,7 +108,7 @@ def test_splits_of_a_folder(folder):
 
 
 def test_which_table_of_a_folder(folder):
-    with pytest.raises(UserError, match="no table there"):
+    with pytest.raises(UserError, match="no table and no class folders there"):
         read(folder)
     write(folder, "x.csv", "a.jpg,cat\n")
     assert find_tables(folder)[0] == [(folder / "x.csv", None)]
@@ -236,7 +236,7 @@ def test_images_are_found(folder):
     (folder / "a.jpg").write_bytes(b"x")
     found = read(folder, "file,labels\n000007,cat\na.jpg,cat\nsub/v1.2,dog\nsub\\..\\b.jpg,dog\n./c.jpg,dog\n")
     assert not found.problems
-    relative = [row.path.removeprefix(str(folder) + "/") for row in found.splits["train"]]
+    relative = [row.image.path.removeprefix(str(folder) + "/") for row in found.splits["train"]]
     # Beside the table goes before images/.
     assert relative == ["JPEGImages/000007.JPG", "a.jpg", "sub/v1.2.png", "images/b.jpg", "images/c.jpg"]
     assert [row.id for row in found.splits["train"]][:2] == ["000007", "a.jpg"]

@@ -39,6 +39,8 @@ def text(report: dict, class_names: Sequence[str], labels: np.ndarray, order: st
     lines += [f"{name:<{width}}  {positives:>9,}  {_percent(ap):>7}" for name, positives, ap in rows]
     lines += ["", f"{_headline(report)}, {report['num_examples']:,} images"]
     lines += [f"{group}: " + ", ".join(f"{key} {_percent(report[key])}" for key in keys) for group, keys in _GROUPS]
+    if not np.isnan(report["accuracy"]):
+        lines.append(f"single-label accuracy: {_percent(report['accuracy'])}")
     lines.append(f"classes with recall > 0: {report['N+']}")
     threshold = "" if report["threshold"] is None else f" (threshold {report['threshold']:g})"
     lines.append(f"protocol {report['protocol']}: {metrics.get_protocol(report['protocol']).description}{threshold}")

@@ -10,7 +10,7 @@ import csv
 import functools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
+from jaxmlic.data import named_splits as named
 from jaxmlic.data.records import RecordSource, serialize_example
-from jaxmlic.data.staging import VERSION, refuse_existing, staged
+from jaxmlic.data.staging import VERSION, Journal, refuse_existing, staged
 from jaxmlic.errors import UserError, did_you_mean
 
 SHARD_BYTES = 256 << 20
@@ -36,12 +37,15 @@ __all__ = [
     "prepared",
     "refuse_existing",
     "write",
+    "write_named_split",
     "write_problems",
 ]
 
 Example = Mapping[str, Any]
 """`id` text, `image` encoded bytes, `labels` int8 [C], and where the set has boxes `boxes`: a sequence of
 {`bbox`: [ymin, xmin, ymax, xmax] in 0..1, `label`: int, `difficult`: bool}."""
+
+Examples = Iterable[Example] | Callable[[str | None], Iterable[Example]]
 
 
 def default_data_dir() -> Path:
@@ -88,48 +92,92 @@ class MultiLabelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
     def _generate_examples(self):
         raise NotImplementedError("jaxmlic.data.builders.write prepares this data set")
 
-    def write_split(self, split: str, examples: Iterable[Example], folder: Path) -> tuple[tfds.core.SplitInfo, dict]:
+    def write_split(
+        self, split: str, examples: Examples, folder: Path, journal: Journal | None = None, skipped: list | None = None
+    ) -> tuple[tfds.core.SplitInfo, dict]:
         """Write one split into `folder` (which exists), in shards of about SHARD_BYTES.
+
+        Args:
+          split: its name.
+          examples: see `write`.
+          folder: where the shards go.
+          journal: what an interrupted run completed; every completed shard is entered.
+          skipped: the list that the stream adds to, entered and taken up with the shards.
 
         Returns:
           tfds's account of the split, and {"ids": str [N], "labels": int8 [N, C]}.
         """
-        ids, labels, shards, num_bytes = [], [], [], 0
+        journal = Journal(None, "") if journal is None else journal
+        skipped = [] if skipped is None else skipped
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=folder, dataset_name=self.name, split=split, filetype_suffix="array_record"
+        )
+        shards, parts = self._completed(split, folder, journal, skipped)
+        last = str(parts[-1]["ids"][-1]) if parts else None
+        stream = iter(examples(last) if callable(examples) else examples)
+        while (shard := self._write_shard(folder, split, len(shards), stream)) is not None:
+            size, arrays = shard
+            shards.append([len(arrays["ids"]), size])
+            parts.append(arrays)
+            if journal.path is not None:
+                np.savez(folder / f"{split}.shard-{len(shards) - 1}.npz", **arrays)
+                journal.enter(split, shards, skipped)
+        if not shards:
+            raise UserError(f"the split {split!r} of {self.name!r} has no examples")
+        info = tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[count for count, _ in shards],
+            num_bytes=sum(size for _, size in shards),
+            filename_template=template,
+        )
+        return info, {key: np.concatenate([part[key] for part in parts]) for key in ("ids", "labels")}
+
+    def _completed(self, split: str, folder: Path, journal: Journal, skipped: list) -> tuple[list, list[dict]]:
+        """The shards that an interrupted run completed, and their ids and labels; `skipped` as it was then."""
+        shards, parts = [], []
+        for number, (count, size) in enumerate(journal.shards(split)):
+            path = folder / f"{split}.shard-{number}"
+            try:
+                _check_shard(path, count)
+                with np.load(f"{path}.npz", allow_pickle=False) as file:
+                    parts.append({"ids": file["ids"], "labels": file["labels"]})
+            except (OSError, ValueError, KeyError):  # cut short when the machine went down
+                return [], []
+            shards.append([count, size])
+        if shards:
+            skipped[:] = journal.skipped(split)
+        return shards, parts
+
+    def _write_shard(self, folder: Path, split: str, number: int, stream: Iterator) -> tuple[int, dict] | None:
+        """The next examples of the stream as one shard: its bytes, ids and labels; None when there are none left."""
+        ids, labels, size = [], [], 0
         writer = None
         try:
-            for example in examples:
-                if writer is None or shards[-1][1] >= SHARD_BYTES:
-                    if writer is not None:
-                        writer.close()
-                    path = folder / f"{split}.shard-{len(shards)}"
-                    shards.append([0, 0])
+            while size < SHARD_BYTES and (example := next(stream, None)) is not None:
+                if writer is None:
+                    path = folder / f"{split}.shard-{number}"
                     # Images are compressed already; the reader finds out by itself.
                     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
                 if len(example["labels"]) != self.num_labels or ("boxes" in example) != self.has_boxes:
                     raise ValueError(f"the example {example['id']!r} does not fit {self.num_labels} classes and boxes")
                 record = serialize_example(example)
                 writer.write(record)
-                shards[-1][0] += 1
-                shards[-1][1] += len(record)
-                num_bytes += len(record)
+                size += len(record)
                 ids.append(example["id"])
                 labels.append(np.asarray(example["labels"], np.int8).copy())
         finally:
             if writer is not None:
                 writer.close()
-        if not shards:
-            raise UserError(f"the split {split!r} of {self.name!r} has no examples")
-        template = tfds.core.ShardedFileTemplate(
-            data_dir=folder, dataset_name=self.name, split=split, filetype_suffix="array_record"
-        )
-        for number, (count, _) in enumerate(shards):
-            path = folder / f"{split}.shard-{number}"
+        return (size, {"ids": np.array(ids, str), "labels": np.stack(labels)}) if ids else None
+
+
+def _name_shards(folder: Path, split_infos: Iterable[tfds.core.SplitInfo]) -> None:
+    """Give the shards their names, which say how many there are."""
+    for info in split_infos:
+        for number, count in enumerate(info.shard_lengths):
+            path = folder / f"{info.name}.shard-{number}"
             _check_shard(path, count)
-            path.rename(template.sharded_filepath(shard_index=number, num_shards=len(shards)))
-        info = tfds.core.SplitInfo(
-            name=split, shard_lengths=[count for count, _ in shards], num_bytes=num_bytes, filename_template=template
-        )
-        return info, {"ids": np.array(ids, str), "labels": np.stack(labels)}
+            path.rename(info.filename_template.sharded_filepath(shard_index=number, num_shards=len(info.shard_lengths)))
 
 
 def _check_shard(path: Path, count: int) -> None:
@@ -157,24 +205,32 @@ def write(
     name: str,
     data_dir: str | os.PathLike,
     class_names: Sequence[str],
-    splits: Mapping[str, Iterable[Example]],
+    splits: Mapping[str, Examples],
     info: Mapping[str, Any],
     has_boxes: bool = False,
     *,
-    skipped: Sequence[tuple[str, int, str]] = (),
+    skipped: list[tuple[str, int, str]] | None = None,
+    named_splits: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     overwrite: bool = False,
+    resume: str | None = None,
 ) -> Path:
     """Write a data set, streaming its examples; it appears under its name only when it is complete.
+
+    With `resume`, what an interrupted run (killed, or stopped by a full disk) wrote in whole shards stays, and the next
+    call with the same key goes on from there.
 
     Args:
       name: letters, digits and underscores, starting with a letter.
       data_dir: the folder of all data sets; made if need be.
       class_names: C names, in the order of the labels.
-      splits: {split: examples in the order in which they are stored}.
+      splits: {split: examples in the order in which they are stored}. To go on where it stopped, a split has to be a
+        function of the id of the last example stored (None at the start) that gives the examples after it.
       info: more fields for jaxmlic.json. Read, as `skipped` is, after the last example, so a stream may add to it.
       has_boxes: whether the examples carry boxes.
       skipped: (file, line, why) of what was left out, for skipped.csv.
+      named_splits: {name: {part: ids}} for `write_named_split`; ids that were left out are passed over.
       overwrite: replace a data set of that name; the old one stays until the new one is complete.
+      resume: a text that is the same only for the same source and options; None does not keep anything.
 
     Returns:
       the folder DATA_DIR/NAME/1.0.0.
@@ -182,13 +238,15 @@ def write(
     Raises:
       UserError: a bad name, an empty split, an existing data set, no space left on the device.
     """
-    with staged(name, Path(data_dir), overwrite) as folder:
+    skipped = [] if skipped is None else skipped
+    with staged(name, Path(data_dir), overwrite, resume) as (folder, journal):
         made = builder(name, folder.parent.parent, len(class_names), has_boxes)
         split_infos = []
         for split, examples in splits.items():
-            split_info, labels = made.write_split(split, examples, folder)
+            split_info, labels = made.write_split(split, examples, folder, journal, skipped)
             split_infos.append(split_info)
             np.savez_compressed(folder / f"labels-{split}.npz", **labels)
+        _name_shards(folder, split_infos)
         made.info.set_splits(tfds.core.SplitDict(split_infos))
         made.info.write_to_directory(folder)
         if skipped:
@@ -204,7 +262,25 @@ def write(
         }
         text = json.dumps(described | dict(info), indent=1, ensure_ascii=False)
         (folder / "jaxmlic.json").write_text(text, encoding="utf-8")
+        if named_splits:
+            _write_named(folder, named_splits)
+        for leftover in [*folder.glob("*.shard-*.npz"), *folder.glob("journal.json")]:
+            leftover.unlink()
     return Path(data_dir) / name / VERSION
+
+
+def _write_named(folder: Path, named_splits: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+    """`named_splits` of `write`, by row numbers."""
+    dataset = load(folder.parent.name, folder.parent.parent)
+    ids = (image for split in dataset.splits for image in dataset.ids(split).tolist())
+    row_of = {image: row for row, image in enumerate(ids)}
+    for name, parts in named_splits.items():
+        rows = {part: np.array([row_of[i] for i in ids if i in row_of], np.int64) for part, ids in parts.items()}
+        missing = sum(len(ids) for ids in parts.values()) - sum(map(len, rows.values()))
+        rows = {part: found for part, found in rows.items() if len(found)}
+        info = {"source": "the data set's own lists", "left_out": missing}
+        if rows:  # an interrupted run may have left one
+            write_named_split(dataset, name, rows, info, overwrite=True)
 
 
 def write_problems(path: Path, problems: Iterable[tuple[str, int, str]]) -> None:
@@ -224,8 +300,10 @@ def prepared(data_dir: str | os.PathLike | None = None) -> list[str]:
 class Dataset:
     """A prepared data set; see `load`.
 
-    Attributes: `name`, `path` (its folder), `class_names`, `splits` ({split: count}), `has_boxes` and `info` (all of
-    jaxmlic.json).
+    A split is a stored one, or "NAME/PART" of a named one (see `write_named_split`), as `split_names` lists them.
+
+    Attributes: `name`, `path` (its folder), `class_names`, `splits` ({stored split: count}), `has_boxes` and `info`
+    (all of jaxmlic.json).
     """
 
     def __init__(self, path: Path, info: dict, splits: tfds.core.SplitDict):
@@ -240,6 +318,14 @@ class Dataset:
     def __repr__(self) -> str:
         return f"Dataset({self.name!r}, {len(self.class_names)} classes, {self.splits})"
 
+    def split_names(self) -> list[str]:
+        """The stored splits and all parts of named ones; UserError for a damaged file of them."""
+        return [*self.splits, *named.names(self.path)]
+
+    def count(self, split: str) -> int:
+        """How many examples a split has."""
+        return self.splits[split] if split in self.splits else len(self.rows(split))
+
     def labels(self, split: str) -> np.ndarray:
         """int8 [N, C] in {1 present, 0 absent, -1 unknown}, in the order of the records."""
         return self._arrays(split)["labels"].copy()
@@ -250,27 +336,51 @@ class Dataset:
 
     def source(self, split: str, boxes: bool = False) -> RecordSource:
         """Random access to the raw records of a split (see RecordSource); UserError if a shard is missing or cut."""
-        self._check(split)
+        rows = self.rows(split)
         if boxes and not self.has_boxes:
             raise UserError(f"the data set {self.name!r} has no boxes")
-        instructions = self._splits[split].file_instructions
+        stored = [split] if split in self.splits else self.splits
+        instructions = [instruction for part in stored for instruction in self._splits[part].file_instructions]
         for instruction in instructions:
             try:
                 _check_shard(Path(instruction.filename), instruction.examples_in_shard)
             except OSError as error:
                 raise _damaged(self.path, error.strerror or str(error)) from None
-        return RecordSource(f"{self.name}/{split}", instructions, len(self.class_names), boxes)
-
-    def _check(self, split: str) -> None:
-        if split not in self.splits:
-            raise UserError(
-                f"the data set {self.name!r} has no split {split!r}{did_you_mean(split, self.splits)}: "
-                f"it has {', '.join(self.splits)}"
-            )
+        name = f"{self.name}/{split}"
+        if split in self.splits:
+            return RecordSource(name, instructions, len(self.class_names), boxes)
+        return named.PartSource(name, instructions, rows, len(self.class_names), boxes)
 
     @functools.cache  # noqa: B019 - a data set handle lives as long as the run
+    def rows(self, split: str) -> np.ndarray:
+        """int64 [N], where its examples lie when the stored splits follow one another. UserError for unknown splits."""
+        start = 0
+        for stored, count in self.splits.items():
+            if stored == split:
+                rows = np.arange(start, start + count)
+                break
+            start += count
+        else:
+            known = self.split_names()
+            if split not in known:
+                listed = ", ".join(known[:12]) + (f" ... (`jaxmlic data split {self.name} --list`)" * (len(known) > 12))
+                raise UserError(
+                    f"the data set {self.name!r} has no split {split!r}{did_you_mean(split, known)}: it has {listed}"
+                )
+            rows = named.read(self.path, split, self._digest())
+        rows.flags.writeable = False
+        return rows
+
+    @functools.cache  # noqa: B019
+    def _digest(self) -> str:
+        return named.digest({split: self._arrays(split)["ids"] for split in self.splits})
+
+    @functools.cache  # noqa: B019
     def _arrays(self, split: str) -> dict[str, np.ndarray]:
-        self._check(split)
+        rows = self.rows(split)
+        if split not in self.splits:
+            stored = [self._arrays(part) for part in self.splits]
+            return {key: np.concatenate([arrays[key] for arrays in stored])[rows] for key in ("ids", "labels")}
         path = self.path / f"labels-{split}.npz"
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -280,6 +390,45 @@ class Dataset:
         if arrays["labels"].shape != (self.splits[split], len(self.class_names)):
             raise _damaged(self.path, f"{path.name} has the shape {arrays['labels'].shape}")
         return arrays
+
+
+def write_named_split(
+    dataset: Dataset | str | os.PathLike,
+    name: str,
+    parts: Mapping[str, np.ndarray],
+    info: Mapping[str, Any],
+    overwrite: bool = False,
+    *,
+    folds: bool = False,
+) -> Path:
+    """Add a named split to a prepared data set; a Dataset that has read one of that name before goes on with the old.
+
+    Args:
+      dataset: or its complete folder DATA_DIR/NAME/1.0.0, which may still be the one that `write` fills.
+      name: letters, digits, _ and -.
+      parts: {part: int rows [N] of the stored splits one after the other, as Dataset.rows}, in the order of use. Parts
+        may share rows, but one named train... and one named test... may not.
+      info: how it was made, as JSON holds it.
+      overwrite: replace one of that name.
+      folds: let trainI and testJ share rows; trainI and testI still may not.
+
+    Returns:
+      the file, splits/NAME.npz in the data set's folder.
+
+    Raises:
+      UserError: a bad name, an existing file, an empty part, shared rows, or it cannot be written.
+      ValueError: rows that are not there, or twice in a part.
+    """
+    if not isinstance(dataset, Dataset):
+        folder = Path(dataset).absolute()
+        dataset = load(folder.parent.name, folder.parent.parent)
+    options = {
+        "num_rows": sum(dataset.splits.values()),
+        "of": dataset._digest(),
+        "overwrite": overwrite,
+        "folds": folds,
+    }
+    return named.write(dataset.path, name, parts, info, **options)
 
 
 def _damaged(path: Path, why: str) -> UserError:

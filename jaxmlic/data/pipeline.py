@@ -17,7 +17,7 @@ from tqdm import tqdm
 from jaxmlic.data import builders
 from jaxmlic.data.labels import stratified_split
 from jaxmlic.data.preprocess import ImageError, decode
-from jaxmlic.errors import UserError, did_you_mean
+from jaxmlic.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
@@ -26,7 +26,7 @@ DIFFICULT = {"ignore": -1, "positive": 1, "negative": 0}
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """Some examples of a split, in the order of `indices` int64 [N] into its records."""
+    """Some examples of a split, stored or named ("NAME/PART"), in the order of `indices` int64 [N] into its records."""
 
     dataset: builders.Dataset
     split: str
@@ -51,14 +51,13 @@ class View:
 
 
 def select(config: ConfigDict, dataset: builders.Dataset, split: str) -> View:
-    """The first `config.limit` examples (all for 0) of a split; UserError if there is no such split."""
-    if split not in dataset.splits:
-        known = ", ".join(dataset.splits)
-        raise UserError(
-            f"data set {dataset.name!r} has no split {split!r}{did_you_mean(split, dataset.splits)}; it has: {known}"
-        )
-    count = dataset.splits[split]
-    return View(dataset, split, np.arange(min(count, config.limit) if config.limit else count))
+    """What `config.drop_empty` and `config.limit` leave of a split; UserError if there is no such split, or nothing."""
+    rows = np.arange(dataset.count(split))
+    if config.drop_empty:
+        rows = rows[(dataset.labels(split) == 1).any(axis=1)]
+        if not len(rows):
+            raise UserError(f"config.data.drop_empty: no example of {split!r} of {dataset.name!r} has a label")
+    return View(dataset, split, rows[: config.limit] if config.limit else rows)
 
 
 def train_and_val(config: ConfigDict, dataset: builders.Dataset, seed: int) -> tuple[View, View | None]:

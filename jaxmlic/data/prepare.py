@@ -1,4 +1,8 @@
-"""`jaxmlic data prepare NAME [--source=DIR_OR_FILE]`: turn images and their labels into a prepared data set."""
+"""`jaxmlic data prepare NAME [--source=...]`: turn images and their labels into a prepared data set.
+
+Three doors: the benchmarks from their owners' files (`OFFICIAL`), a user's own table or class folders, and what is
+drawn here. The first two lead to a `table.Table`, whose images are then read, checked and stored in one way.
+"""
 
 import argparse
 import dataclasses
@@ -13,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from jaxmlic.cli import Parser
-from jaxmlic.data import builders, labels, table
+from jaxmlic.data import builders, cifar, coco, folders, labels, nus_wide, table, voc
 from jaxmlic.data.annotations import Mistake
+from jaxmlic.data.files import ARCHIVE_SUFFIXES, Files
 from jaxmlic.data.preprocess import inspect
-from jaxmlic.data.sheets import Options, Problem
+from jaxmlic.data.sheets import Options, Problem, find_tables
 from jaxmlic.errors import UserError, did_you_mean
 
 _EPILOG = """\
@@ -28,23 +32,28 @@ A table is a .csv, .tsv or .jsonl file with one image a row:
 Values are 1 present, 0 absent, -1 unknown. In a folder, train.csv, val.csv and test.csv are the splits, and
 classes.txt (one name a line) gives the classes and their order. Images lie beside the table or in images/.
 
+Or no table: class folders, train/cat/1.jpg, test/dog/2.jpg, as a folder or an archive; one label an image.
+
+The benchmarks are read from what their owners publish, archives or folders, several with several --source:
+  voc2007    VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar (or VOCdevkit)
+  voc2012    VOCtrainval_11-May-2012.tar (or VOCdevkit)
+  coco2014   annotations_trainval2014.zip, train2014.zip, val2014.zip      coco2017: the same of 2017
+  nus_wide   Groundtruth.zip, ImageList.zip, ConceptsList.zip, the folder of images; nus_wide_tags: NUS_WID_Tags.zip too
+  cifar10    cifar-10-binary.tar.gz       stl10: stl10_binary.tar.gz
+A run that was interrupted goes on where it stopped when the same command is given again.
+
 examples:
   jaxmlic data prepare scenes                             the data set that is drawn here: nothing to download
   jaxmlic data prepare mine --source=~/photos             a folder with train.csv, test.csv, images/
   jaxmlic data prepare mine --source=all.csv --images=/disk/jpg --split-column=fold
   jaxmlic data prepare voc --source=VOC --label-values=1,-1,0
+  jaxmlic data prepare voc2007 --source=~/downloads/VOC
+  jaxmlic data prepare coco2014 --source=annotations_trainval2014.zip --source=train2014.zip --source=val2014.zip
 """
 
 
-def main(argv: list[str]) -> int:
-    """Runs the arguments after `jaxmlic data`, that is `prepare NAME ...`; raises UserError on a user's mistake."""
-    print("\n".join(prepare(_parser().parse_args(argv))))
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    data = Parser(prog="jaxmlic data", description="Commands on data sets.", allow_abbrev=False)
-    commands = data.add_subparsers(dest="command", required=True, metavar="COMMAND")
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """The options of `jaxmlic data prepare`."""
     parser = commands.add_parser(
         "prepare",
         help="turn images and their labels into a prepared data set",
@@ -53,12 +62,20 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("name", metavar="NAME", help=f"{', '.join(BUILDERS)}, or a name of your own with --source")
-    parser.add_argument("--source", help="a table (.csv, .tsv, .jsonl), or a folder that holds tables")
+    parser.set_defaults(run=run)
+    known = ", ".join([*DRAWN, *OFFICIAL])
+    parser.add_argument("name", metavar="NAME", help=f"{known}, or a name of your own with --source")
+    parser.add_argument(
+        "--source",
+        action="append",
+        metavar="PATH",
+        help="a table (.csv, .tsv, .jsonl), a folder or an archive; several for a benchmark of several archives",
+    )
     parser.add_argument("--data-dir", help="where prepared data sets live ($JAXMLIC_DATA, else ~/.cache/jaxmlic/data)")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set of this name")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out bad rows and images, and list them")
     parser.add_argument("--workers", type=int, help="threads (scenes: processes) that work at once (one per CPU)")
-    own = parser.add_argument_group("tables (with --source)")
+    own = parser.add_argument_group("tables")
     own.add_argument("--images", help="folder of the images, if it is not the table's or its images/, JPEGImages/")
     own.add_argument("--classes", help="class names, one a line, their order kept (classes.txt, words.txt, labels.txt)")
     own.add_argument("--file-column", help="column of the image's name (file, image, filename, name, path, id)")
@@ -67,11 +84,26 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("--separator", help="what stands between two labels (auto: ; or | or , or a proven space)")
     own.add_argument("--label-values", metavar="P,A,U", help="one-hot values present,absent,unknown; VOC: 1,-1,0")
     own.add_argument("--boxes", help="table of boxes: file,label,xmin,ymin,xmax,ymax[,difficult] in pixels")
-    own.add_argument("--skip-bad", action="store_true", help="leave out bad rows and images, and list them")
+    official = parser.add_argument_group("benchmarks")
+    official.add_argument(
+        "--class-order", choices=("category_id", "alphabetical"), help="coco: category_id, or alphabetical as ML-GCN"
+    )
+    official.add_argument(
+        "--no-checksums", action="store_true", help="take archives that differ from their owner's published checksum"
+    )
     drawn = parser.add_argument_group("scenes")
     drawn.add_argument("--seed", type=int, help="seed of the scenes drawn (0)")
     drawn.add_argument("--side", type=int, help="height and width of a scene in pixels")
-    return data
+
+
+TABLE_OPTIONS = tuple(field.name for field in dataclasses.fields(Options))
+DRAWN_OPTIONS = ("seed", "side")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepares what the arguments ask for and prints a summary; raises UserError on a user's mistake."""
+    print("\n".join(prepare(args)))
+    return 0
 
 
 def prepare(args: argparse.Namespace) -> list[str]:
@@ -80,19 +112,36 @@ def prepare(args: argparse.Namespace) -> list[str]:
         raise UserError(f"--workers={args.workers}: at least 1")
     args.workers = args.workers or len(os.sched_getaffinity(0))
     args.data_dir = Path(args.data_dir).expanduser() if args.data_dir else builders.default_data_dir()
-    of_table = ["images", "classes", "file_column", "labels_column", "split_column", "separator", "label_values"]
-    of_table += ["boxes", "skip_bad"]
-    useless = ("seed", "side") if args.source is not None else of_table
-    given = next((option for option in useless if getattr(args, option) not in (None, False)), None)
-    if args.source is None and args.name not in BUILDERS:
+    if args.name in OFFICIAL:
+        if not args.source:
+            raise UserError(
+                f"{args.name}: give the owner's files with --source=DIR_OR_ARCHIVE (jaxmlic data prepare --help lists "
+                "them)"
+            )
+        _refuse_options(args, (*TABLE_OPTIONS, *DRAWN_OPTIONS), args.name)
+        if not args.name.startswith("coco"):
+            _refuse_options(args, ("class_order",), args.name)
+        return prepare_official(args)
+    if args.source:
+        if len(args.source) > 1:
+            raise UserError(f"--source is given {len(args.source)} times: {args.name!r} is no benchmark, give one")
+        args.source = args.source[0]
+        _refuse_options(args, (*DRAWN_OPTIONS, "class_order", "no_checksums"), "a table")
+        return prepare_own(args)
+    if args.name not in DRAWN:
+        known = [*DRAWN, *OFFICIAL]
         raise UserError(
-            f"{args.name!r} is not built in{did_you_mean(args.name, BUILDERS)} ({', '.join(BUILDERS)}): "
+            f"{args.name!r} is not built in{did_you_mean(args.name, known)} ({', '.join(known)}): "
             "give your own images with --source=DIR_OR_FILE"
         )
+    _refuse_options(args, (*TABLE_OPTIONS, "skip_bad", "class_order", "no_checksums"), args.name)
+    return DRAWN[args.name](args)
+
+
+def _refuse_options(args: argparse.Namespace, useless: tuple[str, ...], what: str) -> None:
+    given = next((option for option in useless if getattr(args, option) not in (None, False)), None)
     if given:
-        which = "a table" if args.source is not None else args.name
-        raise UserError(f"--{given.replace('_', '-')} means nothing for {which}: leave it out")
-    return prepare_table(args) if args.source is not None else BUILDERS[args.name](args)
+        raise UserError(f"--{given.replace('_', '-')} means nothing for {what}: leave it out")
 
 
 def _already(args, fingerprint: str) -> list[str] | None:
@@ -105,7 +154,7 @@ def _already(args, fingerprint: str) -> list[str] | None:
         info = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         info = {}
-    if info.get("fingerprint") == fingerprint and (not info.get("skipped") or args.skip_bad):
+    if info.get("fingerprint") == fingerprint and (info.get("skipped", 0) <= info.get("left_out", 0) or args.skip_bad):
         return [f"{args.name}: already prepared in {path.parent} ({info['splits']})"]
     builders.refuse_existing(args.name, args.data_dir, overwrite=False)
     return None
@@ -146,45 +195,82 @@ def prepare_scenes(args: argparse.Namespace) -> list[str]:
     return _summary(builders.load(args.name, args.data_dir), path, [])
 
 
-BUILDERS: dict[str, Callable[[argparse.Namespace], list[str]]] = {"scenes": prepare_scenes}
-"""Data sets that are prepared by name alone: name -> function(args) -> lines of the summary."""
+DRAWN: dict[str, Callable[[argparse.Namespace], list[str]]] = {"scenes": prepare_scenes}
+"""Data sets that need no source: name -> function(args) -> lines of the summary."""
+
+OFFICIAL: dict[str, Callable[[Files, argparse.Namespace], table.Table]] = {
+    "voc2007": lambda files, _: voc.read(files, "2007"),
+    "voc2012": lambda files, _: voc.read(files, "2012"),
+    "coco2014": lambda files, args: coco.read(files, "2014", args.class_order or "category_id"),
+    "coco2017": lambda files, args: coco.read(files, "2017", args.class_order or "category_id"),
+    "nus_wide": lambda files, _: nus_wide.read(files),
+    "nus_wide_tags": lambda files, _: nus_wide.read(files, nus_wide.Options(labels="tags1k")),
+    "cifar10": lambda files, _: cifar.read_cifar10(files),
+    "stl10": lambda files, _: cifar.read_stl10(files),
+}
+"""Benchmarks in their owners' formats: name -> function(files, arguments) -> Table."""
 
 
-def prepare_table(args: argparse.Namespace) -> list[str]:
-    """A user's own table and images."""
-    asked = {field.name: getattr(args, field.name) for field in dataclasses.fields(Options)}
+def prepare_official(args: argparse.Namespace) -> list[str]:
+    """A benchmark from its owner's folders and archives."""
+    with Files(args.source, scratch=args.data_dir, checksums=not args.no_checksums) as files:
+        found = OFFICIAL[args.name](files, args)
+        info = {
+            "source": [os.path.abspath(source) for source in files.sources],
+            "options": {"class_order": args.class_order} if args.class_order else {},
+        }
+        return _store(args, found, info)
+
+
+def prepare_own(args: argparse.Namespace) -> list[str]:
+    """A user's own table and images, or class folders."""
+    source = Path(args.source).expanduser()
+    archive = source.is_file() and source.name.lower().endswith(ARCHIVE_SUFFIXES)
+    if archive or (source.is_dir() and not find_tables(source, required=False)[0]):
+        with Files([source], scratch=args.data_dir, checksums=False) as files:
+            if folders.is_class_folders(files):
+                _refuse_options(args, TABLE_OPTIONS, "class folders")
+                return _store(args, folders.read(files), {"source": os.path.abspath(source)})
+        if archive:
+            raise UserError(f"{source}: no class folders in it: extract it, and give the folder or its table")
+    asked = {name: getattr(args, name) for name in TABLE_OPTIONS}
     for option in ("images", "classes", "boxes"):
         asked[option] = asked[option] and os.path.expanduser(asked[option])
     options = Options(**{key: value for key, value in asked.items() if value is not None})
-    source = Path(args.source).expanduser()
-    found = table.read(source, options)
+    info = {"source": os.path.abspath(source), "options": dataclasses.asdict(options)}
+    return _store(args, table.read(source, options), info)
+
+
+def _store(args: argparse.Namespace, found: table.Table, info: dict) -> list[str]:
+    """Check every image of a table, write the data set, and return the lines of the summary."""
     fingerprint = _table_fingerprint(found)
     if (not found.problems or args.skip_bad) and (done := _already(args, fingerprint)):
         return done
     builders.refuse_existing(args.name, args.data_dir, args.overwrite)
     skipped = []
-    info = {
-        "source": os.path.abspath(source),
-        "options": dataclasses.asdict(options),
+    info |= {
         "label_values": found.label_values,
         "notes": found.notes,
         "fingerprint": fingerprint,
+        "left_out": len(found.left_out),
         "skipped_rows": skipped,
     }
     with _Checker(found, args.workers, args.name) as checker:
         try:
             if found.problems and not args.skip_bad:
                 raise _Stop
-            skipped += [dataclasses.astuple(problem) for problem in found.problems]
+            skipped += [dataclasses.astuple(problem) for problem in found.left_out + found.problems]
             path = builders.write(
                 args.name,
                 args.data_dir,
                 found.class_names,
-                {split: checker.examples(split, skipped, args.skip_bad) for split in found.splits},
+                {split: checker.stream(split, skipped, args.skip_bad) for split in found.splits},
                 info,
                 found.has_boxes,
                 skipped=skipped,
+                named_splits=found.named_splits,
                 overwrite=args.overwrite,
+                resume=f"{fingerprint} {args.skip_bad}",
             )
         except _Stop:
             checker.check_the_rest()
@@ -218,15 +304,29 @@ class _Checker:
         self._bar.close()
         self._pool.shutdown(cancel_futures=True)
 
-    def examples(self, split: str, skipped: list, skip_bad: bool) -> Iterator[dict]:
-        """Examples of the good images of a split; bad ones go to `skipped`, or end it all with _Stop."""
-        for example, problem in self._checked(split):
-            if problem is None:
-                yield example
-            elif skip_bad:
-                skipped.append(dataclasses.astuple(problem))
-            else:
-                raise _Stop
+    def stream(self, split: str, skipped: list, skip_bad: bool) -> Callable[[str | None], Iterator[dict]]:
+        """A function of the last id already stored that gives the good images after it.
+
+        Bad ones go to `skipped`, or end it all with _Stop.
+        """
+
+        def examples(last: str | None) -> Iterator[dict]:
+            if last is not None:
+                for row in self._rows[split]:
+                    self._bar.update()
+                    if row.id == last:
+                        break
+                # What an earlier run did must not count as this one's speed.
+                self._bar.initial = self._bar.n
+            for example, problem in self._checked(split):
+                if problem is None:
+                    yield example
+                elif skip_bad:
+                    skipped.append(dataclasses.astuple(problem))
+                else:
+                    raise _Stop
+
+        return examples
 
     def check_the_rest(self) -> None:
         """Look at all images that were not looked at yet, for the list of problems."""
@@ -254,7 +354,7 @@ class _Checker:
 def _check(row: table.Row, has_boxes: bool) -> tuple[dict | None, Problem | None]:
     """The example of one row, or what is wrong with its image or boxes."""
     try:
-        data = Path(row.path).read_bytes()
+        data = row.image.read()
     except OSError as error:
         return None, Problem(*row.where, f"{row.id}: cannot be read ({error.strerror})")
     height, width, why = inspect(data)
@@ -294,13 +394,8 @@ def _table_fingerprint(found: table.Table) -> str:
     parts = [builders.VERSION, found.class_names, found.label_values, list(found.splits)]
     for split, rows in found.splits.items():
         for row in rows:
-            try:
-                stat = os.stat(row.path)
-                state = [stat.st_size, stat.st_mtime_ns]
-            except OSError:
-                state = None
             boxes = [[box.label, *box.corners, box.difficult] for box in row.boxes]
-            parts += [[split, row.id, state, boxes], row.labels.tobytes()]
+            parts += [[split, row.id, row.image.state(), boxes], row.labels.tobytes()]
     return _fingerprint(*parts)
 
 
@@ -320,6 +415,13 @@ def _summary(dataset: builders.Dataset, path: Path, notes: list[str]) -> list[st
             line += f", {len(missing)} classes without an image ({named})"
         lines.append(line)
     lines += [f"  {note}" for note in notes]
-    if dataset.info["skipped"]:
-        lines.append(f"  {dataset.info['skipped']:,} rows left out (--skip-bad), listed in {path / 'skipped.csv'}")
+    named = [name for name in dataset.split_names() if name not in dataset.splits]
+    if named:
+        lines.append(f"  further splits: {', '.join(f'{name} ({dataset.count(name):,})' for name in named)}")
+    left_out = dataset.info.get("left_out", 0)
+    if left_out:
+        lines.append(f"  {left_out:,} images are not there, listed in {path / 'skipped.csv'}")
+    if dataset.info["skipped"] > left_out:
+        count = dataset.info["skipped"] - left_out
+        lines.append(f"  {count:,} rows left out (--skip-bad), listed in {path / 'skipped.csv'}")
     return lines

@@ -22,7 +22,7 @@ AREA_FROM = 1.25
 (cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)
 
 _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
-_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WHAT = "not an image that can be read (JPEG, PNG, GIF, WebP or BMP)"
 
 
@@ -46,7 +46,7 @@ def decode(image_bytes: bytes, size: int | tuple[int, int] | None = None, out: n
     Raises:
       ImageError: empty, truncated or broken bytes, another format, or more than MAX_PIXELS pixels.
     """
-    height, width, is_jpeg, has_alpha = _header(image_bytes)
+    height, width, is_jpeg, has_alpha = header(image_bytes)
     flag = cv2.IMREAD_COLOR_RGB
     if has_alpha:
         flag = cv2.IMREAD_UNCHANGED
@@ -74,7 +74,7 @@ def inspect(image_bytes: bytes) -> tuple[int, int, str | None]:
     Height and width are those that `decode` returns, that is after EXIF orientation.
     """
     try:
-        height, width, is_jpeg, has_alpha = _header(image_bytes)
+        height, width, is_jpeg, has_alpha = header(image_bytes)
         if not is_jpeg:
             decoded = _imdecode(image_bytes, cv2.IMREAD_UNCHANGED if has_alpha else cv2.IMREAD_COLOR_RGB)
             return *decoded.shape[:2], None
@@ -119,7 +119,7 @@ def _over_white(image: np.ndarray) -> np.ndarray:
     return ((image[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
-def _header(data) -> tuple[int, int, bool, bool]:
+def header(data) -> tuple[int, int, bool, bool]:
     """`(height, width, is_jpeg, has_alpha)` from the first bytes, after the checks that need no decoding."""
     if len(data) == 0:
         raise ImageError("empty file (0 bytes)")
@@ -153,7 +153,7 @@ def _jpeg(data) -> tuple[int, int, bool, bool]:
         elif marker == 0x01 or 0xD0 <= marker <= 0xD7:
             position += 2
         else:
-            if marker in _START_OF_FRAME:
+            if marker in START_OF_FRAME:
                 size = struct.unpack_from(">HH", data, position + 5)
             elif marker == 0xDA:
                 break

@@ -72,11 +72,12 @@ class Sheet:
         self.problems.append(Problem(self.path.name, line, why))
 
 
-def find_tables(source: str | os.PathLike) -> tuple[list[tuple[Path, str | None]], Path]:
+def find_tables(source: str | os.PathLike, required: bool = True) -> tuple[list[tuple[Path, str | None]], Path]:
     """The tables that `source` stands for, each with the split its name gives (or None), and their folder.
 
     In a folder, files named train, trainval, training, val, valid, validation, test or testing are the splits; else
-    one of labels.csv, labels.jsonl, annotations.csv; else the only table there is.
+    one of labels.csv, labels.jsonl, annotations.csv; else the only table there is. A folder without a table is an error
+    only if one is `required`.
 
     Raises:
       UserError: nothing there, no table, several that could be meant, or two that give the same split.
@@ -104,8 +105,12 @@ def find_tables(source: str | os.PathLike) -> tuple[list[tuple[Path, str | None]
     single = [path for path in tables if path.name.lower() in SINGLE_TABLES] or tables
     if len(single) == 1:
         return [(single[0], None)], source
+    if not single and not required:
+        return [], source
     if not single:
-        raise UserError(f"{source}: no table there: add train.csv and test.csv, or labels.csv (or .tsv, .jsonl)")
+        raise UserError(
+            f"{source}: no table and no class folders there: add train.csv and test.csv, or labels.csv (.tsv, .jsonl)"
+        )
     names = ", ".join(path.name for path in single[:5])
     raise UserError(f"{source}: which of {names} is the table? Give --source that file")
 

@@ -7,13 +7,14 @@ What it decided on its own is in `Table.notes`, one phrase each, for the summary
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from jaxmlic.data import annotations
 from jaxmlic.data.annotations import Box, Encoder, Mistake
+from jaxmlic.data.files import File, LocalFile
 from jaxmlic.data.sheets import IMAGE_SUFFIXES, Options, Problem, Raw, Sheet, find_tables, read_boxes, read_sheet
 from jaxmlic.errors import UserError
 
@@ -24,10 +25,13 @@ IMAGE_FOLDERS = ("", "images", "JPEGImages", "Images")
 
 @dataclass
 class Row:
-    """One image: its id (the name in the table), where it is, its labels int8 [C] and its boxes."""
+    """One image: its id (the name in the table), its file, its labels int8 [C] and its boxes.
+
+    `where` is (file, line) of the annotation; line 0 stands for the whole file.
+    """
 
     id: str
-    path: str
+    image: File
     labels: np.ndarray
     boxes: list[Box]
     where: tuple[str, int]
@@ -35,15 +39,20 @@ class Row:
 
 @dataclass
 class Table:
-    """All good rows by split in the tables' order; what was wrong; what was decided; the files it comes from."""
+    """All good rows by split in the tables' order; what was wrong; what was decided.
+
+    `left_out` lists what is known to be missing and no mistake (images that their owners deleted); `named_splits` are
+    further divisions of the same rows, {name: {part: ids}}, that become splits called "name/part".
+    """
 
     class_names: list[str]
     splits: dict[str, list[Row]]
     problems: list[Problem]
     notes: list[str]
-    files: list[Path]
-    label_values: str
     has_boxes: bool
+    label_values: str = "1,0,-1"
+    left_out: list[Problem] = field(default_factory=list)
+    named_splits: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
 
 def read(source: str | os.PathLike, options: Options | None = None) -> Table:
@@ -88,7 +97,6 @@ def read(source: str | os.PathLike, options: Options | None = None) -> Table:
         splits={split: [row for row, of in rows if of == split] for split in order},
         problems=problems,
         notes=notes,
-        files=[path for path, _ in tables] + [Path(path) for path in (class_path, options.boxes) if path],
         label_values=options.label_values or "1,0,-1",
         has_boxes=any(row.boxes for row, _ in rows),
     )
@@ -224,13 +232,13 @@ def _rows(sheets, encoder: Encoder, images: "_Images", problems: list[Problem]) 
         except Mistake as mistake:
             problems.append(Problem(*raw.where, str(mistake)))
             continue
-        rows.append((Row(raw.name, path, labels, boxes, raw.where), raw.split))
+        rows.append((Row(raw.name, LocalFile(path), labels, boxes, raw.where), raw.split))
     return rows
 
 
 def _add_boxes(path: Path, rows, encoder: Encoder, images: "_Images", problems) -> None:
     """Add the boxes of a table with one box a row; an image with a wrong box is taken out of `rows`."""
-    by_path = {row.path: row for row, _ in rows}
+    by_path = {row.image.path: row for row, _ in rows}
     spoiled = set()
     for line, cells in read_boxes(path):
         try:
@@ -242,11 +250,11 @@ def _add_boxes(path: Path, rows, encoder: Encoder, images: "_Images", problems) 
             try:
                 row.boxes.append(encoder.box(entry, (path.name, line)))
             except Mistake:
-                spoiled.add(row.path)
+                spoiled.add(row.image.path)
                 raise
         except Mistake as mistake:
             problems.append(Problem(path.name, line, str(mistake)))
-    rows[:] = [(row, split) for row, split in rows if row.path not in spoiled]
+    rows[:] = [(row, split) for row, split in rows if row.image.path not in spoiled]
 
 
 class _Images:

@@ -1,0 +1,451 @@
+"""The files of folders and archives under one set of names, read without extracting anything.
+
+Archives come from the internet: a member whose name or link leads out of the archive is refused, and nothing is ever
+written to a place that an archive names.
+"""
+
+import bz2
+import contextlib
+import gzip
+import hashlib
+import lzma
+import math
+import os
+import shutil
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxmlic.errors import UserError
+
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".zip")
+_OPENERS = {".gz": gzip.open, ".tgz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+
+# Size and SHA-256 of the archives as their owners publish them (the list of TensorFlow Datasets 4.9.10).
+PUBLISHED = {
+    "VOCtrainval_06-Nov-2007.tar": (
+        460_032_000,
+        "7d8cd951101b0957ddfd7a530bdc8a94f06121cfc1e511bb5937e973020c7508",
+    ),
+    "VOCtest_06-Nov-2007.tar": (
+        451_020_800,
+        "6836888e2e01dca84577a849d339fa4f73e1e4f135d312430c4856b5609b4892",
+    ),
+    "VOCtrainval_11-May-2012.tar": (
+        1_999_639_040,
+        "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
+    ),
+    "annotations_trainval2014.zip": (
+        252_872_794,
+        "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
+    ),
+    "annotations_trainval2017.zip": (
+        252_907_541,
+        "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
+    ),
+    "train2014.zip": (13_510_573_713, "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775"),
+    "val2014.zip": (6_645_013_297, "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0"),
+    "train2017.zip": (19_336_861_798, "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929"),
+    "val2017.zip": (815_585_330, "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05"),
+    "cifar-10-binary.tar.gz": (170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
+    "stl10_binary.tar.gz": (2_640_397_119, "f31fd99273a1acb8609c8db427cebb1de3f71de77758cdc0e22956e1289b9866"),
+}
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file on disk."""
+
+    path: str
+    by_range = True  # whether `read_range` is to be had
+
+    @property
+    def size(self) -> int:
+        """Bytes; OSError."""
+        return os.stat(self.path).st_size
+
+    def read(self) -> bytes:
+        """Its bytes; OSError."""
+        return Path(self.path).read_bytes()
+
+    def read_range(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset` on (fewer at the end); OSError."""
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def state(self) -> list:
+        """What changes when the file does: size and time; [] when it is gone."""
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return []
+        return [found.st_size, found.st_mtime_ns]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file inside an archive."""
+
+    archive: "_Tar | _Zip"
+    name: str
+    size: int
+
+    def read(self) -> bytes:
+        """Its bytes, safe from several threads; OSError when the archive is damaged there."""
+        try:
+            return self.archive.read(self.name)
+        except (*_DAMAGE, RuntimeError, NotImplementedError) as error:
+            raise OSError(0, f"damaged in {self.archive.path.name}: {error}") from None
+
+    @property
+    def by_range(self) -> bool:
+        """Whether `read_range` is to be had: from tars only, a zip would be inflated from its start."""
+        return isinstance(self.archive, _Tar)
+
+    def read_range(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset` on (fewer at the end)."""
+        return self.archive.read_range(self.name, offset, size)
+
+    def state(self) -> list:
+        """What changes when the archive does."""
+        return [self.name, self.size, *self.archive.state]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """An image that its owner stores as plain pixels, uint8 [H, W, 3] RGB; it is read as PNG."""
+
+    pixels: np.ndarray
+
+    def read(self) -> bytes:
+        """PNG bytes."""
+        import cv2
+
+        return cv2.imencode(".png", self.pixels[:, :, ::-1])[1].tobytes()
+
+    def state(self) -> list:
+        """A hash of the pixels."""
+        return [hashlib.sha256(np.ascontiguousarray(self.pixels)).hexdigest()]
+
+
+@dataclass(frozen=True)
+class StoredPixels:
+    """As `Pixels`, but still inside a large file: uint8 of `shape` from byte `offset` on, read when it is asked for.
+
+    `axes` are the stored axes in the order H, W, C.
+    """
+
+    file: LocalFile | Member
+    offset: int
+    shape: tuple[int, int, int]
+    axes: tuple[int, int, int]
+
+    def read(self) -> bytes:
+        """PNG bytes; OSError."""
+        data = self.file.read_range(self.offset, math.prod(self.shape))
+        if len(data) != math.prod(self.shape):
+            raise OSError(0, "unexpected end of the file it is stored in")
+        return Pixels(np.frombuffer(data, np.uint8).reshape(self.shape).transpose(self.axes)).read()
+
+    def state(self) -> list:
+        """What changes when the large file does, and the place in it."""
+        return [self.offset, *self.file.state()]
+
+
+File = LocalFile | Member | Pixels | StoredPixels
+
+
+class Files:
+    """Every file of some folders and archives: `files[name]` is a `File`, `files.names` the sorted names.
+
+    A name is the path inside the folder or archive, with slashes. Archives that lie directly in a folder are opened
+    too. The same name may occur twice (a folder beside the archive it came from) if the contents are equal.
+    """
+
+    def __init__(self, sources: Sequence[str | os.PathLike], scratch: Path | None = None, checksums: bool = True):
+        """Open and list everything.
+
+        Args:
+          sources: folders and archives (.tar, .tar.gz, .tgz, .tar.xz, .tar.bz2, .zip).
+          scratch: where compressed tars are decompressed to (temporary files without a name; the system's folder if
+            None).
+          checksums: compare archives that have a published checksum with it.
+
+        Raises:
+          UserError: nothing there, a truncated or foreign archive, one that differs from its published checksum, names
+            or links that lead out, one name with two contents.
+        """
+        self._files: dict[str, File] = {}
+        self._open = contextlib.ExitStack()
+        self._origin: dict[str, Path] = {}
+        self.sources = [Path(source).expanduser() for source in sources]
+        try:
+            for source in self.sources:
+                if source.is_dir():
+                    self._add_folder(source, scratch, checksums)
+                elif source.is_file() and source.name.lower().endswith(ARCHIVE_SUFFIXES):
+                    self._add_archive(source, scratch, checksums)
+                elif source.is_file():
+                    raise UserError(f"{source}: not an archive ({', '.join(ARCHIVE_SUFFIXES)})")
+                else:
+                    raise UserError(f"{source}: no such file or folder: --source names a folder or an archive")
+        except BaseException:
+            self._open.close()
+            raise
+        self.names = sorted(self._files)
+        self._by_base: dict[str, list[str]] = {}
+        for name in self.names:
+            self._by_base.setdefault(name.rsplit("/", 1)[-1], []).append(name)
+
+    def __enter__(self) -> "Files":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._open.close()
+
+    def __getitem__(self, name: str) -> File:
+        return self._files[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __str__(self) -> str:
+        return " and ".join(map(str, self.sources))
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file that has to be there; UserError when it cannot be read."""
+        try:
+            return self._files[name].read()
+        except OSError as error:
+            raise UserError(f"{self._origin[name]}: {name} cannot be read ({error.strerror})") from None
+
+    def text(self, name: str) -> str:
+        """The text of a file: UTF-8 without byte order mark, line ends as they are; UserError with the line."""
+        try:
+            return self.read(name).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = error.object[: error.start].count(b"\n") + 1
+            raise UserError(f"{name}:{line}: not UTF-8 ({error.reason}): is it the owner's file?") from None
+
+    def ending(self, tail: str) -> list[str]:
+        """Names that are `tail` or end in `/tail`, sorted."""
+        same_base = self._by_base.get(tail.rsplit("/", 1)[-1], [])
+        return [name for name in same_base if name == tail or name.endswith("/" + tail)]
+
+    def one(self, tail: str, what: str) -> str:
+        """The one name that ends in `tail`; UserError when there is none or several. `what` says what it is."""
+        found = self.ending(tail)
+        if not found:
+            raise UserError(f"{self}: no {tail} there ({what}): give the folder or the archives that hold it")
+        if len(found) > 1:
+            raise UserError(f"{self}: {tail} is there twice, as {found[0]} and {found[1]}: give --source only one")
+        return found[0]
+
+    def _add_folder(self, folder: Path, scratch: Path | None, checksums: bool) -> None:
+        root = os.path.realpath(folder)
+
+        def fail(error: OSError):
+            raise UserError(f"{error.filename}: cannot be listed ({error.strerror})")
+
+        for place, folders, names in os.walk(folder, onerror=fail):
+            for name in sorted(folders) + sorted(names):
+                path = os.path.join(place, name)
+                if not os.path.islink(path):
+                    continue
+                target = os.path.realpath(path)
+                if target != root and not target.startswith(root + os.sep):
+                    raise UserError(
+                        f"{path}: a link out of the folder, to {target}: give that place as another --source, or "
+                        "remove the link"
+                    )
+            for name in sorted(names):
+                path = os.path.join(place, name)
+                if place == str(folder) and name.lower().endswith(ARCHIVE_SUFFIXES):
+                    self._add_archive(Path(path), scratch, checksums)
+                elif os.path.isfile(path):
+                    relative = os.path.relpath(path, folder).replace(os.sep, "/")
+                    self._add(relative, LocalFile(path), folder)
+
+    def _add_archive(self, path: Path, scratch: Path | None, checksums: bool) -> None:
+        if checksums:
+            _verify(path)
+        try:
+            archive = self._open.enter_context(_Zip(path) if path.suffix.lower() == ".zip" else _Tar(path, scratch))
+        except (*_DAMAGE, OSError) as error:
+            raise UserError(
+                f"{path}: truncated or not an archive of its kind ({str(error) or type(error).__name__}): download it "
+                "again"
+            ) from None
+        for name, size in archive.members():
+            self._add(_inside(name, path), Member(archive, name, size), path)
+
+    def _add(self, name: str, file: File, origin: Path) -> None:
+        if name in self._files and not _same(self._files[name], file):
+            raise UserError(
+                f"{origin}: {name} is in {self._origin[name]} too, with another content: give --source only one of them"
+                if origin != self._origin[name]
+                else f"{origin}: {name} is in it twice, with different contents: download it again"
+            )
+        if name not in self._files:
+            self._files[name] = file
+            self._origin[name] = origin
+
+
+def _same(a: LocalFile | Member, b: LocalFile | Member, block: int = 1 << 22) -> bool:
+    """Whether two files have the same bytes."""
+    if a.size != b.size:
+        return False
+    if a.by_range and b.by_range:  # may be larger than memory
+        return all(a.read_range(at, block) == b.read_range(at, block) for at in range(0, a.size, block))
+    return a.read() == b.read()
+
+
+def _inside(name: str, path: Path) -> str:
+    """A member's name, tidied; UserError if it leads out of the archive."""
+    plain = name.replace("\\", "/")
+    parts = PurePosixPath(plain).parts
+    if plain.startswith("/") or ".." in parts or (len(plain) > 1 and plain[1] == ":"):
+        raise UserError(f"{path}: holds {name!r}, a name that leads out of the archive: refused, nothing was written")
+    return "/".join(parts)
+
+
+def _verify(path: Path) -> None:
+    """UserError when an archive that bears a published name has another size or SHA-256."""
+    if path.name not in PUBLISHED:
+        return
+    size, digest = PUBLISHED[path.name]
+    advice = "download it again, or add --no-checksums if it was made by somebody else"
+    found = path.stat().st_size
+    if found != size:
+        raise UserError(f"{path}: {found:,} bytes, its owner's file has {size:,}: {advice}")
+    hashed = hashlib.sha256()
+    with (
+        path.open("rb") as file,
+        tqdm(total=size, unit="B", unit_scale=True, desc=f"checking {path.name}", disable=None) as bar,
+    ):
+        while block := file.read(1 << 22):
+            hashed.update(block)
+            bar.update(len(block))
+    if hashed.hexdigest() != digest:
+        raise UserError(f"{path}: its SHA-256 is not that of its owner's file: {advice}")
+
+
+class _Tar:
+    """A tar file, read at the members' offsets; a compressed one is decompressed to a nameless file first."""
+
+    def __init__(self, path: Path, scratch: Path | None):
+        self.path = path
+        self.state = LocalFile(str(path)).state()
+        opener = _OPENERS.get(path.suffix.lower())
+        if opener is None:
+            self._file = path.open("rb")
+        else:
+            if scratch is not None:
+                scratch.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - closed by __exit__
+            try:
+                with opener(path, "rb") as packed:
+                    shutil.copyfileobj(packed, self._file, 1 << 20)
+                self._file.flush()
+            except OSError as error:
+                self._file.close()
+                if error.errno is not None:  # no space left and the like, not a damaged archive
+                    raise UserError(f"{path}: cannot be decompressed ({error.strerror})") from None
+                raise
+            except BaseException:
+                self._file.close()
+                raise
+        try:
+            self._list()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _list(self) -> None:
+        self._places: dict[str, tuple[int, int]] = {}
+        self._names: list[str] = []
+        size = self._file.seek(0, os.SEEK_END)
+        self._file.seek(max(0, size - 1024))
+        if self._file.read().strip(b"\0"):
+            raise tarfile.ReadError("no end mark")
+        self._file.seek(0)
+        links = []
+        with tarfile.open(fileobj=self._file, mode="r:") as tar:
+            for member in tar:
+                if member.issym() or member.islnk():
+                    base = PurePosixPath(member.name).parent if member.issym() else PurePosixPath()
+                    target = os.path.normpath(base / member.linkname)
+                    links.append((member.name, _inside(target, self.path)))
+                elif member.isfile():
+                    if member.name in self._places and self._data(member.name) != self._at(member):
+                        raise UserError(f"{self.path}: {member.name} is in it twice, with different contents")
+                    self._places[member.name] = (member.offset_data, member.size)
+        for name, target in links:
+            if target in self._places:
+                self._places[name] = self._places[target]
+
+    def _at(self, member: tarfile.TarInfo) -> bytes:
+        return os.pread(self._file.fileno(), member.size, member.offset_data)
+
+    def _data(self, name: str) -> bytes:
+        offset, size = self._places[name]
+        return os.pread(self._file.fileno(), size, offset)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def members(self) -> Iterable[tuple[str, int]]:
+        return [(name, size) for name, (_, size) in self._places.items()]
+
+    def read(self, name: str) -> bytes:
+        data = self._data(name)
+        if len(data) != self._places[name][1]:
+            raise tarfile.ReadError("unexpected end")
+        return data
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        start, whole = self._places[name]
+        return os.pread(self._file.fileno(), max(0, min(size, whole - offset)), start + offset)
+
+
+class _Zip:
+    """A zip file; every read checks the member's CRC."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.state = LocalFile(str(path)).state()
+        self._zip = zipfile.ZipFile(path)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._zip.close()
+
+    def members(self) -> Iterable[tuple[str, int]]:
+        infos = [info for info in self._zip.infolist() if not info.is_dir()]
+        seen = {}
+        for info in infos:
+            if (info.external_attr >> 16) & 0o170000 == 0o120000:
+                raise UserError(f"{self.path}: {info.filename} is a symbolic link: refused; extract it yourself")
+            if seen.setdefault(info.filename, info.CRC) != info.CRC:
+                raise UserError(f"{self.path}: {info.filename} is in it twice, with different contents")
+        return [(info.filename, info.file_size) for info in infos]
+
+    def read(self, name: str) -> bytes:
+        return self._zip.read(name)

@@ -13,6 +13,8 @@ from jaxmlic.errors import UserError
 
 SIDES = {"corel5k": 160}  # its pictures are 192 x 128; others: 224
 
+TESTED_ON_VAL = ("coco2014", "coco2017", "coco_images", "voc2012")  # the labels of their tests were never published
+
 # Learning rate and weight decay of the frozen recipes were selected on a tenth of train (seeds 0 to 2), the epochs by
 # the time they take; the runs then use every training picture, without selection.
 FROZEN = {"corel5k": (3e-3, 0.1, 8), "voc2007_subset": (0.05, 0.3, 24)}
@@ -33,6 +35,8 @@ def get_config(arg=None):
     if arg.dataset == "corel5k":  # five words an image, means over the words that occur in train and test
         config.eval.protocol = "top5_forced"
         config.eval.trained_classes_only = True
+    if arg.dataset in TESTED_ON_VAL:
+        config.data.test_split = "val"
     if arg.dataset == "voc2007_subset":
         config.eval.min_positives = 5
     if arg.mode == "frozen":

@@ -124,7 +124,7 @@ def test_bad_images(source, run, tmp_path, kind):
     assert snapshot(tmp_path / "data") == before and os.listdir(tmp_path / "data") == ["other"]
 
     status, out, err = run(f"--source={source}", "--skip-bad")
-    assert (status, err) == (0, []) and "1 rows left out" in out[-1]
+    assert (status, err) == (0, []) and "1 row left out" in out[-1]
     dataset = builders.load("mine", tmp_path / "data")
     assert dataset.splits == {"train": 5, "test": 2} and dataset.info["skipped"] == 1
     assert list(dataset.ids("train")) == ["0.jpg", "1.jpg", "2.jpg", "4.jpg", "5.jpg"]
@@ -427,7 +427,7 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(run, tmp_path, stop
         assert builders.prepared(tmp_path / "data") == ["whole"]
     looked = stop_after(None)
     status, out, _ = run(f"--source={source}", "--skip-bad", "--workers=1")
-    assert status == 0 and "1 rows left out" in "\n".join(out)
+    assert status == 0 and "1 row left out" in "\n".join(out)
     assert len(looked) < 40  # of 80
     made = {
         path.relative_to(tmp_path / "data" / "mine"): data

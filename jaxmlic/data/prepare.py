@@ -412,7 +412,7 @@ def _summary(dataset: builders.Dataset, path: Path, notes: list[str]) -> list[st
         line += f", {unknown.sum():,} unknown values" if unknown.any() else ""
         if missing:
             named = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
-            line += f", {len(missing)} classes without an image ({named})"
+            line += f", {len(missing)} {'class' if len(missing) == 1 else 'classes'} without an image ({named})"
         lines.append(line)
     lines += [f"  {note}" for note in notes]
     named = [name for name in dataset.split_names() if name not in dataset.splits]
@@ -423,5 +423,6 @@ def _summary(dataset: builders.Dataset, path: Path, notes: list[str]) -> list[st
         lines.append(f"  {left_out:,} images are not there, listed in {path / 'skipped.csv'}")
     if dataset.info["skipped"] > left_out:
         count = dataset.info["skipped"] - left_out
-        lines.append(f"  {count:,} rows left out (--skip-bad), listed in {path / 'skipped.csv'}")
+        what = "row" if count == 1 else "rows"
+        lines.append(f"  {count:,} {what} left out (--skip-bad), listed in {path / 'skipped.csv'}")
     return lines

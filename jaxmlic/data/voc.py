@@ -56,8 +56,8 @@ def read(files: Files, year: str) -> Table:
         if len(ids) != COUNTS[year][split]:
             notes.append(f"{split}: {len(ids):,} images listed, the official VOC {year} has {COUNTS[year][split]:,}")
     if year == "2007":
-        notes.append("train is VOC's trainval; main/train and main/val are its halves")
         named = {"main": _main(files, root, splits["train"])}
+        notes.append("train is VOC's trainval" + ("; main/train and main/val are its halves" if named["main"] else ""))
         named["rmlc"] = _rmlc(splits, notes)
     else:
         named = {"main": {"trainval": [row.id for rows in splits.values() for row in rows]}}

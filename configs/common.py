@@ -42,6 +42,13 @@ def base() -> ConfigDict:
     config.data.limit = 0  # use only the first N examples of each split; 0 = all
     config.data.threads = 2  # host threads that read and decode
 
+    config.data.source = "images"  # "features": those that `jaxmlic features` stored of the frozen trunk
+
+    config.features = ConfigDict()  # what `jaxmlic features` stores
+    config.features.store = "pooled"  # "pooled": one vector an image (model.pool avg or max); "map": the feature map
+    config.features.dtype = "float16"  # or "bfloat16"
+    config.features.crops = 4  # views of a training image where augment.crop_area asks for random crops
+
     config.augment = ConfigDict()
     config.augment.flip = True  # horizontal, probability 1/2
     config.augment.crop_area = (1.0, 1.0)  # random resized crop: share of the area; (1, 1) = no crop

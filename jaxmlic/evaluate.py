@@ -9,13 +9,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmlic import metrics, run_folder, score_file, sharding
+from jaxmlic import features, metrics, run_folder, score_file, sharding
 from jaxmlic import state as state_lib
 from jaxmlic.analysis import ap_table
 from jaxmlic.checkpoint import Checkpoints
 from jaxmlic.cli import Parser
 from jaxmlic.data import builders, pipeline
 from jaxmlic.errors import UserError, did_you_mean
+from jaxmlic.models import trunks
 from jaxmlic.models.heads import contract
 from jaxmlic.score_file import ScoreFile
 
@@ -23,9 +24,9 @@ PredictStep = Callable[[dict, jax.Array], contract.Prediction]
 
 
 def make_predict_step(head: ModuleType, model: nn.Module, mesh: jax.sharding.Mesh) -> PredictStep:
-    """Jitted (variables, images uint8 [B, S, S, 3]) -> Prediction, images divided over the mesh."""
+    """Jitted (variables, images uint8 [B, S, S, 3] or their Features) -> Prediction, images divided over the mesh."""
 
-    def predict(variables: dict, images: jax.Array) -> contract.Prediction:
+    def predict(variables: dict, images: jax.Array | trunks.Features) -> contract.Prediction:
         return head.predict_fn(model, variables, images)
 
     return jax.jit(
@@ -42,7 +43,7 @@ def batch_size_for(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
 def score(
     predict_step: PredictStep,
     variables: dict,
-    reader: pipeline.Reader,
+    reader: pipeline.RowReader,
     mesh: jax.sharding.Mesh,
     *,
     batch_size: int,
@@ -55,7 +56,8 @@ def score(
     )
     for batch in batches:
         arrays = sharding.put(batch, mesh)
-        prediction = predict_step(variables, arrays["image"])
+        inputs = trunks.Features(arrays["features"][:, 0]) if "features" in arrays else arrays["image"]
+        prediction = predict_step(variables, inputs)
         keep = sharding.gather(arrays["mask"])
         prediction = jax.tree.map(lambda x, keep=keep: sharding.gather(x)[keep], prediction)
         ids = sharding.gather_text(batch["id"])[keep]
@@ -113,7 +115,7 @@ def run(workdir: str, *, protocol: str | None = None, split: str | None = None, 
     model = head.Model(len(found.class_names), **config.model)
     mesh = sharding.make_mesh()
     variables, step = restore_variables(found, model, mesh)
-    reader = pipeline.Reader(view, config.data.image_size)
+    reader = features.find(view, config) or pipeline.Reader(view, config.data.image_size)
     predict_step = make_predict_step(head, model, mesh)
     prediction, labels, ids = score(
         predict_step,

@@ -17,7 +17,7 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
-from jaxmlic import evaluate, metrics, optim, progress, run_folder, sharding
+from jaxmlic import evaluate, features, metrics, optim, progress, run_folder, sharding
 from jaxmlic import state as state_lib
 from jaxmlic.checkpoint import Checkpoints
 from jaxmlic.cli import Parser
@@ -76,7 +76,10 @@ def make_step_fn(
 
     def step_fn(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
-        images = augment.crop_and_flip(augment_key, batch["image"], config.data.image_size, **config.augment)
+        if config.data.source == "features":
+            images = features.draw(augment_key, batch["features"], config)
+        else:
+            images = augment.crop_and_flip(augment_key, batch["image"], config.data.image_size, **config.augment)
         loss, scalars, batch_stats, grads = loss_and_grads(
             head, model, config, paces, state, {**batch, "image": images}, dropout_key
         )
@@ -150,6 +153,7 @@ class Trainer:
                 f"config.train.batch_size = {config.train.batch_size} cannot be divided over {self.mesh.size} devices"
             )
         evaluate.check_rules(config)
+        features.check_source(config)
         self.dataset = builders.load(config.data.name, config.data.dir or None)
         self.train_view, self.val_view = pipeline.train_and_val(config.data, self.dataset, config.seed)
         self.head = contract.find(config.head)
@@ -157,6 +161,8 @@ class Trainer:
         self.tx, self.paces, self.learning_rate, self.total = state_lib.optimizer(
             config, self.model, len(self.train_view)
         )
+        if config.data.source == "features":
+            features.check(config, self.paces)
         self.trainable = [name for name, pace in self.paces.items() if pace is not None]
         convert = optim.steps_of(config, len(self.train_view), self.total)
         self.every = {
@@ -186,9 +192,12 @@ class Trainer:
             state = state_lib.load_trunk(state, self.config.pretrained, self.config.model.trunk)
         return state
 
-    def readers(self) -> tuple[pipeline.Reader, pipeline.Reader | None]:
+    def readers(self) -> tuple[pipeline.RowReader, pipeline.RowReader | None]:
         """Of the training and the validation examples."""
         data = self.config.data
+        if data.source == "features":
+            train = features.Reader(self.train_view, self.config, train=True)
+            return train, features.Reader(self.val_view, self.config, train=False) if self.val_view else None
         kw = {"cache": data.cache, "threads": data.threads}
         train = pipeline.Reader(self.train_view, data.resize or data.image_size, **kw)
         return train, pipeline.Reader(self.val_view, data.image_size, **kw) if self.val_view else None

@@ -28,15 +28,29 @@ def crop_and_flip(
     Returns:
       float32 [B, size, size, 3], 0..255.
     """
-    batch, height, width, _ = images.shape
-    y0, x0, h, w = random_boxes(key, batch, crop_area, crop_aspect)
-    mirrored = jax.random.bernoulli(jax.random.fold_in(key, 1), 0.5 if flip else 0.0, (batch,))
-    if tuple(crop_area) == (1.0, 1.0) and (height, width) == (size, size):
-        images = images.astype(jnp.float32)
-        return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    mirrored = draw_flips(key, len(images), flip)
+    if tuple(crop_area) == (1.0, 1.0):
+        return whole(images, size, mirrored)
+    _, height, width, _ = images.shape
+    y0, x0, h, w = random_boxes(key, len(images), crop_area, crop_aspect)
     # A flip is a crop read from right to left.
     x0, w = jnp.where(mirrored, x0 + w, x0), jnp.where(mirrored, -w, w)
     return resample(images, y0 * height, x0 * width, h * height, w * width, size)
+
+
+def draw_flips(key: jax.Array, batch: int, flip: bool) -> jax.Array:
+    """bool [B]: which images `crop_and_flip` mirrors with this key."""
+    return jax.random.bernoulli(jax.random.fold_in(key, 1), 0.5 if flip else 0.0, (batch,))
+
+
+def whole(images: jax.Array, size: int, mirrored: jax.Array) -> jax.Array:
+    """float32 [B, size, size, 3] of images [B, H, W, 3] without a crop, those of `mirrored` bool [B] flipped."""
+    batch, height, width, _ = images.shape
+    if (height, width) == (size, size):
+        images = images.astype(jnp.float32)
+        return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    x0, w = jnp.where(mirrored, width, 0.0), jnp.where(mirrored, -1.0, 1.0) * width
+    return resample(images, jnp.zeros(batch), x0, jnp.full(batch, float(height)), w, size)
 
 
 def random_boxes(
@@ -48,8 +62,6 @@ def random_boxes(
     """
     k_area, k_aspect, k_y, k_x = jax.random.split(key, 4)
     share = jax.random.uniform(k_area, (batch,), minval=area[0], maxval=area[1])
-    if tuple(area) == (1.0, 1.0):  # the whole image: nothing to draw, whatever the aspect
-        return jnp.zeros(batch), jnp.zeros(batch), jnp.ones(batch), jnp.ones(batch)
     ratio = jnp.exp(jax.random.uniform(k_aspect, (batch,), minval=jnp.log(aspect[0]), maxval=jnp.log(aspect[1])))
     w = jnp.minimum(jnp.sqrt(share * ratio), 1.0)
     h = jnp.minimum(jnp.sqrt(share / ratio), 1.0)

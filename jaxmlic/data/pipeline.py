@@ -91,20 +91,32 @@ def find_view(config: ConfigDict, dataset: builders.Dataset, seed: int, split: s
     return select(config, dataset, split)
 
 
-class Reader:
-    """Rows of a view -> a batch, decoding on the way (or once, with `cache`).
+class RowReader:
+    """Rows int [B] of a view -> a batch, by `reader(rows)`; what is read is the subclass's own."""
+
+    def __init__(self, view: View):
+        self.view = view
+        self.labels = view.labels
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def batch(self, rows: np.ndarray, **arrays: np.ndarray) -> Batch:
+        """`arrays` [B, ...] with the labels of the rows and an all-true mask."""
+        return arrays | {"labels": self.labels[rows], "mask": np.ones(len(rows), bool)}
+
+
+class Reader(RowReader):
+    """Reads images, decoding on the way (or once, with `cache`).
 
     `side` is the square every image is squashed to. Thread-safe.
     """
 
     def __init__(self, view: View, side: int, *, cache: bool = False, threads: int = 2):
-        self.view, self.side = view, side
-        self.labels = view.labels
+        super().__init__(view)
+        self.side = side
         self.source = view.dataset.source(view.split)
         self.pixels = self._decode_all(threads) if cache else None
-
-    def __len__(self) -> int:
-        return len(self.view)
 
     def __call__(self, rows: np.ndarray) -> Batch:
         """int rows [B] of the view -> image, labels and an all-true mask."""
@@ -114,7 +126,7 @@ class Reader:
             images = np.empty((len(rows), self.side, self.side, 3), np.uint8)
             for image, row in zip(images, rows, strict=True):
                 self._decode(row, image)
-        return {"image": images, "labels": self.labels[rows], "mask": np.ones(len(rows), bool)}
+        return self.batch(rows, image=images)
 
     def _decode(self, row: int, out: np.ndarray) -> None:
         record = self.source[int(self.view.indices[row])]
@@ -143,7 +155,7 @@ class Reader:
 
 
 def train_iterator(
-    reader: Reader,
+    reader: RowReader,
     batch_size: int,
     *,
     seed: int,
@@ -182,7 +194,7 @@ def train_iterator(
 
 
 def eval_batches(
-    reader: Reader, batch_size: int, *, threads: int = 2, process_index: int = 0, process_count: int = 1
+    reader: RowReader, batch_size: int, *, threads: int = 2, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:
     """Every example once, in order over the hosts' shares; all hosts yield equally many batches of equal size.
 

@@ -2,8 +2,8 @@
 
 A head module exports
   Model(num_labels, **config.model): a Flax module; `model(images, train=False, labels=None)` takes uint8 or float
-    [B, H, W, 3] in 0..255 and gives a dict of named outputs. `labels` int8 [B, C] is passed in training, for heads that
-    read the truth (teacher forcing).
+    [B, H, W, 3] in 0..255, or `trunks.Features` in their place, and gives a dict of named outputs. `labels` int8 [B, C]
+    is passed in training, for heads that read the truth (teacher forcing).
   loss_fn(outputs, labels, **config.loss) -> (per-example float32 [B], dict of scalars to log).
   predict_fn(model, variables, images) -> Prediction.
 """

@@ -38,11 +38,15 @@ class Model(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, labels: jax.Array | None = None) -> dict[str, jax.Array]:
-        """uint8 or float [B, H, W, 3] in 0..255 -> feature_map [B, h, w, D], features [B, D], logits float32 [B, C]."""
+        """Images uint8 or float [B, H, W, 3] in 0..255, or `trunks.Features`, to label logits.
+
+        Returns feature_map [B, h, w, D], features [B, D] and logits float32 [B, C].
+        """
         if self.pool not in POOLS:
             raise UserError(f"config.model.pool = {self.pool!r} is unknown; pools: {', '.join(POOLS)}")
-        trunk, preprocess = trunks.build(self.trunk, dtype=self.dtype, batch_norm=self.batch_norm)
-        feature_map, _ = trunk(preprocess(images), train)
+        feature_map, _ = trunks.feature_map(
+            images, train, name=self.trunk, dtype=self.dtype, batch_norm=self.batch_norm
+        )
         features = POOLS[self.pool](feature_map.astype(jnp.float32))
         dropped = nn.Dropout(self.dropout, deterministic=not train)(features)
         logits = nn.Dense(self.num_labels, name="classifier")(dropped)

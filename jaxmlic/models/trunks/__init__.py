@@ -12,10 +12,21 @@ from types import ModuleType
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from jaxmlic.errors import UserError, did_you_mean
+
+
+@flax.struct.dataclass
+class Features:
+    """A trunk's feature map [B, h, w, D] that was computed before, given to a head in place of images.
+
+    Pooled vectors are maps of 1 x 1.
+    """
+
+    values: jax.Array
 
 
 def get(name: str) -> tuple[ModuleType, dict[str, Any]]:
@@ -42,6 +53,19 @@ def build(name: str, *, dtype: str, batch_norm: str) -> tuple[nn.Module, Callabl
     elif batch_norm != "train":
         raise UserError(f"config.model.batch_norm = {batch_norm!r}: trunk {name!r} has no batch norm to freeze")
     return module.Trunk(**fields, dtype=jnp.dtype(dtype), name="trunk"), module.preprocess
+
+
+def feature_map(
+    inputs: jax.Array | Features, train: bool, *, name: str, dtype: str, batch_norm: str
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(feature map, stages) of images [B, H, W, 3] in 0..255, or of `Features`, which have no stages.
+
+    For use inside a head's compact method: the trunk becomes its submodule "trunk". Raises UserError as `build` does.
+    """
+    trunk, preprocess = build(name, dtype=dtype, batch_norm=batch_norm)
+    if isinstance(inputs, Features):
+        return inputs.values, {}
+    return trunk(preprocess(inputs), train)
 
 
 def _module(file: str) -> ModuleType:

@@ -1,0 +1,391 @@
+"""Cached features: `jaxmlic features` runs a frozen trunk once over a data set; any head trains from what it stored.
+
+The config decides everything: the trunk, its weights, the size, the augmentation (which becomes stored views) and
+`config.features`. All of that is the cache's key, so a run with `config.data.source="features"` finds the features that
+its frozen trunk would compute, or is told what to run. Such a run has the same parameters and checkpoints as one with
+the frozen trunk: evaluation and prediction take photographs as ever.
+
+A cache is the folder DATA_SET/1.0.0/features/KEY: manifest.json, and for each split an ArrayRecord file with one record
+an image, the raw float16 or bfloat16 values of [views, h, w, D]. View 0 is what evaluation sees; training draws from
+`Views.train`.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from array_record.python import array_record_data_source, array_record_module
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from jaxmlic import config as config_lib
+from jaxmlic import optim, sharding, state
+from jaxmlic.cli import Parser
+from jaxmlic.data import augment, builders, named_splits, pipeline
+from jaxmlic.errors import UserError
+from jaxmlic.models import layers, trunks
+from jaxmlic.models.heads import contract
+from jaxmlic.models.trunks import pretrained
+
+FORMAT = 1  # raised when what a cache holds changes its meaning
+FOLDER, MANIFEST = "features", "manifest.json"
+DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+STORES = ("pooled", "map")
+POOLS = {"avg": layers.global_avg_pool, "max": layers.global_max_pool}
+
+
+@dataclass(frozen=True)
+class Views:
+    """What is stored of a training image. View 0 is the image as evaluation sees it.
+
+    Attributes:
+      crops: random crops, each mirrored or not by chance; 0 when the config has no cropping.
+      flips: whether the mirrored image is stored (without crops).
+      resampled: whether training sees the uncropped image through another resize than evaluation, so that it is a view
+        of its own.
+    """
+
+    crops: int = 0
+    flips: bool = False
+    resampled: bool = False
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> "Views":
+        """The views that stand for the config's augmentation."""
+        if tuple(config.augment.crop_area) == (1.0, 1.0):
+            return cls(flips=config.augment.flip, resampled=config.data.resize not in (0, config.data.image_size))
+        if config.features.crops < 1:
+            raise UserError(
+                f"config.features.crops = {config.features.crops}: config.augment.crop_area asks for random crops, so "
+                "at least 1 has to be stored"
+            )
+        return cls(crops=config.features.crops)
+
+    @property
+    def count(self) -> int:
+        """Views of a training image, view 0 among them."""
+        return 1 + self.crops + int(self.flips) + int(self.resampled)
+
+    def draw(self, key: jax.Array, batch: int) -> jax.Array:
+        """int32 [B], the view that each image shows in a training step.
+
+        Without crops it is the same draw as `augment.crop_and_flip` makes from this key, so a run from features takes
+        the steps of the run with the frozen trunk.
+        """
+        if self.crops:
+            return jax.random.randint(key, (batch,), 1, 1 + self.crops)
+        return augment.draw_flips(key, batch, self.flips).astype(jnp.int32) + int(self.resampled)
+
+
+def draw(key: jax.Array, values: jax.Array, config: ConfigDict) -> trunks.Features:
+    """One view of each image: values [B, views, h, w, D] -> Features [B, h, w, D]. Pure, for the training step."""
+    view = Views.of(config).draw(key, len(values))
+    return trunks.Features(jnp.take_along_axis(values, view[:, None, None, None, None], axis=1)[:, 0])
+
+
+def check_source(config: ConfigDict) -> None:
+    """UserError for a config.data.source that does not exist."""
+    if config.data.source not in ("images", "features"):
+        raise UserError(f"config.data.source = {config.data.source!r}; it is 'images' or 'features'")
+
+
+def check(config: ConfigDict, paces: dict[str, float | None]) -> None:
+    """UserError unless the trunk stays as it is all through training, and the config's features can stand for it.
+
+    paces: learning-rate multiplier of every parameter, None = frozen.
+    """
+    cache, _ = config.features, Views.of(config)
+    if cache.dtype not in DTYPES:
+        raise UserError(f"config.features.dtype = {cache.dtype!r}; it is {' or '.join(map(repr, DTYPES))}")
+    if cache.store not in STORES:
+        raise UserError(f"config.features.store = {cache.store!r}; it is {' or '.join(map(repr, STORES))}")
+    if cache.store == "pooled" and config.model.get("pool") not in POOLS:
+        raise UserError(
+            "config.features.store = 'pooled' goes with config.model.pool = 'avg' or 'max', and this one is "
+            f"{config.model.get('pool')!r}: set config.features.store='map'"
+        )
+    if not config.pretrained:
+        raise UserError("features of a trunk without weights mean nothing: set config.pretrained=FILE")
+    if _has_batch_norm(config) and config.model.batch_norm != "frozen":
+        raise UserError("features stand for a frozen trunk: set config.model.batch_norm='frozen'")
+    if any(pace is not None for name, pace in paces.items() if name.startswith("trunk/")):
+        raise UserError(
+            "features stand for a frozen trunk, but config.optim.groups trains it: set "
+            "config.optim.groups=(('trunk/.*', None), ('.*', 1.0))"
+        )
+
+
+def _has_batch_norm(config: ConfigDict) -> bool:
+    return "batch_norm" in trunks.get(config.model.trunk)[0].Trunk.__dataclass_fields__
+
+
+def key_fields(config: ConfigDict, dataset: builders.Dataset) -> dict:
+    """All that the features depend on, in plain values."""
+    views = Views.of(config)
+    fields = {
+        "format": FORMAT,
+        "trunk": config.model.trunk,
+        "weights": _file_hash(config.pretrained),
+        "compute": config.model.dtype,
+        "image_size": config.data.image_size,
+        "resize": config.data.resize or config.data.image_size,
+        "store": config.features.store,
+        "pool": config.model.pool if config.features.store == "pooled" else None,
+        "dtype": config.features.dtype,
+        "views": dataclasses.asdict(views),
+        "images": named_splits.digest({split: dataset.ids(split) for split in dataset.splits}),
+        "prepared": dataset.info.get("fingerprint"),
+    }
+    if views.crops:
+        fields |= {
+            "crop_area": list(config.augment.crop_area),
+            "crop_aspect": list(config.augment.crop_aspect),
+            "crop_flip": config.augment.flip,
+            "seed": config.seed,
+        }
+    return fields
+
+
+def _file_hash(path: str) -> str:
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"config.pretrained: {path} cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
+
+
+def folder_of(dataset: builders.Dataset, fields: dict) -> Path:
+    """Where the features of this key lie, or will."""
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    return dataset.path / FOLDER / f"{fields['trunk']}-{fields['image_size']}-{digest[:12]}"
+
+
+def _file_name(split: str) -> str:
+    return split.replace("/", "__") + ".array_record"
+
+
+class Reader(pipeline.RowReader):
+    """As `pipeline.Reader`, but a batch holds `features` [B, views, h, w, D] instead of images.
+
+    cache: keep all of it in memory. `train` says whether all views are read, or view 0 alone.
+    """
+
+    def __init__(self, view: pipeline.View, config: ConfigDict, *, train: bool):
+        super().__init__(view)
+        self._fields = key_fields(config, view.dataset)
+        folder = folder_of(view.dataset, self._fields)
+        self._shape, self._dtype = _shape(folder, view, self._fields), DTYPES[config.features.dtype]
+        self._records = array_record_data_source.ArrayRecordDataSource([str(folder / _file_name(view.split))])
+        if len(self._records) != view.dataset.count(view.split):
+            raise _damaged(folder, f"{_file_name(view.split)} holds {len(self._records)} records")
+        self._num_views = self._shape[0] if train else 1
+        self._values = self._read(np.arange(len(view))) if config.data.cache else None
+
+    def __call__(self, rows: np.ndarray) -> pipeline.Batch:
+        """int rows [B] of the view -> features, labels and an all-true mask."""
+        values = self._read(rows) if self._values is None else self._values[rows]
+        return self.batch(rows, features=values)
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        records = self._records.__getitems__(self.view.indices[rows].tolist())
+        values = np.stack([np.frombuffer(record, self._dtype).reshape(self._shape) for record in records])
+        return np.ascontiguousarray(values[:, : self._num_views])
+
+
+def _shape(folder: Path, view: pipeline.View, fields: dict) -> tuple[int, ...]:
+    """[views, h, w, D] of a split's records; UserError when there is no such cache, with what there is instead."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        shape = manifest["splits"].get(view.split)
+    except FileNotFoundError:
+        manifest, shape = None, None
+    except (OSError, ValueError, KeyError) as error:
+        raise _damaged(folder, str(error)) from None
+    if shape is None:
+        near = "" if manifest else _nearest(folder.parent, fields)
+        raise UserError(
+            f"no features of {view.where()} for this config{near}: run `jaxmlic features` with the same --config and "
+            "overrides first"
+        )
+    return tuple(shape)
+
+
+def find(view: pipeline.View, config: ConfigDict) -> Reader | None:
+    """A reader of view 0, for evaluation, if the config trains from features and they are here; else None."""
+    if config.data.source != "features" or not os.path.isfile(config.pretrained):
+        return None
+    folder = folder_of(view.dataset, key_fields(config, view.dataset))
+    there = view.split in _splits_there(folder, key_fields(config, view.dataset))
+    return Reader(view, config, train=False) if there else None
+
+
+def _nearest(parent: Path, fields: dict) -> str:
+    """What differs in the cache that is most like the one wanted."""
+    found = []
+    for path in sorted(parent.glob(f"*/{MANIFEST}")):
+        try:
+            other = json.loads(path.read_text(encoding="utf-8"))["key"]
+        except (OSError, ValueError, KeyError):
+            continue
+        differing = [name for name in fields if other.get(name) != fields[name]]
+        found.append((len(differing), [f"{name} {other.get(name)!r}, not {fields[name]!r}" for name in differing]))
+    if not found:
+        return ""
+    return f" (there are some of {'; '.join(min(found)[1])[:300]})"
+
+
+def _damaged(folder: Path, why: str) -> UserError:
+    return UserError(f"{folder}: damaged features ({why}): remove the folder and run `jaxmlic features` again")
+
+
+def needed_splits(config: ConfigDict) -> dict[str, bool]:
+    """{split: whether training reads it} of a run and its evaluation."""
+    splits = {config.data.test_split: False}
+    if config.data.val_split:
+        splits[config.data.val_split] = False
+    return splits | {config.data.train_split: True}
+
+
+def compute(config: ConfigDict) -> Path:
+    """Runs the trunk over every split of the config that is not cached yet; returns the cache's folder.
+
+    Raises UserError as `check` and the weight importer do, for a missing split, and for values that the storage dtype
+    cannot hold.
+    """
+    dataset = builders.load(config.data.name, config.data.dir or None)
+    model = contract.find(config.head).Model(len(dataset.class_names), **config.model)
+    check(config, optim.multipliers(config.optim.groups, state.parameter_names(config, model)))
+    fields = key_fields(config, dataset)
+    folder = folder_of(dataset, fields)
+    views = Views.of(config)
+    forward = _make_forward(config)
+    for split, train in needed_splits(config).items():
+        whole = pipeline.View(dataset, split, np.arange(dataset.count(split)))
+        splits = _splits_there(folder, fields)
+        if split in splits:
+            print(f"{split}: there already, {whole.dataset.count(split):,} images, {_described(splits[split])}")
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / _file_name(split)
+        partial = path.with_suffix(".partial")
+        try:
+            splits[split] = _write(partial, whole, config, views if train else Views(), forward)
+            partial.replace(path)
+            manifest = json.dumps({"key": fields, "splits": splits}, indent=1)
+            (folder / f"{MANIFEST}.new").write_text(manifest, encoding="utf-8")
+            (folder / f"{MANIFEST}.new").replace(folder / MANIFEST)
+        except OSError as error:
+            raise UserError(f"{folder}: the features cannot be written ({error.strerror or error})") from None
+        finally:
+            partial.unlink(missing_ok=True)
+        size = path.stat().st_size / 2**20
+        print(f"{split}: {len(whole):,} images, {_described(splits[split])}, {size:,.1f} MiB")
+    return folder
+
+
+def _described(shape: list[int]) -> str:
+    views, height, width, features = shape
+    return f"{views} {'view' if views == 1 else 'views'} of {height} x {width} x {features}"
+
+
+def _splits_there(folder: Path, fields: dict) -> dict[str, list[int]]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return dict(manifest["splits"]) if manifest["key"] == fields else {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, str(error)) from None
+
+
+def _make_forward(config: ConfigDict):
+    """Jitted (float or uint8 images [B, S, S, 3]) -> features [B, h, w, D] in the storage dtype, over all devices."""
+    trunk, preprocess = trunks.build(config.model.trunk, dtype=config.model.dtype, batch_norm=config.model.batch_norm)
+    trunk = trunk.clone(name=None)
+    mesh = sharding.make_mesh()
+    variables = jax.device_put(pretrained.load(config.pretrained, config.model.trunk), sharding.replicated(mesh))
+    pool = POOLS[config.model.pool] if config.features.store == "pooled" else None
+
+    def forward(variables: dict, images: jax.Array) -> jax.Array:
+        feature_map, _ = trunk.apply(variables, preprocess(images), False)
+        if pool is not None:
+            feature_map = pool(feature_map.astype(jnp.float32))[:, None, None, :]
+        return feature_map.astype(DTYPES[config.features.dtype])
+
+    place = sharding.split(mesh)
+    step = jax.jit(forward, in_shardings=(sharding.replicated(mesh), place), out_shardings=place)
+    return lambda images: np.asarray(step(variables, jax.device_put(images, place)))
+
+
+def _write(path: Path, view: pipeline.View, config: ConfigDict, views: Views, forward) -> list[int]:
+    """Writes one split and returns the shape of a record."""
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    shape = None
+    try:
+        with tqdm(total=len(view), unit=" images", desc=f"{view.dataset.name}/{view.split}", disable=None) as bar:
+            for features, mask in _batches(view, config, views, forward):
+                if not np.isfinite(features.astype(np.float32)).all():
+                    raise UserError(
+                        f"features of {view.where()} do not fit config.features.dtype = {config.features.dtype!r} (or "
+                        "are not finite): try 'bfloat16'"
+                    )
+                shape = list(features.shape[1:])
+                for record in features[mask]:
+                    writer.write(record.tobytes())
+                bar.update(int(mask.sum()))
+    finally:
+        writer.close()
+    return shape
+
+
+def _batches(view: pipeline.View, config: ConfigDict, views: Views, forward) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(features [B, views, h, w, D], mask [B]) over the whole view, in order."""
+    size, data, rules = config.data.image_size, config.data, config.augment
+    batch_size = -(-config.train.batch_size // jax.device_count()) * jax.device_count()
+    sides = [size] if views.count == 1 else [size, data.resize or size]
+    batches = [pipeline.eval_batches(pipeline.Reader(view, side), batch_size, threads=data.threads) for side in sides]
+    whole = jax.jit(functools.partial(augment.whole, size=size))
+    crop = jax.jit(
+        lambda key, images: augment.crop_and_flip(
+            key, images, size, flip=rules.flip, crop_area=rules.crop_area, crop_aspect=rules.crop_aspect
+        )
+    )
+    for number, group in enumerate(zip(*batches, strict=True)):
+        images, key = group[-1]["image"], jax.random.fold_in(jax.random.key(config.seed), number)
+        parts = [group[0]["image"]]
+        if views.resampled:
+            parts.append(whole(images, mirrored=np.zeros(batch_size, bool)))
+        if views.flips:
+            parts.append(whole(images, mirrored=np.ones(batch_size, bool)))
+        parts += [crop(jax.random.fold_in(key, i), images) for i in range(views.crops)]
+        # float32 for all: one program of the trunk, not one for uint8 and one for float32.
+        yield np.stack([forward(np.asarray(part, np.float32)) for part in parts], axis=1), group[0]["mask"]
+
+
+def main(argv: list[str]) -> int:
+    """`jaxmlic features`."""
+    parser = Parser(
+        prog="jaxmlic features",
+        description="Runs an experiment's frozen trunk once over its data set and keeps the features. Then train with "
+        "the same --config and overrides and --config.data.source=features: hundreds of times faster.",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="experiment file")
+    options, overrides = parser.parse_known_args(argv)
+    config = config_lib.load(options.config, overrides)
+    sharding.use_cpu_devices(config.train.cpu_devices, config.train.batch_size)
+    folder = compute(config)
+    print(f"features in {folder}")
+    print("train from them: the same command as for training, with --config.data.source=features")
+    return 0

@@ -1,0 +1,230 @@
+"""Cached features: the same training as with the frozen trunk, and no cache that is not of this very config."""
+
+import json
+import shutil
+from pathlib import Path
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from jaxmlic import cli, evaluate, features, predict, progress, train
+from jaxmlic import state as state_lib
+from jaxmlic.checkpoint import Checkpoints
+from jaxmlic.data import builders, pipeline
+from jaxmlic.errors import UserError
+from jaxmlic.models import trunks
+from jaxmlic.models.trunks import pretrained
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Random weights of the small CNN, as a file that the importer takes."""
+    path = tmp_path_factory.mktemp("weights") / "small.npz"
+    path.write_bytes(b"stands for weights")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def import_small_cnn(monkeypatch):
+    """The small CNN has no published weights; here a seed stands for the file's content."""
+
+    def load(path, trunk):
+        module, fields = trunks.get(trunk)
+        seed = Path(path).read_bytes()[0]
+        init = jax.jit(lambda: module.Trunk(**fields).init(jax.random.key(seed), jnp.zeros((1, 16, 16, 3)), False))
+        return init()
+
+    monkeypatch.setattr(pretrained, "load", load)
+
+
+def config_of(data_dir, weights, **more):
+    frozen = {"optim.groups": (("trunk/.*", None), (".*", 1.0)), "pretrained": str(weights), "model.pool": "avg"}
+    plain = {"data.resize": 0, "augment.crop_area": (1.0, 1.0), "optim.lr": 0.01, "features.dtype": "float16"}
+    return tiny_config(data_dir, **(frozen | plain | more))
+
+
+def params_of(workdir, config):
+    trainer = train.Trainer(config, str(workdir))
+    abstract = state_lib.abstract(config, trainer.model, len(trainer.train_view), trainer.mesh)
+    state = Checkpoints(str(workdir), read_only=True).restore(16, abstract)
+    return flax.traverse_util.flatten_dict(state.params, sep="/")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {
+            "data.resize": 20,
+            "features.store": "map",
+            "model.pool": "max",
+            "data.cache": True,
+            "features.dtype": "bfloat16",
+        },
+    ],
+    ids=["flips", "resized, bf16 maps in memory"],
+)
+def test_equal_to_training_with_the_frozen_trunk(data_dir, weights, tmp_path, more):
+    """Same draws, same steps; the difference is the rounding of what was stored."""
+    config = config_of(data_dir, weights, **more)
+    train.run(config, str(tmp_path / "frozen"))
+    features.compute(config)
+    cached = config_of(data_dir, weights, **more, **{"data.source": "features"})
+    train.run(cached, str(tmp_path / "cached"))
+    ours, theirs = (params_of(tmp_path / name, c) for name, c in (("cached", cached), ("frozen", config)))
+    assert ours.keys() == theirs.keys()
+    moved = False
+    for name, value in theirs.items():
+        tolerance = 0 if name.startswith("trunk/") else (0.02 if more.get("features.dtype") else 2e-3)
+        np.testing.assert_allclose(ours[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
+        moved |= not name.startswith("trunk/") and bool(np.abs(value).max() > 0.05)
+    assert moved
+    rows = [[row for row in progress.read(tmp_path / name) if "val/mAP" in row] for name in ("cached", "frozen")]
+    assert len(rows[0]) == len(rows[1]) > 1
+    for row, other in zip(*rows, strict=True):
+        assert row["val/mAP"] == pytest.approx(other["val/mAP"], abs=0.05)
+
+
+def test_a_run_from_features_evaluates_and_predicts_on_photographs(data_dir, weights, tmp_path):
+    config = config_of(data_dir, weights, **{"data.source": "features"})
+    features.compute(config)
+    workdir = tmp_path / "run"
+    train.run(config, str(workdir))
+    from_features = evaluate.run(str(workdir))
+    weights_elsewhere = weights.rename(weights.with_suffix(".moved"))
+    try:
+        from_images = evaluate.run(str(workdir))  # without the weights there is no key: the trunk runs
+    finally:
+        weights_elsewhere.rename(weights)
+    np.testing.assert_allclose(from_features["AP"], from_images["AP"], atol=0.05)
+    source = builders.load("tiny", data_dir).source("test")
+    (tmp_path / "a.png").write_bytes(source[0]["image"])
+    assert predict.run(str(workdir), [str(tmp_path / "a.png")]) == 0
+
+
+def test_views_of_crops(data_dir, weights):
+    config = config_of(data_dir, weights, **{"augment.crop_area": (0.3, 0.6), "data.resize": 20, "features.crops": 3})
+    features.compute(config)
+    dataset = builders.load("tiny", data_dir)
+    view = pipeline.select(config.data, dataset, "train")
+    reader = features.Reader(view, config, train=True)
+    batch = reader(np.arange(8))
+    assert batch["features"].shape == (8, 4, 1, 1, 96) and batch["features"].dtype == np.float16
+    values = np.asarray(batch["features"], np.float32)
+    for i in range(4):
+        for j in range(i):
+            assert np.abs(values[:, i] - values[:, j]).max() > 1e-2  # the crops differ
+    views = features.Views.of(config)
+    drawn = np.asarray(views.draw(jax.random.key(0), 4000))
+    assert set(drawn) == {1, 2, 3} and np.bincount(drawn)[1:].min() > 1200
+    picked = features.draw(jax.random.key(3), batch["features"], config).values
+    chosen = np.asarray(views.draw(jax.random.key(3), 8))
+    np.testing.assert_array_equal(picked, batch["features"][np.arange(8), chosen])
+    plain = features.Reader(view, config, train=False)(np.arange(8))["features"]
+    np.testing.assert_array_equal(plain, batch["features"][:, :1])
+
+
+def test_view_0_is_the_trunk_on_the_image(data_dir, weights):
+    config = config_of(data_dir, weights, **{"features.store": "map"})
+    features.compute(config)
+    dataset = builders.load("tiny", data_dir)
+    view = pipeline.select(config.data, dataset, "test")
+    stored = features.Reader(view, config, train=False)(np.arange(5))["features"]
+    images = pipeline.Reader(view, 16)(np.arange(5))["image"]
+    module, fields = trunks.get("small_cnn")
+    wanted, _ = module.Trunk(**fields).apply(pretrained.load(weights, "small_cnn"), module.preprocess(images), False)
+    np.testing.assert_allclose(stored[:, 0].astype(np.float32), wanted, rtol=1e-3, atol=1e-3)
+
+
+STALE = {
+    "size": ({"data.image_size": 24}, "image_size 16, not 24"),
+    "flips": ({"augment.flip": False}, "views"),
+    "pool": ({"model.pool": "max"}, "pool 'avg', not 'max'"),
+    "storage": ({"features.dtype": "bfloat16"}, "dtype 'float16', not 'bfloat16'"),
+    "compute": ({"model.dtype": "bfloat16"}, "compute 'float32', not 'bfloat16'"),
+    "trunk": ({"model.trunk": "small_cnn_wide"}, "trunk 'small_cnn'"),
+}
+
+
+@pytest.mark.parametrize("what", STALE)
+def test_a_cache_of_another_config_is_not_used(data_dir, weights, tmp_path, what):
+    features.compute(config_of(data_dir, weights))
+    # Other tests leave caches too: only this one shall be there to compare with.
+    folder = features.folder_of(*_dataset_and_key(config_of(data_dir, weights)))
+    for other in folder.parent.iterdir():
+        if other != folder:
+            shutil.rmtree(other)
+    change, why = STALE[what]
+    config = config_of(data_dir, weights, **change, **{"data.source": "features"})
+    with pytest.raises(UserError, match=r"no features of split 'train' .* run `jaxmlic features`") as caught:
+        train.Trainer(config, str(tmp_path / "run")).readers()
+    assert why in str(caught.value)
+
+
+def _dataset_and_key(config):
+    dataset = builders.load("tiny", config.data.dir)
+    return dataset, features.key_fields(config, dataset)
+
+
+def test_other_weights_under_the_same_name(data_dir, tmp_path):
+    path = tmp_path / "w.npz"
+    path.write_bytes(b"a")
+    config = config_of(data_dir, path, **{"data.source": "features"})
+    features.compute(config)
+    path.write_bytes(b"b")
+    with pytest.raises(UserError, match="no features of split"):
+        train.Trainer(config, str(tmp_path / "run")).readers()
+    path.unlink()
+    with pytest.raises(UserError, match=r"config\.pretrained: .*w\.npz cannot be read"):
+        train.Trainer(config, str(tmp_path / "run")).readers()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"optim.groups": ((".*", 1.0),)}, "config.optim.groups trains it"),
+        ({"pretrained": ""}, "set config.pretrained=FILE"),
+        ({"model.pool": "avg_max"}, "set config.features.store='map'"),
+        ({"features.store": "vector"}, "config.features.store"),
+        ({"features.dtype": "int8"}, "config.features.dtype"),
+        ({"augment.crop_area": (0.5, 1.0), "features.crops": 0}, "config.features.crops = 0"),
+        ({"data.source": "feature"}, "config.data.source"),
+    ],
+)
+def test_configs_that_features_cannot_stand_for(data_dir, weights, tmp_path, change, why):
+    config = config_of(data_dir, weights, **({"data.source": "features"} | change))
+    with pytest.raises(UserError) as caught:
+        train.Trainer(config, str(tmp_path / "run"))
+    assert why in str(caught.value)
+
+
+def test_the_command_twice_and_a_damaged_cache(data_dir, weights, tmp_path, capsys):
+    argv = ["features", "--config=quickstart", f"--config.data.dir={data_dir}", f"--config.pretrained={weights}"]
+    argv += ["--config.data.name=tiny", "--config.data.image_size=16", "--config.train.batch_size=8"]
+    argv += ["--config.optim.groups=(('trunk/.*', None), ('.*', 1.0))", "--config.features.store=map"]
+    argv += ["--config.augment.crop_area=(1.0, 1.0)", "--config.data.resize=0", "--config.train.cpu_devices=1"]
+    argv += ["--config.features.dtype=bfloat16"]
+    assert cli.run(argv) == 0
+    first = capsys.readouterr().out
+    assert "train: 72 images, 2 views of 2 x 2 x 96" in first and "test: 29 images, 1 view of 2 x 2 x 96" in first
+    assert cli.run(argv) == 0
+    assert capsys.readouterr().out.count("there already") == 2
+    folder = next(line.removeprefix("features in ") for line in first.splitlines() if line.startswith("features in"))
+    manifest = tmp_path.joinpath(folder, "manifest.json")
+    manifest.write_text(json.dumps({"key": 3})[:-2])
+    assert cli.run(argv) == 2
+    assert "damaged features" in capsys.readouterr().err
+
+
+def test_values_that_float16_cannot_hold(data_dir, weights, monkeypatch):
+    huge = jax.tree.map(lambda x: x * 1e6, pretrained.load(weights, "small_cnn"))
+    monkeypatch.setattr(pretrained, "load", lambda *_: huge)
+    config = config_of(data_dir, weights, **{"data.image_size": 20})
+    with pytest.raises(UserError, match=r"do not fit config\.features\.dtype = 'float16'"):
+        features.compute(config)
+    folder = features.folder_of(*_dataset_and_key(config))
+    assert not list(folder.glob("*"))

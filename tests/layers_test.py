@@ -153,26 +153,27 @@ def test_convolutions_have_the_parameters_of_flax():
 
 
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("relu6", [True, False])
-def test_batch_norm_is_that_of_flax(relu6, train):
+@pytest.mark.parametrize("top", [6.0, np.inf, None])
+def test_batch_norm_is_that_of_flax(top, train):
     x = random(4, 5, 3, 6) * 4 + 2
     variables = {
         "params": {"scale": 4 * random(6, seed=1), "bias": random(6, seed=2)},
         "batch_stats": {"mean": random(6, seed=3), "var": jnp.abs(random(6, seed=4)) + 0.1},
     }
-    ours = layers.BatchNorm(not train, relu6)
+    ours = layers.BatchNorm(not train, relu6=top == 6, relu=top == np.inf)
     flax = nn.BatchNorm(not train, momentum=0.99, epsilon=1e-3)
 
-    def run(norm, clip):
+    def run(norm, top):
         def loss(params, x):
             y, updates = norm.apply({**variables, "params": params}, x, mutable="batch_stats")
-            y = jnp.clip(y, 0, 6) if clip else y
+            y = y if top is None else jnp.clip(y, 0, top)
             return jnp.sum(jnp.sin(y)), (y, updates)
 
         return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(variables["params"], x)
 
-    got, expected = run(ours, False), run(flax, relu6)
-    assert np.any(np.asarray(got[1][0]) == 6) == relu6  # the clipping is put to the test
+    got, expected = run(ours, None), run(flax, top)
+    assert np.any(np.asarray(got[1][0]) == 6) == (top == 6)  # the clipping is put to the test
+    assert np.any(np.asarray(got[1][0]) < 0) == (top is None)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, expected)
     moved = not np.allclose(got[1][1]["batch_stats"]["mean"], variables["batch_stats"]["mean"])
     assert moved == train
@@ -232,3 +233,28 @@ def test_global_pools_and_their_gradients():
             row, column = np.unravel_index(np.argmax(x[b, :, :, c]), (4, 5))
             expected[b, row, column, c] = c + 1
     np.testing.assert_array_equal(grads, expected)
+
+
+@pytest.mark.parametrize("size", [(7, 7), (14, 21), (10, 16), (3, 5), (1, 9)], ids=str)
+def test_adaptive_avg_pool_is_that_of_pytorch(size):
+    x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+    pool = jax.jit(layers.adaptive_avg_pool, static_argnums=1)
+    got = pool(x, (7, 6))
+    expected = np.empty((2, 7, 6, 3))
+    for i, j in np.ndindex(7, 6):  # the definition
+        rows = slice(i * size[0] // 7, -(-(i + 1) * size[0] // 7))
+        columns = slice(j * size[1] // 6, -(-(j + 1) * size[1] // 6))
+        expected[:, i, j] = x[:, rows, columns].mean((1, 2), dtype=np.float64)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(pool(x, (1, 1))[:, 0, 0], layers.global_avg_pool(x), rtol=1e-4, atol=1e-6)
+    half = pool(jnp.asarray(x, jnp.bfloat16), (7, 6))
+    assert half.dtype == jnp.bfloat16 and np.abs(half.astype(jnp.float32) - got).max() < 0.05
+    torch = pytest.importorskip("torch")
+    reference = torch.nn.AdaptiveAvgPool2d((7, 6))(torch.tensor(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(got, reference.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_images_too_small_are_named():
+    layers.check_image_size(jnp.zeros((1, 32, 40, 3)), 32)
+    with pytest.raises(UserError, match="images of 40 x 31 pixels are too small"):
+        layers.check_image_size(jnp.zeros((1, 40, 31, 3)), 32)

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmlic.errors import UserError
 
@@ -189,15 +190,17 @@ class PointwiseConv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch norm over all but the channels, then ReLU6 if `relu6`; TensorFlow's epsilon 1e-3 and momentum 0.99.
+    """Batch norm over all but the channels, then `relu` or `relu6`; TensorFlow's epsilon 1e-3 and momentum 0.99.
 
     use_running_average: normalise by the running statistics and leave them be; otherwise by the batch's, float32, which
         then move the running ones (biased variance, as in Flax). Under a mesh the batch is the global one.
+    momentum: weight of the old running statistics: 0.9 is what PyTorch calls 0.1.
     Parameters `scale`, `bias` [C], batch_stats `mean`, `var` [C], all float32.
     """
 
     use_running_average: bool
     relu6: bool = False
+    relu: bool = False
     dtype: Any = jnp.float32
     momentum: float = 0.99
     epsilon: float = 1e-3
@@ -219,7 +222,8 @@ class BatchNorm(nn.Module):
         gain = scale * jax.lax.rsqrt(var + self.epsilon)
         offset = bias - mean * gain
         shared = (*(1,) * (x.ndim - 1), x.shape[-1])
-        return _affine(x, gain.reshape(shared), offset.reshape(shared), 6.0 if self.relu6 else None).astype(self.dtype)
+        top = 6.0 if self.relu6 else jnp.inf if self.relu else None
+        return _affine(x, gain.reshape(shared), offset.reshape(shared), top).astype(self.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -303,6 +307,33 @@ def global_max_pool(x: Array) -> Array:
     best = jnp.argmax(flat, axis=1, keepdims=True)  # [B, 1, D]
     here = jnp.arange(flat.shape[1])[None, :, None] == best
     return jnp.sum(jnp.where(here, flat, 0), axis=1)
+
+
+def adaptive_avg_pool(x: Array, size: tuple[int, int]) -> Array:
+    """[B, H, W, D] -> [B, h, w, D] for size (h, w): `torch.nn.AdaptiveAvgPool2d`, for maps of any size.
+
+    Row i is the mean of rows floor(i*H/h) to ceil((i+1)*H/h) - 1; windows overlap where h does not divide H, and repeat
+    where the map is smaller than the pool. Sums are float32, the result has x's dtype.
+    """
+    rows, columns = _window_means(x.shape[1], size[0]), _window_means(x.shape[2], size[1])
+    pooled = jnp.einsum("hH,bHWd->bhWd", rows, x.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum("wW,bhWd->bhwd", columns, pooled, precision=jax.lax.Precision.HIGHEST).astype(x.dtype)
+
+
+def _window_means(size: int, windows: int) -> np.ndarray:
+    """float32 [windows, size]: the matrix that takes the mean over each window."""
+    means = np.zeros((windows, size), np.float32)
+    for i in range(windows):
+        start, stop = i * size // windows, -(-(i + 1) * size // windows)
+        means[i, start:stop] = 1 / (stop - start)
+    return means
+
+
+def check_image_size(x: Array, least: int) -> None:
+    """UserError if images [B, H, W, ...] have a side below `least` pixels, where pooling would leave nothing."""
+    height, width = x.shape[1:3]
+    if min(height, width) < least:
+        raise UserError(f"images of {height} x {width} pixels are too small for this trunk; it needs {least} x {least}")
 
 
 def check_batch_norm(mode: str) -> bool:

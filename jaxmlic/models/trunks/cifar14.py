@@ -1,0 +1,80 @@
+"""The convolutional part of the 14-layer CIFAR network of CNN-LSTM-RMLC (James and Lakshmi, 3.2.4): C1 to S9.
+
+A grey 32x32 image becomes 4x4 positions of 128 features. Six 3x3 convolutions with ReLU and three sub-samplings have
+640, 36928, 128, 73856, 147584, 256, 295168, 295040 and 256 parameters, as the paper counts them. A sub-sampling is the
+maximum of 2x2 times a learned scale plus a learned bias, one of each per map, without an activation.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmlic.models import layers
+
+Array = jax.Array
+
+STRIDE = 8
+# Names of this trunk in a config, with the fields each stands for.
+NAMES = {"cifar14": {}}
+_LAYERS = (
+    ("C1", 64),
+    ("C2", 64),
+    ("S3", 64),
+    ("C4", 128),
+    ("C5", 128),
+    ("S6", 128),
+    ("C7", 256),
+    ("C8", 128),
+    ("S9", 128),
+)
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the grey of OpenCV and PIL
+
+
+def preprocess(image: Array) -> Array:
+    """Pixels 0..255, RGB [B, H, W, 3] or grey [B, H, W, 1] (uint8 or float) -> grey float32 [B, H, W, 1] in -2..2."""
+    image = image.astype(jnp.float32)
+    if image.shape[-1] == 3:
+        image = jnp.sum(image * jnp.array(_LUMA).reshape(1, 1, 1, 3), axis=-1, keepdims=True)
+    return (image - 127.5) / 64.0
+
+
+class SubSampling(nn.Module):
+    """[B, H, W, C] -> [B, floor(H/2), floor(W/2), C]: 2x2 max pool times `scale` plus `bias`, both float32 [C]."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        scale, bias = (v.astype(self.dtype).reshape(1, 1, 1, -1) for v in (scale, bias))
+        return nn.max_pool(x, (2, 2), (2, 2)) * scale + bias
+
+
+class Trunk(nn.Module):
+    """`trunk(x, train) -> (feature map [B, floor(H/8), floor(W/8), 128], stages)` for grey x [B, H, W, 1].
+
+    `stages` holds each layer under the paper's name, "C1" to "S9"; the last is the feature map. UserError for images
+    with a side below 8 pixels.
+
+    dtype: of the computation; parameters are float32.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> tuple[Array, dict[str, Array]]:
+        del train  # nothing here differs in training
+        layers.check_image_size(x, STRIDE)
+        stages = {}
+        x = x.astype(self.dtype)
+        for name, features in _LAYERS:
+            if name.startswith("C"):
+                x = nn.Conv(features, (3, 3), dtype=self.dtype, kernel_init=layers.conv_init, name=name)(x)
+                x = nn.relu(x)
+            else:
+                x = SubSampling(self.dtype, name=name)(x)
+            stages[name] = x
+        return x, stages

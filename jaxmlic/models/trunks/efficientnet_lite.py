@@ -20,7 +20,7 @@ Array = jax.Array
 STRIDE = 32
 NUM_FEATURES = 1280
 STEM_FEATURES = 32
-TORCH_CLASSIFIER = ("_fc.weight", "_fc.bias")
+TORCH_CLASSIFIER = ("_fc", "classifier")
 # variant: (width, depth, the resolution it was trained at)
 VARIANTS = {
     "lite0": (1.0, 1.0, 224),
@@ -146,6 +146,29 @@ def torch_names(variant: str = "lite0") -> dict[tuple[str, ...], str]:
         conv(block, "project_conv"), norm(block, "bn2")
     conv("conv_head"), norm("bn1")
     return names
+
+
+def timm_names(variant: str = "lite0") -> dict[tuple[str, ...], str]:
+    """The same for timm's `tf_efficientnet_lite0` to 4: ("params", "blocks_1", "bn1", "bias") -> "blocks.1.0.bn2.bias".
+
+    timm's own `efficientnet_lite0` has these names too, and is another network: padding the same on both sides, epsilon
+    1e-5 and ImageNet's mean and deviation. A file does not tell them apart; take the `tf_` one.
+    """
+    prefixes = {"conv_stem": "conv_stem", "bn0": "bn1", "conv_head": "conv_head", "bn1": "bn2"}
+    within, last_stage = 0, 1
+    for i, (stage, _, _, expansion, _) in enumerate(block_specs(variant)):
+        within, last_stage = (within + 1 if stage == last_stage and i else 0), stage
+        if expansion == 1:
+            layer_names = {"depthwise_conv": "conv_dw", "bn1": "bn1", "project_conv": "conv_pw", "bn2": "bn2"}
+        else:
+            layer_names = {"expand_conv": "conv_pw", "bn0": "bn1", "depthwise_conv": "conv_dw", "bn1": "bn2"}
+            layer_names |= {"project_conv": "conv_pwl", "bn2": "bn3"}
+        for ours, theirs in layer_names.items():
+            prefixes[f"blocks_{i}/{ours}"] = f"blocks.{stage - 1}.{within}.{theirs}"
+    return {
+        (collection, *path, leaf): f"{prefixes['/'.join(path)]}.{name.rsplit('.', 1)[1]}"
+        for (collection, *path, leaf), name in torch_names(variant).items()
+    }
 
 
 def _torch_prefix(path: tuple[str, ...]) -> str:

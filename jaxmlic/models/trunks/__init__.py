@@ -3,6 +3,10 @@
 Each exports `Trunk` (a Flax module, `trunk(x, train) -> (feature map [B, h, w, D], stages)`), `preprocess(image)`
 (pixels 0..255 on the device -> the input), `STRIDE`, and `NAMES`: the names it goes by in a config and the fields each
 stands for. Every such name begins with the module's.
+
+A trunk that pretrained weights exist for has `torch_names(**fields)`, variable -> name in a PyTorch state dict, perhaps
+`timm_names(**fields)`, the same for timm's names, and `TORCH_CLASSIFIER`, the prefixes of the classification layer's
+names in either; `TORCH_LEFT_OUT` are prefixes of what else a file may hold and this trunk need not have.
 """
 
 import importlib

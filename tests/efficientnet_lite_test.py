@@ -73,7 +73,7 @@ def assert_same_stages(got, expected, tolerance):
     np.testing.assert_array_equal(feature_map, stages["head"])
 
 
-@pytest.mark.parametrize("size", [(64, 96), (33, 50)], ids=str)
+@pytest.mark.parametrize("size", [(224, 224), (64, 96), (33, 50)], ids=str)
 def test_every_stage_is_that_of_pytorch(torch_model, variables, size):
     image = images(2, *size)
     got, _ = apply(efficientnet_lite.Trunk())(variables, image, False)

@@ -9,7 +9,7 @@ from conftest import tiny_config
 from jaxmlic import optim, train
 from jaxmlic.errors import UserError
 from jaxmlic.models.heads import contract, linear
-from jaxmlic.models.trunks import efficientnet_lite
+from jaxmlic.models.trunks import cifar14, efficientnet_lite, resnet, vgg
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,16 @@ def test_logits_are_a_linear_map_of_the_pooled_feature_map(images, pool):
     prediction = linear.predict_fn(model, variables, images)
     np.testing.assert_allclose(prediction.scores, outputs["logits"], atol=1e-5)
     assert prediction.chosen is None and prediction.path is None
+
+
+@pytest.mark.parametrize("trunk", [name for file in (cifar14, resnet, vgg) for name in file.NAMES])
+def test_every_trunk_carries_the_head(trunk):
+    model = linear.Model(5, trunk=trunk, dtype="bfloat16")
+    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    images = jnp.zeros((2, 40, 57, 3), jnp.uint8)
+    outputs, variables = jax.eval_shape(lambda: model.init_with_output(rngs, images, train=True))
+    assert outputs["logits"].shape == (2, 5) and outputs["logits"].dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
 
 
 def test_dropout_acts_in_training_alone(images):

@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from torch_files import MAGIC, PROTOCOL, SYSTEM, Call, Global, Storage, dumps, legacy, tensor, zipped
+from weight_writers import MAGIC, PROTOCOL, SYSTEM, Call, Global, Storage, dumps, legacy, tensor, zipped
 
 from jaxmlic.errors import UserError
 from jaxmlic.models.weight_files import read_state

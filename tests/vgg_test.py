@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from weight_files_test import safetensors
+from weight_writers import safetensors
 
 from jaxmlic.errors import UserError
 from jaxmlic.models import trunks

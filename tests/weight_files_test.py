@@ -7,7 +7,7 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from torch_files import Storage, dumps, legacy, tensor, zipped
+from weight_writers import Storage, dumps, legacy, safetensors, tensor, zipped
 
 from jaxmlic.errors import UserError
 from jaxmlic.models.weight_files import read_state
@@ -19,7 +19,6 @@ ARRAYS = {
     "empty": np.zeros((0, 3), np.float32),
 }
 _STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage"}
-_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "uint8": "U8"}
 
 
 def refusal(path):
@@ -29,19 +28,6 @@ def refusal(path):
     line = str(caught.value)
     assert str(path) in line and "\n" not in line
     return line
-
-
-def safetensors(path, arrays=(), header=None, values=None):
-    """The format by hand; header and values replace those of the arrays."""
-    entries, parts, at = {"__metadata__": {"format": "pt"}}, [], 0
-    for name, array in dict(arrays).items():
-        dtype, end = _DTYPES[str(array.dtype)], at + array.nbytes
-        entries[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [at, end]}
-        parts.append(array.tobytes())
-        at = end
-    text = json.dumps(entries).encode() if header is None else header.encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + (b"".join(parts) if values is None else values))
-    return path
 
 
 def write(path, kind):

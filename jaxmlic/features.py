@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import flax.errors
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -115,8 +116,7 @@ def check(config: ConfigDict, paces: dict[str, float | None]) -> None:
         )
     if not config.pretrained:
         raise UserError("features of a trunk without weights mean nothing: set config.pretrained=FILE")
-    if _has_batch_norm(config) and config.model.batch_norm != "frozen":
-        raise UserError("features stand for a frozen trunk: set config.model.batch_norm='frozen'")
+    _check_trunk(config)
     if any(pace is not None for name, pace in paces.items() if name.startswith("trunk/")):
         raise UserError(
             "features stand for a frozen trunk, but config.optim.groups trains it: set "
@@ -124,8 +124,20 @@ def check(config: ConfigDict, paces: dict[str, float | None]) -> None:
         )
 
 
-def _has_batch_norm(config: ConfigDict) -> bool:
-    return "batch_norm" in trunks.get(config.model.trunk)[0].Trunk.__dataclass_fields__
+def _check_trunk(config: ConfigDict) -> None:
+    """UserError for a trunk whose output in training is not its output in evaluation."""
+    module, fields = trunks.get(config.model.trunk)
+    trunk, image = module.Trunk(**fields), jnp.zeros((1, config.data.image_size, config.data.image_size, 3))
+    shapes = jax.eval_shape(lambda: trunk.init(jax.random.key(0), image, False))
+    if "batch_stats" in shapes and config.model.batch_norm != "frozen":
+        raise UserError("features stand for a frozen trunk: set config.model.batch_norm='frozen'")
+    try:  # without a key for it, dropout cannot be drawn
+        jax.eval_shape(lambda variables: trunk.apply(variables, image, True, mutable=["batch_stats"]), shapes)
+    except flax.errors.InvalidRngError:
+        raise UserError(
+            f"trunk {config.model.trunk!r} drops features at random in training, which stored ones cannot: take the "
+            "trunk without its fully connected layers"
+        ) from None
 
 
 def key_fields(config: ConfigDict, dataset: builders.Dataset) -> dict:

@@ -193,6 +193,8 @@ def test_other_weights_under_the_same_name(data_dir, tmp_path):
         ({"features.dtype": "int8"}, "config.features.dtype"),
         ({"augment.crop_area": (0.5, 1.0), "features.crops": 0}, "config.features.crops = 0"),
         ({"data.source": "feature"}, "config.data.source"),
+        ({"model.trunk": "efficientnet_lite0"}, "config.model.batch_norm='frozen'"),
+        ({"model.trunk": "vgg16_fc", "data.image_size": 32}, "drops features at random"),
     ],
 )
 def test_configs_that_features_cannot_stand_for(data_dir, weights, tmp_path, change, why):

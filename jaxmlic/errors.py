@@ -11,7 +11,12 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str):
-        super().__init__(" ".join(str(message).split()))
+        super().__init__(shorten(" ".join(str(message).split())))
+
+
+def shorten(text: str, length: int = 2000) -> str:
+    """A text with its middle left out where it is longer: a name in a damaged file can have a million letters."""
+    return text if len(text) <= length else f"{text[: length - length // 4]} ... {text[-length // 4 :]}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

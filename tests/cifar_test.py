@@ -251,3 +251,23 @@ def test_stored_pixels_that_are_gone(tmp_path, stl10):
         (source / "stl10_binary" / "unlabeled_X.bin").write_bytes(b"")
         with pytest.raises(OSError, match="unexpected end"):
             rows[3].image.read()
+
+
+def test_a_fold_with_a_number_of_thousands_of_digits(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "FOLDS", 1)
+    monkeypatch.setattr(cifar, "FOLD", 2)
+    source = folder(tmp_path, {"fold_indices.txt": b"0 " + b"1" * 5000 + b"\n"})
+    refused(cifar._folds, source, "fold_indices.txt:1", "different numbers")
+
+
+def test_a_pickle_that_asks_for_memory(tmp_path, cifar10):
+    _, _, _, python = cifar10
+    name = "cifar-10-batches-py/data_batch_1"
+    greedy = python | {name: python[name][:2] + b"Nr\xff\xff\xff\x7f0" + python[name][2:]}
+    refused(cifar.read_cifar10, folder(tmp_path, greedy), name, "memo")
+
+
+def test_class_names_of_a_pickle_are_different(tmp_path, cifar10):
+    _, _, _, python = cifar10
+    twice = python | {"cifar-10-batches-py/batches.meta": python2({"label_names": [*NAMES[:9], "cat"]})}
+    refused(cifar.read_cifar10, folder(tmp_path, twice), "batches.meta", "not all different")

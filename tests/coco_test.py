@@ -209,3 +209,13 @@ def test_a_mistake_leaves_no_map_open(tmp_path):
     path.write_text("{")
     with Files([tmp_path]) as files, pytest.raises(UserError, match="ends too early"):
         coco.decode(files, "bad.json")
+
+
+def test_json_that_is_nested_beyond_the_stack_or_not_utf8(tmp_path):
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    path = folder / "instances_train2014.json"
+    path.write_bytes(b'{"info": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+    refused(prepare("coco2014", tmp_path, folder), path.name, "nested too deeply")
+    path.write_bytes(b'{\n"images": [{"id": 1, "file_name": "x\xe9\x80"}],\n"annotations": [], "categories": []}')
+    refused(prepare("coco2014", tmp_path, folder), f"{path.name}:2:")

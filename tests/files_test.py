@@ -227,3 +227,83 @@ def test_pixels_are_read_as_png():
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     np.testing.assert_array_equal(preprocess.decode(Pixels(pixels).read()), pixels)
     assert Pixels(pixels).state() == Pixels(pixels.copy()).state() != Pixels(pixels[::-1]).state()
+
+
+def three_images(tmp_path, **change):
+    """A tar of three members; `change` sets attributes of the second."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("./c/1.jpg", "./c/2.jpg", "./c/3.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size = 600
+            if name == "./c/2.jpg":
+                for field, value in change.items():
+                    setattr(info, field, value)
+            tar.addfile(info, io.BytesIO(bytes([65]) * 600) if info.isreg() else None)
+    return path
+
+
+def test_a_tar_damaged_in_the_middle_does_not_just_end_there(tmp_path):
+    path = three_images(tmp_path)
+    data = path.read_bytes()
+    second = 512 + 1024
+    for broken in (b"X" + data[second + 1 : second + 512], bytes(512)):
+        path.write_bytes(data[:second] + broken + data[second + 512 :])
+        with pytest.raises(UserError, match="no header at byte 1,536"):
+            Files([path])
+
+
+@pytest.mark.parametrize("size", [b"-0000001000\0", b"77777777777\0", b"\x80" + b"\x00" * 3 + b"\x7f" * 8])
+def test_a_tar_header_that_lies_about_a_size(tmp_path, size):
+    path = three_images(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[124:136] = size
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="truncated or not an archive"):
+        Files([path])
+
+
+def test_links_in_a_tar_are_followed_or_told(tmp_path):
+    path = three_images(tmp_path, type=tarfile.SYMTYPE, linkname="1.jpg", size=0)
+    with Files([path]) as files:
+        assert files.read("c/2.jpg") == files.read("c/1.jpg")
+    path = three_images(tmp_path, type=tarfile.SYMTYPE, linkname="no.jpg", size=0)
+    with Files([path]) as files:
+        assert files.names == ["c/1.jpg", "c/2.jpg", "c/3.jpg"]
+        with pytest.raises(UserError, match=r"c/2\.jpg cannot be read \(a link to c/no\.jpg"):
+            files.read("c/2.jpg")
+
+
+def test_a_link_to_nothing_in_a_folder_is_told(tmp_path):
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "b.jpg")
+    with Files([tmp_path]) as files, pytest.raises(UserError, match=r"a\.jpg cannot be read"):
+        files.read("a.jpg")
+
+
+def test_a_sparse_member_is_refused(tmp_path):
+    path = three_images(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[156:157] = tarfile.GNUTYPE_SPARSE
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="holes"):
+        Files([path])
+
+
+def test_a_zip_with_a_damaged_directory(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as packed:
+        for name in ("a", "b", "c"):
+            packed.writestr(name, name)
+    data = path.read_bytes()
+    first, end = data.find(b"PK\1\2"), data.find(b"PK\5\6")
+    version = data[: first + 6] + b"\xff\0" + data[first + 8 :]
+    nameless = data[: first + 28] + b"\0\0\1\0" + data[first + 32 :]
+    late = data[: end + 12] + (47).to_bytes(4, "little") + data[end + 16 :]  # only the last entry's 47 bytes
+    for broken, part in ((version, "version"), (nameless, ""), (late, "1 entries where the end record says 3")):
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match=f"truncated or not an archive.*{part}"):
+            Files([path])

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -497,3 +498,33 @@ cli.run(["data", "prepare", "mine", "--source={source}", "--skip-bad", "--data-d
     assert len(looked) < 65
     assert builders.load("mine", tmp_path / "data").splits == {"train": 39, "test": 40}
     assert os.listdir(tmp_path / "data") == ["mine"]
+
+
+def test_names_that_are_not_utf8(source, run, tmp_path):
+    for split in ("train", "test"):
+        (source / f"{split}.csv").unlink()
+        for kind in ("cat", "dog"):
+            (source / split / kind).mkdir(parents=True)
+            (source / split / kind / "1.jpg").write_bytes(encoded())
+    (source / "train" / "cat" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(encoded())
+    (source / os.fsdecode(b"r\xe9sum\xe9.txt")).write_text("")
+    shutil.rmtree(source / "images")
+    assert_refused(run(f"--source={source}"), "is not UTF-8: rename the file")
+    status, out, err = run(f"--source={source}", "--skip-bad")
+    assert (status, err) == (0, []) and any("r\\udce9sum\\udce9.txt: not used" in line for line in out)
+    dataset = builders.load("mine", tmp_path / "data")
+    assert dataset.splits == {"train": 2, "test": 2} and dataset.info["skipped"] == 1
+    assert "caf\\udce9" in (dataset.path / "skipped.csv").read_text(encoding="utf-8")
+    (source / "train" / os.fsdecode(b"\xe9")).mkdir()
+    (source / "train" / os.fsdecode(b"\xe9") / "1.jpg").write_bytes(encoded())
+    assert_refused(run(f"--source={source}", "--skip-bad", name="other"), "the class '\\udce9' is not UTF-8")
+
+
+def test_libraries_do_not_add_lines_of_their_own(source, run):
+    data = encoded(0, 200, 300)
+    middle = len(data) // 2
+    (source / "images" / "0.jpg").write_bytes(data[:middle] + bytes(50) + data[middle:])  # libjpeg complains
+    assert run(f"--source={source}", name="jpeg")[::2] == (0, [])
+    data = encoded(0, form="PNG")
+    (source / "images" / "1.jpg").write_bytes(data[:60] + bytes(50) + data[110:])
+    assert_refused(run(f"--source={source}", name="png"), "1.jpg: broken PNG")

@@ -251,3 +251,20 @@ def test_threads_give_the_same():
     for thread in threads:
         thread.join()
     np.testing.assert_array_equal(together, alone)
+
+
+def test_orientation_behind_a_large_profile():
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    data = encoded(photo(), "JPEG", exif=turned)
+    data = data[:2] + b"\xff\xe2\xea\x62" + bytes(60_000) + data[2:]  # an APP2 segment before the EXIF
+    assert decode(data).shape == (160, 120, 3) and inspect(data) == (160, 120, None)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_png_with_a_changed_byte_is_broken(seed):
+    data = bytearray(encoded(photo(seed=seed), "PNG"))
+    assert inspect(bytes(data)) == (120, 160, None)
+    data[np.random.default_rng(seed).integers(41, len(data) - 20)] ^= 1
+    height, width, why = inspect(bytes(data))
+    assert (height, width) == (0, 0) and "PNG" in why

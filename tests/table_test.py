@@ -380,3 +380,58 @@ def test_box_table_mistakes(folder):
         read(folder, "a.jpg,cat\n", boxes=str(path))
     with pytest.raises(UserError, match="no such file: --boxes"):
         read(folder, "a.jpg,cat\n", boxes=str(folder / "none"))
+
+
+@pytest.mark.parametrize("name", ["a\0.jpg", "x\0/a.jpg", "n" * 300 + "/a.jpg"], ids=["nul", "nul in a folder", "long"])
+def test_a_name_that_no_disk_can_hold_is_a_missing_image(folder, name):
+    found = read(folder, f"file,labels\na.jpg,cat\n{name},dog\n")
+    assert "no image" in only_problem(found) and list(names(found)) == ["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    "line, part",
+    [
+        ('{"file": "b.jpg", "labels": ["cat"], "n": ' + "9" * 5000 + "}", "digits"),
+        ('{"file": "b.jpg", "labels": ["cat"], "file": "c.jpg"}', "'file' is there twice"),
+        ('{"file": "b.jpg", "labels": {"cat": 1, " cat": 0}}', "'cat' is there twice"),
+        ('{"file": "b.jpg", "labels": ["\\ud800"]}', "surrogates"),
+        ('{"file": "b.jpg", "labels": ["cat"], "\\uDCFF": 1}', "surrogates"),
+        ('{"file": "b.jpg", "labels": ["cat"], "n": ' + "[" * 500 + "]" * 500 + "}", "nested"),
+        ('{"file": "b.jpg", "labels": ["cat"], "boxes": [{"label": "cat", "bbox": "1289"}]}', "not four numbers"),
+        (
+            '{"file": "b.jpg", "labels": ["cat"], "boxes": [{"label": "cat", "bbox": [1, 1, 1' + "0" * 400 + ", 3]}]}",
+            "not four numbers",
+        ),
+    ],
+    ids=[
+        "huge number",
+        "key twice",
+        "class twice",
+        "surrogate",
+        "surrogate key",
+        "deep",
+        "text as box",
+        "infinite box",
+    ],
+)
+def test_json_that_python_takes_and_we_do_not(folder, line, part):
+    found = read(folder, '{"file": "a.jpg", "labels": ["cat"]}\n' + line + "\n", name="labels.jsonl")
+    assert part in only_problem(found) and list(names(found)) == ["a.jpg"]
+
+
+def test_a_bad_split_name_makes_no_empty_split(folder):
+    found = read(folder, "file,labels,split\na.jpg,cat,train\nb.jpg,dog,../x\n" + f"c.jpg,cat,{'s' * 300}\n")
+    assert list(found.splits) == ["train"] and [problem.line for problem in found.problems] == [3, 4]
+
+
+def test_no_classes_beside_mistakes(folder):
+    with pytest.raises(UserError, match="no classes to learn"):
+        read(folder, "file,labels\na.jpg,\nb.jpg,;\n")
+
+
+def test_a_hundred_thousand_names_take_no_time(folder):
+    many = [f"n{i}" for i in range(100_000)]
+    with pytest.raises(UserError, match="two columns are named 'n99999'"):
+        read(folder, ",".join(["file", *many, many[-1]]) + "\n")
+    pairs = ", ".join(f'"{name}": 1' for name in [*many, many[-1]])
+    assert "'n99999' is there twice" in only_problem(read(folder, "{" + pairs + "}\n", name="labels.jsonl"))

@@ -1,6 +1,7 @@
 """Label cells of a user's table to int8 rows: separators, class lists, one-hot values, boxes."""
 
 import functools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,11 @@ def read_class_list(path: Path) -> list[str]:
             raise UserError(f"{path.name}:{number}: class {name!r} is already on line {first[name]}: remove one")
         first[name] = number
     return lines
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first name that is there twice, or None."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def parse_label_values(text: str | None) -> dict[str, int]:
@@ -183,8 +189,9 @@ class Encoder:
         if not isinstance(entry, Mapping) or not {"label", "bbox"} <= set(entry):
             raise Mistake('a box must be {"label": ..., "bbox": [xmin, ymin, xmax, ymax]}')
         try:
-            corners = tuple(float(value) for value in entry["bbox"])
-        except (TypeError, ValueError):
+            # A text of four digits is iterable, too.
+            corners = tuple(float(value) for value in entry["bbox"]) if isinstance(entry["bbox"], list) else ()
+        except (TypeError, ValueError, OverflowError):
             corners = ()
         if len(corners) != 4 or not np.isfinite(corners).all():
             raise Mistake(f"the box {entry['bbox']} is not four numbers xmin, ymin, xmax, ymax in pixels")

@@ -21,7 +21,7 @@ from array_record.python import array_record_module
 from jaxmlic.data import named_splits as named
 from jaxmlic.data.records import RecordSource, serialize_example
 from jaxmlic.data.staging import VERSION, Journal, refuse_existing, staged
-from jaxmlic.errors import UserError, did_you_mean
+from jaxmlic.errors import UserError, did_you_mean, shorten
 
 SHARD_BYTES = 256 << 20
 
@@ -261,7 +261,8 @@ def write(
             "has_boxes": has_boxes,
         }
         text = json.dumps(described | dict(info), indent=1, ensure_ascii=False)
-        (folder / "jaxmlic.json").write_text(text, encoding="utf-8")
+        # Half a surrogate pair (a file's name that is not UTF-8) becomes an escape that JSON reads back.
+        (folder / "jaxmlic.json").write_bytes(text.encode("utf-8", "backslashreplace"))
         if named_splits:
             _write_named(folder, named_splits)
         for leftover in [*folder.glob("*.shard-*.npz"), *folder.glob("journal.json")]:
@@ -285,10 +286,10 @@ def _write_named(folder: Path, named_splits: Mapping[str, Mapping[str, Sequence[
 
 def write_problems(path: Path, problems: Iterable[tuple[str, int, str]]) -> None:
     """Write (file, line, why) rows as CSV with a header; an earlier file of that name is replaced."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "line", "why"])
-        writer.writerows(problems)
+        writer.writerows((shorten(name), line, shorten(why)) for name, line, why in problems)
 
 
 def prepared(data_dir: str | os.PathLike | None = None) -> list[str]:

@@ -6,6 +6,7 @@ Both are plain pixels in large files, and every label is one of ten classes.
 import io
 import math
 import pickle
+import pickletools
 
 import numpy as np
 
@@ -25,6 +26,7 @@ FOLDS, FOLD = 10, 1_000
 _BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 _CIFAR_SHAPE = (3, 32, 32)  # channel, row, column
 _STL_SHAPE = (3, 96, 96)  # channel, column, row
+_MEMO = ("PUT", "BINPUT", "LONG_BINPUT")  # the pickle instructions that fill its memo
 _STL_FILES = {"train": "train_X.bin", "test": "test_X.bin", "unlabelled": "unlabeled_X.bin"}
 
 
@@ -98,7 +100,10 @@ def _pickled_names(files: Files) -> list[str]:
     names = _unpickle(files, name).get(b"label_names")
     if not isinstance(names, list) or len(names) != CLASSES or not all(isinstance(word, bytes) for word in names):
         raise UserError(f"{name}: no {CLASSES} 'label_names' in it: download the archive again")
-    return [word.decode("ascii", "replace") for word in names]
+    names = [word.decode("ascii", "replace") for word in names]
+    if len(set(names)) != CLASSES or "" in names:
+        raise UserError(f"{name}: its {CLASSES} 'label_names' are not all different: download the archive again")
+    return names
 
 
 def _unpickle(files: Files, name: str) -> dict:
@@ -106,8 +111,12 @@ def _unpickle(files: Files, name: str) -> dict:
 
     A pickle can name any function and have it called. This one may name three, and gets stand-ins that only store.
     """
+    data = files.read(name)
     try:
-        found = _Unpickler(io.BytesIO(files.read(name)), encoding="bytes").load()
+        # A place in the memo takes memory up to its number: sixteen bytes of file can ask for 16 GiB.
+        if any(code.name in _MEMO and place > len(data) for code, place, _ in pickletools.genops(data)):
+            raise ValueError("a place in its memo beyond its size")
+        found = _Unpickler(io.BytesIO(data), encoding="bytes").load()
     except UserError as refusal:
         raise UserError(f"{name}: {refusal}") from None
     except Exception as error:  # a damaged pickle ends in almost any exception
@@ -192,7 +201,11 @@ def read_stl10(files: Files) -> Table:
 def _in_parts(files: Files, name: str, size: int) -> LocalFile | Member:
     """The file, after a check of its size; UserError for a zip, which would be inflated once for every image."""
     file = files[name]
-    _check_size(name, file.size, size)
+    try:
+        found = file.size
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror})") from None
+    _check_size(name, found, size)
     if isinstance(file, Member) and file.archive.path.suffix.lower() == ".zip":
         raise UserError(f"{file.archive.path}: cannot be read in parts: give stl10_binary.tar.gz, or extract it")
     return file
@@ -213,7 +226,11 @@ def _folds(files: Files) -> list[list[int]]:
     folds = []
     for number, line in enumerate(lines, 1):
         words = line.split()
-        fold = [int(word) for word in words if word.isascii() and word.isdigit() and int(word) < STL["train"]]
+        fold = [
+            int(word)
+            for word in words
+            if word.isascii() and word.isdigit() and len(word) < 9 and int(word) < STL["train"]
+        ]
         if len(words) != FOLD or len(set(fold)) != FOLD:
             raise UserError(
                 f"{name}:{number}: not {FOLD:,} different numbers from 0 to {STL['train'] - 1:,}: download the archive "

@@ -7,6 +7,7 @@ leaves them out.
 
 import contextlib
 import mmap
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -119,11 +120,23 @@ def decode(files: Files, name: str) -> Instances:
             return msgspec.json.decode(data, type=Instances)
         except msgspec.ValidationError as error:  # "Expected `int`, got `str` - at `$.images[3].id`"
             raise UserError(f"{name}: {error}: is it the owner's file?") from None
+        except RecursionError:
+            raise UserError(f"{name}: its lists are nested too deeply: is it the owner's file?") from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            at = int("".join(c for c in str(error).rpartition("byte ")[2] if c.isdigit()) or len(data))
-            line = bytes(data[:at]).count(b"\n") + 1
+            line = bytes(data[: _place(error, data)]).count(b"\n") + 1
             cut = " (the file ends too early)" if "truncated" in str(error) else ""
             raise UserError(f"{name}:{line}: not valid JSON{cut}: {error}: download it again") from None
+
+
+def _place(error: Exception, data: bytes | mmap.mmap) -> int:
+    """The byte at which decoding failed, the end if that is not known."""
+    if isinstance(error, UnicodeDecodeError):  # it counts from the start of one text
+        try:
+            bytes(data).decode()
+        except UnicodeDecodeError as whole:
+            return whole.start
+    found = re.search(r"\(byte ([0-9]+)\)$", str(error))  # "JSON is malformed: invalid character (byte 17)"
+    return int(found[1]) if found else len(data)
 
 
 @contextlib.contextmanager
@@ -143,11 +156,12 @@ def _buffer(files: Files, name: str) -> Iterator[bytes | mmap.mmap]:
 
 def _categories(found: Instances, name: str) -> dict[int, str]:
     """{category id: name} by id; UserError when two share one."""
-    order = {}
+    order, names = {}, set()
     for category in sorted(found.categories, key=lambda category: category.id):
-        if category.id in order or category.name in order.values():
+        if category.id in order or category.name in names:
             raise UserError(f"{name}: the category {category.id} ({category.name!r}) is there twice: correct the file")
         order[category.id] = category.name
+        names.add(category.name)
     if not order:
         raise UserError(f"{name}: it has no categories: captions and keypoints are other files, give instances_*.json")
     return order

@@ -12,6 +12,7 @@ import lzma
 import math
 import os
 import shutil
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -27,7 +28,9 @@ from jaxmlic.errors import UserError
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".zip")
 _OPENERS = {".gz": gzip.open, ".tgz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+# What the standard library raises on damaged archives; RuntimeError is also encryption, MemoryError a header that lies.
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+_DAMAGE += (ValueError, LookupError, OverflowError, RuntimeError, MemoryError, struct.error)
 
 # Size and SHA-256 of the archives as their owners publish them (the list of TensorFlow Datasets 4.9.10).
 PUBLISHED = {
@@ -103,8 +106,9 @@ class Member:
         """Its bytes, safe from several threads; OSError when the archive is damaged there."""
         try:
             return self.archive.read(self.name)
-        except (*_DAMAGE, RuntimeError, NotImplementedError) as error:
-            raise OSError(0, f"damaged in {self.archive.path.name}: {error}") from None
+        except _DAMAGE as error:
+            why = str(error) or type(error).__name__
+            raise OSError(0, f"damaged in {self.archive.path.name}: {why}") from None
 
     @property
     def by_range(self) -> bool:
@@ -274,14 +278,14 @@ class Files:
                 path = os.path.join(place, name)
                 if place == str(folder) and name.lower().endswith(ARCHIVE_SUFFIXES):
                     self._add_archive(Path(path), scratch, checksums)
-                elif os.path.isfile(path):
+                elif os.path.isfile(path) or not os.path.exists(path):  # a link to nothing is told when it is read
                     relative = os.path.relpath(path, folder).replace(os.sep, "/")
                     self._add(relative, LocalFile(path), folder)
 
     def _add_archive(self, path: Path, scratch: Path | None, checksums: bool) -> None:
-        if checksums:
-            _verify(path)
         try:
+            if checksums:
+                _verify(path)
             archive = self._open.enter_context(_Zip(path) if path.suffix.lower() == ".zip" else _Tar(path, scratch))
         except (*_DAMAGE, OSError) as error:
             raise UserError(
@@ -292,7 +296,11 @@ class Files:
             self._add(_inside(name, path), Member(archive, name, size), path)
 
     def _add(self, name: str, file: File, origin: Path) -> None:
-        if name in self._files and not _same(self._files[name], file):
+        try:
+            differs = name in self._files and not _same(self._files[name], file)
+        except OSError as error:
+            raise UserError(f"{origin}: {name} is there twice and cannot be compared ({error.strerror})") from None
+        if differs:
             raise UserError(
                 f"{origin}: {name} is in {self._origin[name]} too, with another content: give --source only one of them"
                 if origin != self._origin[name]
@@ -375,26 +383,43 @@ class _Tar:
 
     def _list(self) -> None:
         self._places: dict[str, tuple[int, int]] = {}
-        self._names: list[str] = []
+        self._dangling: dict[str, str] = {}
         size = self._file.seek(0, os.SEEK_END)
         self._file.seek(max(0, size - 1024))
         if self._file.read().strip(b"\0"):
             raise tarfile.ReadError("no end mark")
         self._file.seek(0)
-        links = []
+        links: dict[str, str] = {}
         with tarfile.open(fileobj=self._file, mode="r:") as tar:
             for member in tar:
+                if member.issparse():
+                    raise UserError(f"{self.path}: {member.name} is stored with holes (sparse): extract it yourself")
+                if member.size < 0 or (member.isfile() and member.offset_data + member.size > size):
+                    raise tarfile.ReadError(f"{member.name} goes beyond its end")
                 if member.issym() or member.islnk():
                     base = PurePosixPath(member.name).parent if member.issym() else PurePosixPath()
                     target = os.path.normpath(base / member.linkname)
-                    links.append((member.name, _inside(target, self.path)))
+                    links[member.name] = _inside(target, self.path)
                 elif member.isfile():
                     if member.name in self._places and self._data(member.name) != self._at(member):
                         raise UserError(f"{self.path}: {member.name} is in it twice, with different contents")
                     self._places[member.name] = (member.offset_data, member.size)
-        for name, target in links:
-            if target in self._places:
-                self._places[name] = self._places[target]
+            end = tar.offset
+        # At a damaged header tarfile stops as if the archive ended there, and so it does at a lost block of zeros.
+        self._file.seek(end)
+        while block := self._file.read(1 << 20):
+            if block.strip(b"\0"):
+                raise tarfile.ReadError(f"no header at byte {end:,}, and more behind it")
+        tidy = {_inside(name, self.path): name for name in (*self._places, *links)}
+        for name in links:
+            last, passed = name, set()
+            while last in links and last not in passed:
+                passed.add(last)
+                last = tidy.get(links[last])
+            if last in self._places:
+                self._places[name] = self._places[last]
+            else:
+                self._dangling[name] = links[name]
 
     def _at(self, member: tarfile.TarInfo) -> bytes:
         return os.pread(self._file.fileno(), member.size, member.offset_data)
@@ -410,15 +435,21 @@ class _Tar:
         self._file.close()
 
     def members(self) -> Iterable[tuple[str, int]]:
-        return [(name, size) for name, (_, size) in self._places.items()]
+        return [(name, size) for name, (_, size) in self._places.items()] + [(name, 0) for name in self._dangling]
 
     def read(self, name: str) -> bytes:
+        self._refuse_dangling(name)
         data = self._data(name)
         if len(data) != self._places[name][1]:
             raise tarfile.ReadError("unexpected end")
         return data
 
+    def _refuse_dangling(self, name: str) -> None:
+        if name in self._dangling:
+            raise OSError(0, f"a link to {self._dangling[name]}, which is not a file in {self.path.name}")
+
     def read_range(self, name: str, offset: int, size: int) -> bytes:
+        self._refuse_dangling(name)
         start, whole = self._places[name]
         return os.pread(self._file.fileno(), max(0, min(size, whole - offset)), start + offset)
 
@@ -430,6 +461,28 @@ class _Zip:
         self.path = path
         self.state = LocalFile(str(path)).state()
         self._zip = zipfile.ZipFile(path)
+        try:
+            self._check_count()
+        except BaseException:
+            self._zip.close()
+            raise
+
+    def _check_count(self) -> None:
+        """BadZipFile when the directory has another number of entries than its end record says.
+
+        zipfile does not look: of a directory that seems to start late it would read the rest.
+        """
+        found = len(self._zip.infolist())
+        with self.path.open("rb") as file:
+            file.seek(-min(self.path.stat().st_size, (1 << 16) + 22), os.SEEK_END)  # it and the longest comment
+            tail = file.read()
+        at = tail.rfind(b"PK\5\6")
+        told = struct.unpack_from("<H", tail, at + 10)[0] if at >= 0 else found
+        if told not in (found & 0xFFFF, 0xFFFF):  # 0xFFFF: the number is in the record of zip64
+            raise zipfile.BadZipFile(f"{found:,} entries where the end record says {told:,}")
+        odd = next((i for i in self._zip.infolist() if not i.filename or (i.is_dir() and i.file_size)), None)
+        if odd:
+            raise zipfile.BadZipFile(f"an entry named {odd.filename!r} with {odd.file_size:,} bytes")
 
     def __enter__(self):
         return self

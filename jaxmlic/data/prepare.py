@@ -5,14 +5,17 @@ drawn here. The first two lead to a `table.Table`, whose images are then read, c
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from tqdm import tqdm
@@ -23,6 +26,9 @@ from jaxmlic.data.files import ARCHIVE_SUFFIXES, Files
 from jaxmlic.data.preprocess import inspect
 from jaxmlic.data.sheets import Options, Problem, find_tables
 from jaxmlic.errors import UserError, did_you_mean
+
+MAX_ID = 4096
+"""Characters of an image's name: the longest path that Linux has. The ids of a split are stored at equal lengths."""
 
 _EPILOG = """\
 A table is a .csv, .tsv or .jsonl file with one image a row:
@@ -102,7 +108,8 @@ DRAWN_OPTIONS = ("seed", "side")
 
 def run(args: argparse.Namespace) -> int:
     """Prepares what the arguments ask for and prints a summary; raises UserError on a user's mistake."""
-    print("\n".join(prepare(args)))
+    # A name on disk need not be UTF-8, and a terminal is.
+    print("\n".join(prepare(args)).encode("utf-8", "backslashreplace").decode())
     return 0
 
 
@@ -243,6 +250,9 @@ def prepare_own(args: argparse.Namespace) -> list[str]:
 
 def _store(args: argparse.Namespace, found: table.Table, info: dict) -> list[str]:
     """Check every image of a table, write the data set, and return the lines of the summary."""
+    strange = next((name for name in found.class_names if not _is_text(name)), None)
+    if strange is not None:
+        raise UserError(f"the class {strange!r} is not UTF-8: rename it")
     fingerprint = _table_fingerprint(found)
     if (not found.problems or args.skip_bad) and (done := _already(args, fingerprint)):
         return done
@@ -279,6 +289,27 @@ def _store(args: argparse.Namespace, found: table.Table, info: dict) -> list[str
     return _summary(builders.load(args.name, args.data_dir), path, found.notes)
 
 
+@contextlib.contextmanager
+def quiet_decoders() -> Iterator[TextIO | None]:
+    """libjpeg and libpng report on file descriptor 2 by themselves; what is wrong with an image is one line of ours.
+
+    Yields where stderr goes really, None when that is nowhere.
+    """
+    try:
+        terminal = os.fdopen(os.dup(2), "w")
+    except OSError:  # closed
+        yield None
+        return
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    with terminal, open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield terminal
+        finally:
+            os.dup2(terminal.fileno(), 2)
+
+
 class _Stop(Exception):
     """Nothing will be written: there are mistakes, and the user did not ask to leave them out."""
 
@@ -293,9 +324,11 @@ class _Checker:
         self._waiting = {split: deque() for split in found.splits}  # outlives a stop: what is in it is still checked
         self._workers = workers
         self._pool = ThreadPoolExecutor(workers)
+        self._quiet = contextlib.ExitStack()
+        terminal = self._quiet.enter_context(quiet_decoders())
         total = sum(len(rows) for rows in found.splits.values())
         # Bar on terminals only: in a log it would be thousands of lines around the one that matters.
-        self._bar = tqdm(total=total, unit=" images", desc=name, disable=None)
+        self._bar = tqdm(total=total, unit=" images", desc=name, disable=None, file=terminal)
 
     def __enter__(self):
         return self
@@ -303,6 +336,7 @@ class _Checker:
     def __exit__(self, *_):
         self._bar.close()
         self._pool.shutdown(cancel_futures=True)
+        self._quiet.close()
 
     def stream(self, split: str, skipped: list, skip_bad: bool) -> Callable[[str | None], Iterator[dict]]:
         """A function of the last id already stored that gives the good images after it.
@@ -352,7 +386,13 @@ class _Checker:
 
 
 def _check(row: table.Row, has_boxes: bool) -> tuple[dict | None, Problem | None]:
-    """The example of one row, or what is wrong with its image or boxes."""
+    """The example of one row, or what is wrong with its name, image or boxes."""
+    if not _is_text(row.id):
+        return None, Problem(*row.where, f"the name {row.id!r} is not UTF-8: rename the file")
+    if len(row.id) > MAX_ID:
+        return None, Problem(
+            *row.where, f"{row.id[:60]}...: a name of {len(row.id):,} characters, {MAX_ID:,} are allowed"
+        )
     try:
         data = row.image.read()
     except OSError as error:
@@ -369,6 +409,15 @@ def _check(row: table.Row, has_boxes: bool) -> tuple[dict | None, Problem | None
             except Mistake as mistake:
                 return None, Problem(*box.where, f"{row.id}: {mistake}")
     return example, None
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name is UTF-8; those on disks and in archives need not be, and JSON may hold half surrogate pairs."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _problems_path(args) -> Path:

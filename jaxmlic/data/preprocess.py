@@ -7,6 +7,7 @@ transparency is ignored). OpenCV releases the GIL, so threads decode in parallel
 """
 
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -23,6 +24,7 @@ AREA_FROM = 1.25
 
 _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PNG = b"\x89PNG\r\n\x1a\n"
 _WHAT = "not an image that can be read (JPEG, PNG, GIF, WebP or BMP)"
 
 
@@ -76,15 +78,32 @@ def inspect(image_bytes: bytes) -> tuple[int, int, str | None]:
     try:
         height, width, is_jpeg, has_alpha = header(image_bytes)
         if not is_jpeg:
+            _check_sums(bytes(image_bytes))
             decoded = _imdecode(image_bytes, cv2.IMREAD_UNCHANGED if has_alpha else cv2.IMREAD_COLOR_RGB)
             return *decoded.shape[:2], None
-        if b"Exif" in bytes(image_bytes[:4096]):  # the orientation may swap height and width
+        if b"Exif" in bytes(image_bytes):  # the orientation may swap height and width; a profile may come first
             return *_imdecode(image_bytes, cv2.IMREAD_COLOR_RGB).shape[:2], None
         # At an eighth of the size all of the entropy-coded data is still read, and that is where files are broken.
         _imdecode(image_bytes, cv2.IMREAD_REDUCED_COLOR_8)
     except ImageError as problem:
         return 0, 0, str(problem)
     return height, width, None
+
+
+def _check_sums(data: bytes) -> None:
+    """ImageError when a chunk of a PNG that holds its pixels differs from its CRC: OpenCV decodes that to a smear."""
+    if data[:8] != _PNG:
+        return
+    at, kind = 8, b""
+    while kind != b"IEND":
+        if at + 12 > len(data):
+            raise ImageError("broken or truncated PNG")
+        stop = at + 8 + int.from_bytes(data[at : at + 4])
+        kind = data[at + 4 : at + 8]
+        # A lower-case letter first: the chunk holds a text, a date or the like.
+        if not kind[0] & 0x20 and zlib.crc32(memoryview(data)[at + 4 : stop]) != int.from_bytes(data[stop : stop + 4]):
+            raise ImageError(f"broken PNG: the checksum of a part ({kind.decode('latin-1')!r}) is wrong")
+        at = stop + 4
 
 
 def _imdecode(image_bytes, flag: int) -> np.ndarray:
@@ -166,7 +185,7 @@ def _jpeg(data) -> tuple[int, int, bool, bool]:
 
 
 def _other(data: bytes) -> tuple[int, int, bool, bool]:
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
+    if data[:8] == _PNG:
         width, height, _, colour = struct.unpack_from(">IIBB", data, 16)
         if data.rfind(b"IEND") < 0:
             raise ImageError("truncated PNG: the end chunk is missing")

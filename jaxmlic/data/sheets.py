@@ -4,11 +4,11 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxmlic.data.annotations import parse_value, read_text
+from jaxmlic.data.annotations import parse_value, read_text, repeated
 from jaxmlic.errors import UserError, did_you_mean
 
 SPLIT_NAMES = {"train": "train", "trainval": "train", "training": "train"}
@@ -17,6 +17,9 @@ FILE_COLUMNS = ("file", "image", "filename", "file_name", "name", "path", "id")
 LABEL_COLUMNS = ("labels", "label", "categories", "tags", "classes", "words")
 SINGLE_TABLES = ("labels.csv", "labels.jsonl", "annotations.csv")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
+MAX_DEPTH = 100
+"""Lists and objects within one another on a line of JSONL."""
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 
@@ -152,8 +155,9 @@ def _read_jsonl(sheet: Sheet, default: str, divided: bool, options: Options) -> 
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+            entry = json.loads(line, object_pairs_hook=_object)
+            _refuse_odd_json(line, entry)
+        except (ValueError, RecursionError) as error:
             sheet.problem(number, f"not valid JSON ({getattr(error, 'msg', error)}): one object a line")
             continue
         if not isinstance(entry, dict):
@@ -175,6 +179,30 @@ def _read_jsonl(sheet: Sheet, default: str, divided: bool, options: Options) -> 
         where = (sheet.path.name, number)
         sheet.rows.append(Raw(where, str(entry[file_key]).strip(), split.strip(), entry[label_key], boxes))
     _note_unused(sheet, sorted(unused))
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object; ValueError when it has a key twice, of which json would keep the last without a word."""
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        raise ValueError(f"{repeated(key for key, _ in pairs)!r} is there twice")
+    return entry
+
+
+def _refuse_odd_json(line: str, entry) -> None:
+    """ValueError for what json takes and UTF-8 or Python's stack does not: half surrogate pairs, deep nesting."""
+    if "\\ud" in line.lower():
+        json.dumps(entry, ensure_ascii=False).encode()
+    level, depth = [entry] if line.count("[") + line.count("{") > MAX_DEPTH else [], 0
+    while level:
+        level = [v for node in level if isinstance(node, dict | list) for v in _values(node)]
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested more than {MAX_DEPTH} deep")
+
+
+def _values(node: dict | list) -> Iterable:
+    return node.values() if isinstance(node, dict) else node
 
 
 def _note_unused(sheet: Sheet, names: Sequence[str]) -> None:
@@ -206,9 +234,9 @@ def _read_delimited(sheet: Sheet, default: str, divided: bool, options: Options,
     header = [cell.strip() for cell in records[0][1]] if _is_header(records[0][1], options, is_image) else None
     if header is not None:
         del records[0]
-        repeated = next((name for name in header if name and header.count(name) > 1), None)
-        if repeated:
-            raise UserError(f"{sheet.path.name}:1: two columns are named {repeated!r}: rename one")
+        twice = repeated(filter(None, header))
+        if twice:
+            raise UserError(f"{sheet.path.name}:1: two columns are named {twice!r}: rename one")
     width = len(header) if header is not None else len(records[0][1])
     good = []
     for line, cells in records:

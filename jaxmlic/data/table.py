@@ -5,6 +5,7 @@ one-hot columns mean and where each image lies; rows that are wrong are collecte
 What it decided on its own is in `Table.notes`, one phrase each, for the summary.
 """
 
+import errno
 import os
 import re
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ def read(source: str | os.PathLike, options: Options | None = None) -> Table:
         _add_boxes(Path(options.boxes), rows, encoder, images, problems)
     places = {path.name: place for place, (path, _) in enumerate(tables)}
     problems.sort(key=lambda problem: (places.get(problem.file, len(places)), problem.line))
-    found = list(dict.fromkeys(raw.split for sheet in sheets for raw in sheet.rows))
+    found = list(dict.fromkeys(raw.split for sheet in sheets for raw in sheet.rows if _can_be_split(raw.split)))
     if len(tables) == 1 and tables[0][1] is None and found == ["train"]:
         notes.append("no split column: every image is in the split 'train'")
     order = sorted(found, key=lambda name: ("train", "val", "test", name).index(name))
@@ -164,8 +165,9 @@ def _class_names(sheets, class_path, options, problems, notes) -> list[str]:
     if header is not None:
         notes.append(f"{len(header)} classes from the header")
         return header
-    if not union and not problems:
-        raise UserError(f"{sheets[0].path.name}: not one row has a label: there are no classes to learn")
+    if not union and any(sheet.rows for sheet in sheets):
+        why = f" ({len(problems):,} rows are wrong, such as {problems[0]})" if problems else ""
+        raise UserError(f"{sheets[0].path.name}: not one row has a label: there are no classes to learn{why}")
     notes.append(f"{len(union)} classes: the names that occur, sorted")
     return sorted(union)
 
@@ -201,7 +203,16 @@ def _resolve(labels, separator: str | None, columns: list[str] | None) -> list[s
     names = [name.strip() for name in labels]
     if "" in names:
         raise Mistake("empty label name")
-    return dict(zip(names, labels.values(), strict=True)) if isinstance(labels, dict) else names
+    if not isinstance(labels, dict):
+        return names
+    if len(set(names)) < len(names):
+        raise Mistake(f"{annotations.repeated(names)!r} is there twice")
+    return dict(zip(names, labels.values(), strict=True))
+
+
+def _can_be_split(name: str) -> bool:
+    # Files are named after it, and a file's name has 255 bytes at most.
+    return re.fullmatch(r"[A-Za-z]\w{0,99}", name, re.ASCII) is not None and name != "all"
 
 
 def _where(raw: Raw) -> str:
@@ -215,8 +226,8 @@ def _rows(sheets, encoder: Encoder, images: "_Images", problems: list[Problem]) 
         try:
             if not raw.name:
                 raise Mistake("no file name")
-            if not re.fullmatch(r"[A-Za-z]\w*", raw.split, re.ASCII) or raw.split == "all":
-                raise Mistake(f"{raw.split!r} cannot name a split: use letters, digits and underscores (not 'all')")
+            if not _can_be_split(raw.split):
+                raise Mistake(f"{raw.split!r} cannot name a split: use up to 100 letters, digits and _ (not 'all')")
             # A missing image still takes its name, so that its second row is a repetition and not a second loss.
             path = images.find(raw.name)
             first = seen.setdefault(path or raw.name, _where(raw))
@@ -274,9 +285,12 @@ class _Images:
             try:
                 with os.scandir(folder) as entries:
                     self._listings[folder] = frozenset(entry.name for entry in entries if entry.is_file())
-            except (FileNotFoundError, NotADirectoryError):
+            except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: NUL, half a surrogate pair
                 self._listings[folder] = frozenset()
             except OSError as error:
+                if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                    self._listings[folder] = frozenset()
+                    return self._listings[folder]
                 raise UserError(f"{folder}: cannot be listed ({error.strerror})") from None
         return self._listings[folder]
 

@@ -12,8 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from jaxmlic.data import files as files_lib
-from jaxmlic.data import preprocess
+from jaxmlic.data import archives, preprocess
 from jaxmlic.data.files import Files, Pixels
 from jaxmlic.errors import UserError
 
@@ -181,7 +180,7 @@ def test_one_name_twice_in_an_archive(tmp_path):
 def test_published_checksums(tmp_path, monkeypatch):
     path = write_tar(tmp_path / "owner.tar")
     data = path.read_bytes()
-    monkeypatch.setitem(files_lib.PUBLISHED, "owner.tar", (len(data), hashlib.sha256(data).hexdigest()))
+    monkeypatch.setitem(archives.PUBLISHED, "owner.tar", (len(data), hashlib.sha256(data).hexdigest()))
     Files([path]).__exit__()
     changed = data.replace(b"one", b"two")
     path.write_bytes(changed)
@@ -218,7 +217,7 @@ def test_no_space_to_decompress(tmp_path, monkeypatch, opener):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files_lib.shutil, "copyfileobj", full)
+    monkeypatch.setattr(archives.shutil, "copyfileobj", full)
     with pytest.raises(UserError, match=r"cannot be decompressed \(No space left on device\)"):
         Files([path], scratch=tmp_path)
 

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from jaxmlic.data import builders, cifar, coco, folders, labels, nus_wide, table, voc
 from jaxmlic.data.annotations import Mistake
-from jaxmlic.data.files import ARCHIVE_SUFFIXES, Files
+from jaxmlic.data.archives import ARCHIVE_SUFFIXES
+from jaxmlic.data.files import Files
 from jaxmlic.data.preprocess import inspect
 from jaxmlic.data.sheets import Options, Problem, find_tables
 from jaxmlic.errors import UserError, did_you_mean

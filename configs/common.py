@@ -24,6 +24,10 @@ def base() -> ConfigDict:
     config.model.dtype = "float32"  # compute: "float32" or "bfloat16"; parameters and logits stay float32
     config.pretrained = ""  # weight file for the trunk; empty = from scratch
 
+    # A run folder whose best checkpoint gives every parameter of the same name and shape (only the trunk's if its classes
+    # are others): linear probing before fine-tuning, recipes of several stages. After `pretrained`.
+    config.start_from = ""
+
     config.loss = ConfigDict()
     config.loss.name = "binary_cross_entropy"  # function in jaxmlic.losses
 

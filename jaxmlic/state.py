@@ -108,6 +108,28 @@ def load_trunk(state: TrainState, path: str, trunk: str) -> TrainState:
     return state.replace(params=params, batch_stats=batch_stats, ema=jax.tree.map(jnp.copy, ema))
 
 
+def take_over(state: TrainState, variables: dict, only: str = "") -> tuple[TrainState, list[str]]:
+    """The state with every parameter and statistic of `variables` that has its name and shape, and their names.
+
+    only: take names that begin with this.
+    """
+    taken = []
+
+    def merge(mine: dict, theirs: dict) -> dict:
+        flat, other = optim.flatten(mine), optim.flatten(theirs)
+        for name, value in flat.items():
+            if name.startswith(only) and name in other and other[name].shape == value.shape:
+                flat[name] = _cast(other[name], value)
+                taken.append(name)
+        return optim.unflatten(flat)
+
+    params = merge(state.params, variables["params"])
+    batch_stats = merge(state.batch_stats, variables.get("batch_stats", {}))
+    flat = optim.flatten(params)
+    ema = {name: jnp.copy(flat[name]) for name in state.ema}
+    return state.replace(params=params, batch_stats=batch_stats, ema=ema), taken
+
+
 def eval_variables(state: TrainState) -> dict:
     """Variables to score with: the averaged parameters where there are any."""
     params = optim.unflatten({**optim.flatten(state.params), **state.ema})

@@ -190,6 +190,22 @@ class Trainer:
         state = init()
         if self.config.pretrained:
             state = state_lib.load_trunk(state, self.config.pretrained, self.config.model.trunk)
+        return self._started_from(state, self.config.start_from) if self.config.start_from else state
+
+    def _started_from(self, state: TrainState, workdir: str) -> TrainState:
+        """The state with what the best checkpoint of another run has in common with it."""
+        try:
+            found = run_folder.load(workdir)
+            model = contract.find(found.config.head).Model(len(found.class_names), **found.config.model)
+            variables, step = evaluate.restore_variables(found, model, self.mesh)
+        except UserError as error:
+            raise UserError(f"config.start_from: {error}") from None
+        only = "" if found.class_names == list(self.dataset.class_names) else "trunk/"
+        state, taken = state_lib.take_over(state, variables, only)
+        if not taken:
+            raise UserError(f"config.start_from: the run in {workdir} has no parameter in common with this one")
+        total = len(jax.tree.leaves((state.params, state.batch_stats)))
+        print(f"starting from {workdir} at step {step}: {len(taken)} of {total} arrays")
         return state
 
     def readers(self) -> tuple[pipeline.RowReader, pipeline.RowReader | None]:
@@ -231,7 +247,7 @@ class Trainer:
             process_count=jax.process_count(),
         )
         checkpoints = Checkpoints(self.workdir, self.config.eval.metric)
-        # Where training starts: 1. the run folder's last checkpoint, 2. pretrained weights, 3. scratch.
+        # Where training starts: 1. the run folder's last checkpoint, 2. another run, 3. pretrained weights, 4. scratch.
         state, start = self.initial_state(), checkpoints.latest() or 0
         if start:
             state = checkpoints.restore(start, state, iterator)

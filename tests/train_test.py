@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -309,3 +310,41 @@ def test_changed_data_and_class_names_are_refused(finished_run, data_dir):
         run_folder.claim(finished_run, trainer.config, names)
     stored = json.loads((finished_run / "config.json").read_text())
     assert stored["class_names"] == ["red", "green", "blue"] and stored["num_train"] == 54
+
+
+def best_of(workdir, trainer):
+    """Parameters of a run's best checkpoint, by name."""
+    best = json.loads((workdir / "result.json").read_text())["best_step"]
+    config = run_folder.load(workdir).config
+    abstract = state_lib.abstract(config, trainer.model, len(trainer.train_view), trainer.mesh)
+    state = Checkpoints(str(workdir), read_only=True).restore(best, abstract)
+    return optim.flatten(state_lib.eval_variables(state)["params"])
+
+
+def test_a_run_starts_from_another(finished_run, data_dir, tmp_path, capsys):
+    """Every parameter of the same name and shape comes from the other run's best checkpoint, averages included."""
+    config = tiny_config(data_dir, start_from=str(finished_run), **{"optim.ema": 0.5})
+    trainer = train.Trainer(config, str(tmp_path / "run"))
+    state = trainer.initial_state()
+    assert "starting from" in capsys.readouterr().out
+    wanted = best_of(finished_run, trainer)
+    for found in (optim.flatten(state.params), state.ema):
+        assert_close(found, wanted, atol=0)
+
+
+def test_a_run_of_other_classes_gives_its_trunk_alone(finished_run, data_dir, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(finished_run, other)
+    stored = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(stored | {"class_names": ["a", "b", "c"]}))
+    trainer = train.Trainer(tiny_config(data_dir, start_from=str(other)), str(tmp_path / "run"))
+    fresh = optim.flatten(train.Trainer(tiny_config(data_dir), str(tmp_path / "x")).initial_state().params)
+    theirs = best_of(finished_run, trainer)
+    wanted = {name: theirs[name] if name.startswith("trunk/") else value for name, value in fresh.items()}
+    assert_close(optim.flatten(trainer.initial_state().params), wanted, atol=0)
+    with pytest.raises(UserError, match=r"config\.start_from: .*config\.json does not exist"):
+        train.Trainer(tiny_config(data_dir, start_from=str(tmp_path)), str(tmp_path / "run")).initial_state()
+    wide = tiny_config(data_dir, start_from=str(other), **{"model.trunk": "small_cnn_wide"})
+    trainer = train.Trainer(wide, str(tmp_path / "wide"))
+    with pytest.raises(UserError, match=r"config\.start_from: .* no parameter in common"):
+        trainer.initial_state()

@@ -24,8 +24,8 @@ def base() -> ConfigDict:
     config.model.dtype = "float32"  # compute: "float32" or "bfloat16"; parameters and logits stay float32
     config.pretrained = ""  # weight file for the trunk; empty = from scratch
 
-    # A run folder whose best checkpoint gives every parameter of the same name and shape (only the trunk's if its classes
-    # are others): linear probing before fine-tuning, recipes of several stages. After `pretrained`.
+    # A run folder whose best checkpoint gives every parameter of the same name and shape (only the trunk's if its
+    # classes are others): linear probing before fine-tuning, recipes of several stages. After `pretrained`.
     config.start_from = ""
 
     config.loss = ConfigDict()
@@ -57,6 +57,9 @@ def base() -> ConfigDict:
     config.augment.flip = True  # horizontal, probability 1/2
     config.augment.crop_area = (1.0, 1.0)  # random resized crop: share of the area; (1, 1) = no crop
     config.augment.crop_aspect = (3 / 4, 4 / 3)  # its aspect ratio, drawn log-uniformly
+    # Mean of two images and OR of their labels, partners drawn within the batch: "off", "every_epoch" or
+    # "every_second_epoch" (the first, the third, ...).
+    config.augment.mixup = "off"
 
     config.optim = ConfigDict()
     config.optim.name = "adamw"  # "adamw", "adam", "sgd" (Nesterov off) or "rmsprop"; L2 is coupled except in adamw

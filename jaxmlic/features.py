@@ -114,6 +114,8 @@ def check(config: ConfigDict, paces: dict[str, float | None]) -> None:
             "config.features.store = 'pooled' goes with config.model.pool = 'avg' or 'max', and this one is "
             f"{config.model.get('pool')!r}: set config.features.store='map'"
         )
+    if config.augment.mixup != "off":
+        raise UserError("config.augment.mixup mixes pixels, which stored features cannot: set it to 'off'")
     if not config.pretrained:
         raise UserError("features of a trunk without weights mean nothing: set config.pretrained=FILE")
     _check_trunk(config)

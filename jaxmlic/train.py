@@ -67,25 +67,47 @@ def loss_and_grads(
 
 
 def make_step_fn(
-    head: ModuleType, model: nn.Module, config: ConfigDict, tx: optax.GradientTransformation, paces: dict
+    head: ModuleType,
+    model: nn.Module,
+    config: ConfigDict,
+    tx: optax.GradientTransformation,
+    paces: dict,
+    examples: int,
 ) -> Step:
     """The pure step (state, batch) -> (state, scalars); jit it, or wrap it as you like.
 
-    Randomness is folded from config.seed and the state's step, so the step alone decides it.
+    Randomness is folded from config.seed and the state's step, so the step alone decides it. `examples`, the size of
+    the training split, tells the epoch of a step.
     """
+    augment.check_mixup(config.augment.mixup)  # before the data are read
 
     def step_fn(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
         if config.data.source == "features":
-            images = features.draw(augment_key, batch["features"], config)
+            images, labels = features.draw(augment_key, batch["features"], config), batch["labels"]
         else:
-            images = augment.crop_and_flip(augment_key, batch["image"], config.data.image_size, **config.augment)
+            images, labels = augment.augment(
+                augment_key,
+                batch["image"],
+                batch["labels"],
+                config.data.image_size,
+                epoch_of(state.step, config.train.batch_size, examples),
+                **config.augment,
+            )
         loss, scalars, batch_stats, grads = loss_and_grads(
-            head, model, config, paces, state, {**batch, "image": images}, dropout_key
+            head, model, config, paces, state, {**batch, "image": images, "labels": labels}, dropout_key
         )
         return apply_gradients(config, tx, paces, state, loss, batch_stats, grads, scalars)
 
     return step_fn
+
+
+def epoch_of(step: jax.Array, batch_size: int, examples: int) -> jax.Array:
+    """The epoch, from 0, of the first example of step `step` (int32 []): batches run over the ends of epochs.
+
+    In two parts, because `step * batch_size` would leave int32 after 2 billion examples.
+    """
+    return step // examples * batch_size + step % examples * batch_size // examples
 
 
 def apply_gradients(
@@ -171,7 +193,7 @@ class Trainer:
         }
         place = sharding.replicated(self.mesh)
         self.train_step = jax.jit(
-            make_step_fn(self.head, self.model, config, self.tx, self.paces),
+            make_step_fn(self.head, self.model, config, self.tx, self.paces, len(self.train_view)),
             in_shardings=(place, sharding.split(self.mesh)),
             out_shardings=(place, place),
             donate_argnums=0,

@@ -192,6 +192,7 @@ def test_other_weights_under_the_same_name(data_dir, tmp_path):
         ({"features.store": "vector"}, "config.features.store"),
         ({"features.dtype": "int8"}, "config.features.dtype"),
         ({"augment.crop_area": (0.5, 1.0), "features.crops": 0}, "config.features.crops = 0"),
+        ({"augment.mixup": "every_epoch"}, "config.augment.mixup"),
         ({"data.source": "feature"}, "config.data.source"),
         ({"model.trunk": "efficientnet_lite0"}, "config.model.batch_norm='frozen'"),
         ({"model.trunk": "vgg16_fc", "data.image_size": 32}, "drops features at random"),

@@ -60,6 +60,72 @@ def test_one_device_equals_eight(trainers):
     assert trainers[0].train_step._cache_size() == trainers[1].train_step._cache_size() == 1
 
 
+def test_epochs_are_counted_by_the_first_example_of_a_batch():
+    for batch_size, examples in ((8, 54), (16, 16), (16, 100), (7, 50)):
+        steps_ = np.arange(0, 300, dtype=np.int32)
+        expected = [int(step) * batch_size // examples for step in steps_]
+        np.testing.assert_array_equal(train.epoch_of(jnp.asarray(steps_), batch_size, examples), expected)
+    # MS-COCO's size after 100,000 epochs: step * batch_size does not fit in 32 bits
+    step = 100_001 * 82_081 // 16 + 1
+    assert train.epoch_of(jnp.int32(step), 16, 82_081) == 100_001
+
+
+class Greys(nn.Module):
+    """One linear layer on the mean colour."""
+
+    num_labels: int
+
+    @nn.compact
+    def __call__(self, images, train=False, labels=None):
+        return {"logits": nn.Dense(self.num_labels)(images.astype(jnp.float32).mean((1, 2)) / 255.0)}
+
+
+def test_mixup_in_the_step(data_dir):
+    """54 examples by 16: steps 0 to 3 begin in epoch 0, step 4 in epoch 1. One program; one device equals eight."""
+    head = SimpleNamespace(loss_fn=lambda outputs, labels: (losses.binary_cross_entropy(outputs["logits"], labels), {}))
+    overrides = {**PLAIN, "train.batch_size": 16, "augment.mixup": "every_second_epoch"}
+    config, model = tiny_config(data_dir, **overrides), Greys(3)
+    with config.unlocked():
+        config.loss = {}
+    tx, paces, _, _ = state_lib.optimizer(config, model, 54)
+
+    @jax.jit
+    def loss_of(params, images, labels):
+        return losses.binary_cross_entropy(model.apply({"params": params}, images)["logits"], labels).mean()
+
+    for count in (1, 8):
+        mesh = sharding.make_mesh(jax.devices()[:count])
+        place = sharding.replicated(mesh)
+        step_fn = train.make_step_fn(head, model, config, tx, paces, 54)
+        step_fn = jax.jit(step_fn, in_shardings=(place, sharding.split(mesh)), out_shardings=place)
+        state = jax.jit(lambda: state_lib.create(config, model, tx, paces, jax.random.key(0)), out_shardings=place)()
+        for step in range(6):
+            batch = batch_of(16, step)
+            key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))[0]
+            partners = np.asarray(jax.random.permutation(jax.random.fold_in(key, 2), 16))
+            if step >= 4:
+                partners = np.arange(16)
+            a, b = batch["labels"], batch["labels"][partners]
+            labels = np.where((a == 1) | (b == 1), 1, np.minimum(a, b)).astype(np.int8)
+            images = (batch["image"].astype(np.float32) + batch["image"][partners]) / 2
+            expected = loss_of(jax.device_get(state.params), images, labels)
+            state, scalars = step_fn(state, sharding.put(batch, mesh))
+            np.testing.assert_allclose(scalars["loss"], expected, rtol=1e-5)
+        assert step_fn._cache_size() == 1
+
+
+def test_the_trainer_counts_epochs_by_its_training_part(data_dir, monkeypatch):
+    found, real = [], train.make_step_fn
+
+    def noted(*args):
+        found.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(train, "make_step_fn", noted)
+    train.Trainer(tiny_config(data_dir), "unused")
+    assert found[0][-1] == 54
+
+
 @pytest.fixture(scope="module")
 def plain_trainer(data_dir):
     """Without augmentation, so that the step can be computed by other means."""
@@ -111,7 +177,7 @@ def test_batch_norm_is_over_the_global_batch(data_dir):
         mesh = sharding.make_mesh(jax.devices()[:count])
         place = sharding.replicated(mesh)
         step = jax.jit(
-            train.make_step_fn(head, model, config, tx, paces),
+            train.make_step_fn(head, model, config, tx, paces, 100),
             in_shardings=(place, sharding.split(mesh)),
             out_shardings=place,
         )
@@ -286,6 +352,7 @@ def test_bfloat16_trains_with_float32_parameters_and_logits(data_dir):
         ({"eval.protocol": "all_pont"}, "all_point"),
         ({"data.name": "tinny"}, "tinny"),
         ({"eval.metric": "map"}, "config.eval.metric"),
+        ({"augment.mixup": "on"}, "config.augment.mixup"),
     ],
 )
 def test_config_mistakes_are_told_before_training(data_dir, tmp_path, overrides, message):

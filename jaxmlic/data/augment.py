@@ -5,6 +5,65 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from jaxmlic.errors import UserError, did_you_mean
+
+MIXUP = ("off", "every_epoch", "every_second_epoch")
+
+
+def augment(
+    key: jax.Array, images: jax.Array, labels: jax.Array, size: int, epoch: jax.Array, *, mixup: str, **crop
+) -> tuple[jax.Array, jax.Array]:
+    """Crop, flip and mixup: everything that `config.augment` asks for.
+
+    Args:
+      key: one key for the batch.
+      images: uint8 or float [B, H, W, 3], 0..255, without padding.
+      labels: int8 [B, C] in {1, 0, -1}.
+      size: side of the result.
+      epoch: int32 [], the epoch that the batch begins in, from 0.
+      mixup: one of `MIXUP`; "every_second_epoch" mixes in epochs 0, 2, 4, ...
+      **crop: the keywords of `crop_and_flip`.
+
+    Returns:
+      Images float32 [B, size, size, 3] and labels [B, C].
+
+    Raises:
+      UserError: `mixup` is none of these.
+    """
+    check_mixup(mixup)
+    images = crop_and_flip(key, images, size, **crop)
+    if mixup == "off":
+        return images, labels
+    everyone = jnp.arange(len(images))
+    partners = jax.random.permutation(jax.random.fold_in(key, 2), everyone)
+    if mixup == "every_second_epoch":
+        # An image that is its own partner stays as it is, bit for bit: one program for both kinds of epoch.
+        partners = jnp.where(epoch % 2 == 0, partners, everyone)
+    return mix(images, labels, partners)
+
+
+def check_mixup(mixup: str) -> None:
+    """Raises UserError if `mixup` is none of `MIXUP`."""
+    if mixup not in MIXUP:
+        hint = did_you_mean(mixup, MIXUP)
+        raise UserError(f"config.augment.mixup = {mixup!r} is unknown{hint}; it is one of {', '.join(MIXUP)}")
+
+
+def mix(images: jax.Array, labels: jax.Array, partners: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean of every image and its partner, OR of their labels (Eq. 2 of Wang, Jia and Breckon, 2019).
+
+    The OR is three-valued: present if either says present, else unknown if either is unknown, else absent.
+
+    Args:
+      images: float [B, H, W, 3].
+      labels: int8 [B, C] in {1, 0, -1}.
+      partners: int [B], rows of the (global) batch.
+    """
+    others = labels[partners]
+    present, unknown = (labels == 1) | (others == 1), (labels == -1) | (others == -1)
+    mixed = jnp.where(present, 1, jnp.where(unknown, -1, 0)).astype(labels.dtype)
+    return (images + images[partners]) / 2, mixed
+
 
 def crop_and_flip(
     key: jax.Array,

@@ -19,6 +19,7 @@ COMMANDS = {
     "train": ("jaxmlic.train", "train an experiment, or continue it where it stopped"),
     "evaluate": ("jaxmlic.evaluate", "score a split with a run's best checkpoint under a named protocol"),
     "predict": ("jaxmlic.predict", "label photographs with a run's best checkpoint"),
+    "ensemble": ("jaxmlic.ensemble", "fuse score files of one split and compare the fusion with its members"),
     "sweep": ("jaxmlic.sweep", "run every entry of an experiment's sweep() and tabulate them"),
     "features": ("jaxmlic.features", "run a frozen trunk once over a data set, to train heads from what it gives"),
     "data": ("jaxmlic.data.commands", "prepare, check and divide data sets"),

@@ -79,9 +79,14 @@ def check_rules(config: ConfigDict) -> None:
 
 def report(config: ConfigDict, prediction: contract.Prediction, labels: np.ndarray, train: pipeline.View, **kw) -> dict:
     """`metrics.evaluate` with the run's own rules on which classes enter; `kw` overrides (protocol, threshold)."""
-    classes = (train.labels == 1).any(axis=0) if config.eval.trained_classes_only else None
+    classes = trained_classes(config, train)
     rules = {"protocol": config.eval.protocol, "threshold": 0.0, "min_positives": config.eval.min_positives} | kw
     return metrics.evaluate(prediction.scores, labels, chosen=prediction.chosen, classes=classes, **rules)
+
+
+def trained_classes(config: ConfigDict, train: pipeline.View) -> np.ndarray | None:
+    """bool [C], the classes with a positive in the training split; None where the run's metrics count all classes."""
+    return (train.labels == 1).any(axis=0) if config.eval.trained_classes_only else None
 
 
 def restore_variables(run: run_folder.Run, model: nn.Module, mesh: jax.sharding.Mesh) -> tuple[dict, int]:
@@ -127,22 +132,24 @@ def run(workdir: str, *, protocol: str | None = None, split: str | None = None, 
     )
     numbers = report(config, prediction, labels, train_view, protocol=protocol)
     if jax.process_index() == 0:
-        write(found, split, step, prediction, labels, ids, numbers)
+        extra = {"step": step}
+        classes = trained_classes(config, train_view)
+        if classes is not None:  # a reader of the score file cannot know the training split
+            extra["untrained_classes"] = np.array(found.class_names)[~classes].tolist()
+        write(found, split, prediction, labels, ids, numbers, extra)
     return numbers
 
 
 def write(
     found: run_folder.Run,
     split: str,
-    step: int,
     prediction: contract.Prediction,
     labels: np.ndarray,
     ids: np.ndarray,
     numbers: dict,
+    extra: dict,
 ) -> None:
-    """scores/<split>.npz, and <split>.<protocol>.json, .csv and .png beside it."""
-    folder = found.workdir / run_folder.SCORES
-    folder.mkdir(exist_ok=True)
+    """scores/<split>.npz with the report beside it; prints the report."""
     scores = ScoreFile(
         scores=np.asarray(prediction.scores, np.float32),
         labels=labels,
@@ -153,15 +160,20 @@ def write(
         split=split,
         threshold=numbers["threshold"],
         chosen=prediction.chosen,
-        extra={"step": step},
+        extra=extra,
     )
-    score_file.save(folder / f"{split}.npz", scores)
-    stem = folder / f"{split}.{numbers['protocol']}"
-    run_folder.write_json(Path(f"{stem}.json"), as_json(numbers) | {"split": split, "step": step})
-    ap_table.write_csv(f"{stem}.csv", numbers, found.class_names, labels)
-    ap_table.plot(f"{stem}.png", numbers, found.class_names, labels)
     print(ap_table.text(numbers, found.class_names, labels))
-    print(f"\nwritten: {folder / f'{split}.npz'} and {stem}.{{json,csv,png}}")
+    save(found.workdir / run_folder.SCORES / f"{split}.npz", scores, numbers, {"split": split, "step": extra["step"]})
+
+
+def save(path: Path, scores: ScoreFile, numbers: dict, facts: dict) -> None:
+    """Writes `path`, STEM.npz, and beside it STEM.<protocol>.json (numbers and `facts`), .csv and .png; says so."""
+    score_file.save(path, scores)
+    stem = path.with_suffix("").as_posix() + f".{numbers['protocol']}"
+    run_folder.write_json(Path(f"{stem}.json"), as_json(numbers) | facts)
+    ap_table.write_csv(f"{stem}.csv", numbers, scores.class_names, scores.labels)
+    ap_table.plot(f"{stem}.png", numbers, scores.class_names, scores.labels)
+    print(f"\nwritten: {path} and {stem}.{{json,csv,png}}")
 
 
 def as_json(numbers: dict) -> dict:

@@ -1,6 +1,7 @@
 """Every entry of an experiment's `sweep()`, one after another, with seeds: `jaxmlic sweep`."""
 
 import csv
+import inspect
 import json
 import os
 from collections.abc import Sequence
@@ -17,11 +18,12 @@ SHOWN = ("mAP", "CF1", "OF1", "IF1", "MAP@10", "top1")
 
 
 def entries(spec: str, only: Sequence[str] = ()) -> list[tuple[str, dict]]:
-    """(name, overrides) of the experiment's `sweep()`, or of those named in `only`."""
+    """(name, overrides) of the experiment's `sweep()`, or `sweep(ARG)` if it takes one, or of those named in `only`."""
     module = config_lib.load_module(spec)
     if not hasattr(module, "sweep"):
         raise UserError(f"{spec} has no sweep(); it returns a list of (name, overrides)")
-    found = module.sweep()
+    argument = [config_lib.find(spec)[1]] if inspect.signature(module.sweep).parameters else []
+    found = module.sweep(*argument)
     names = [name for name, _ in found]
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:

@@ -48,7 +48,8 @@ def test_mistakes_are_folded_into_one_line():
 
 
 @pytest.mark.parametrize(
-    "module", ["jaxmlic.train", "jaxmlic.evaluate", "jaxmlic.predict", "jaxmlic.sweep", "jaxmlic.data"]
+    "module",
+    ["jaxmlic.train", "jaxmlic.evaluate", "jaxmlic.predict", "jaxmlic.ensemble", "jaxmlic.sweep", "jaxmlic.data"],
 )
 def test_commands_start_as_modules(module):
     done = subprocess.run([sys.executable, "-m", module, "--nonsense"], capture_output=True, text=True)

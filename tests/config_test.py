@@ -47,6 +47,7 @@ def test_overrides_of_every_type():
         ("quickstart", ["lr=1"], r"overrides look like"),
         ("quickstart:smok", [], r"'smok' is unknown \(did you mean 'smoke'"),
         ("linear:mode=frozn", [], r"it is 'frozen' or 'finetune'"),
+        ("baseline_ensemble:mode=m4", [], r"it is 'm1', 'm2' or 'm3'"),
         ("linear:size=big", [], r"size='big' is not of type int"),
         ("linear:dataset", [], r"needs a value: dataset="),
     ],
@@ -107,16 +108,17 @@ def test_differences_name_what_matters_only():
 
 
 def test_smoke_shrinks_every_shipped_experiment():
-    for name in ("quickstart", "linear"):
+    for name in ("quickstart", "linear", "baseline_ensemble"):
         assert config_lib.load(f"{name}:smoke").train.duration == "12 steps"
 
 
 def test_every_sweep_entry_fits_its_config():
-    for name in ("quickstart", "linear"):
+    for name in ("quickstart", "linear", "baseline_ensemble"):
         entries = config_lib.load_module(name).sweep()
         assert len({entry for entry, _ in entries}) == len(entries) > 1
+        config = config_lib.load(name)
         for _, values in entries:
-            config_lib.override(config_lib.load(name), values)
+            config_lib.override(config, values)
 
 
 def test_parse_arg():

@@ -109,6 +109,13 @@ def test_mistakes(experiment, tmp_path, arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_a_sweep_that_takes_it_gets_the_argument(tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text("def sweep(arg):\n    return [(f'of {arg}', {})]\n")
+    assert sweep.entries(f"{path}:side=3") == [("of side=3", {})]
+    assert sweep.entries(str(path)) == [("of ", {})]
+
+
 def test_files_without_a_usable_sweep(tmp_path, capsys):
     path = tmp_path / "x.py"
     for text, message in [

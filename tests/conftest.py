@@ -1,10 +1,20 @@
 """Strict switches for every test, and the small data set and run that many tests share."""
 
+import atexit
 import csv
 import os
+import shutil
+import tempfile
 
 # Tests compile much and compute little: XLA's expensive passes would be most of their time.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+
+# The same program is compiled once in the whole session, by whichever test or subprocess comes first.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxmlic-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import cv2
 import jax

@@ -8,6 +8,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import tempfile
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
@@ -197,6 +198,14 @@ def test_examples_are_streamed(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16 << 20
+
+
+def test_no_temporary_folders_are_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    write(tmp_path)
+    builders.load("small", tmp_path).source("train")[0]
+    assert os.listdir(tmp_path / "temporary") == []
 
 
 def test_without_tensorflow(tmp_path):

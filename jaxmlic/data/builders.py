@@ -81,9 +81,12 @@ class MultiLabelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
     has_boxes: bool
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
+        info = self.dataset_info_from_configs(
             features=features(self.num_labels, self.has_boxes), disable_shuffling=True
         )
+        # It would look for a copy on Google's servers, and leave an empty temporary folder behind each time.
+        info.initialize_from_bucket = lambda: None
+        return info
 
     # tfds wants these two to exist; `write` streams the examples past its own way of preparing.
     def _split_generators(self, dl_manager):

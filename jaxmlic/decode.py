@@ -100,7 +100,7 @@ def beam_search(
     become candidates, of which the N best are kept; the N best others are the next intermediate paths. The search stops
     when no intermediate path can beat the N-th candidate any more, which changes no result, as log-probabilities only
     fall. So N = 1 is `greedy`, and N = the number of all prefixes is exact. Equal probabilities: the candidate found
-    first, the better intermediate path, the lower label.
+    first, the better intermediate path, the lower label, END last.
 
     Args:
       step_fn: see above.

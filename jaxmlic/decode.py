@@ -141,6 +141,7 @@ def beam_search(
         ended = jnp.max(totals, axis=1, initial=-jnp.inf, where=is_end)  # [beam]
         log_probs = jnp.concatenate([search.done_log_probs, ended])  # [2 * beam]
         scores = jnp.concatenate([search.done_scores, ended / divisor(search.length + 1)])  # [2 * beam]
+        # Of equal ones the first: an impossible path never drives out the END that fills an empty place.
         done_scores, chosen = jax.lax.top_k(scores, beam_size)  # [beam]
         done_paths = jnp.concatenate([search.done_paths, search.live_paths])[chosen]  # [beam, max_length]
 
@@ -186,8 +187,7 @@ def beam_search(
     )
     search = extend(search, jnp.broadcast_to(step_log_probs, (beam_size, num_labels + 1)))
     search = jax.lax.while_loop(going_on, step, search)
-    impossible = search.done_log_probs[:, None] == -jnp.inf  # [beam, 1]
-    return jnp.where(impossible, num_labels, search.done_paths), search.done_log_probs
+    return search.done_paths, search.done_log_probs
 
 
 def along_path(step_fn: StepFn, init_state: State, path: Array) -> Array:

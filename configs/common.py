@@ -30,6 +30,7 @@ def base() -> ConfigDict:
 
     config.loss = ConfigDict()
     config.loss.name = "binary_cross_entropy"  # function in jaxmlic.losses
+    config.loss.options = ()  # (name, value) pairs for it, such as (("gamma_neg", 2.0), ("clip", 0.0))
 
     config.data = ConfigDict()
     config.data.name = "scenes"  # a data set made by `jaxmlic data prepare`

@@ -119,6 +119,8 @@ def from_dict(values: Mapping) -> ConfigDict:
         for key, value in defaults[section].items():
             if key not in config[section]:
                 config[section][key] = value
+    if "name" in config.loss and "options" not in config.loss:  # a head may have other fields in its place
+        config.loss.options = defaults.loss.options
     config.lock()
     return config
 

@@ -1,25 +1,358 @@
 """Losses under one contract: logits [..., C] and labels [..., C] in {1, 0, -1} -> one value per example.
 
--1 is unknown: it contributes nothing to the value or the gradient. The caller reduces over examples.
+    loss(logits, labels, weights=None, **options) -> float32 [...]
+
+Logits may be of any float dtype; everything is computed in float32. A label of -1 (or anything but 1 and 0) is unknown:
+it counts neither as positive nor as negative, and adds nothing to the value, to a rank or to a gradient. `weights`,
+broadcast to [..., C], multiplies a label's term (sqrt(w_j w_k) a pair's, so that [B, 1] weighs whole examples); a label
+of weight 0 is as good as unknown. No gradient flows into weights. An example that knows nothing has the value 0 and
+gradient 0. The caller reduces over examples. Every loss raises AssertionError where the shapes of logits and labels
+differ; wrong options raise UserError.
 """
+
+import functools
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from jaxmlic.errors import UserError, did_you_mean
+
+RANKS = ("exact", "sampled")
+# Stands for log 0: finite, so that gradients of a logarithm over nothing are 0 and not NaN.
+NOTHING = -1e30
 
 
-def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def binary_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     """Independent sigmoid cross-entropy, summed over the known labels of an example and divided by C.
 
     Args:
       logits: float [..., C]; computed in float32 whatever the dtype.
       labels: int [..., C], 1 present, 0 absent, -1 unknown.
+      weights: float, broadcast to [..., C]; None = 1.
 
     Returns:
       float32 [...]: the mean over classes, with 0 for an unknown label (so that an example weighs as much as it knows).
     """
-    chex.assert_equal_shape([logits, labels])
-    logits = logits.astype(jnp.float32)
-    sign = 2.0 * (labels == 1) - 1.0
+    logits, positive, negative, weights = _prepare(logits, labels, weights)
     # -log sigmoid(+-z) = softplus(-+z): one stable term for both cases.
-    return jnp.mean(jnp.where(labels == -1, 0.0, jax.nn.softplus(-sign * logits)), axis=-1)
+    terms = jax.nn.softplus(jnp.where(positive, -logits, logits))
+    return jnp.mean(jnp.where(positive | negative, weights * terms, 0.0), axis=-1)
+
+
+def weighted_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """Cross-entropy in which positives and negatives have equal say: Eq. 9 of MSCNN-LCE-MIC, summed over classes.
+
+    Read as: i runs over the C labels of an image and |1| is 1, so
+      wt_p = (|Po| + |Ne| + 1) / (|Po| + 1),  wt_n = (|Po| + |Ne| + 1) / (|Ne| + 1),
+    where |Po| and |Ne| count the known positive and negative labels of the whole batch, all leading axes together; the
+    paper's loss of a batch is the mean of the returned values. The value of an example therefore depends on the others.
+    Under jit the arrays are global, and so are the counts on a mesh; in a vmap or shard_map they would be the part's.
+
+    Args and returns: as binary_cross_entropy, but the sum over known classes, not divided by C.
+    """
+    logits, positive, negative, weights = _prepare(logits, labels, weights)
+    num_positive, num_negative = jnp.sum(positive, dtype=jnp.float32), jnp.sum(negative, dtype=jnp.float32)
+    total = num_positive + num_negative + 1.0
+    balance = jnp.where(positive, total / (num_positive + 1.0), total / (num_negative + 1.0))
+    terms = jax.nn.softplus(jnp.where(positive, -logits, logits))
+    return jnp.sum(jnp.where(positive | negative, weights * balance * terms, 0.0), axis=-1)
+
+
+def softmax_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """Cross-entropy of the softmax over known labels against the positives, each with target 1 / their number.
+
+    The "Softmax" baseline of CNN-RNN's and CNN-LSTM-RMLC's tables (Gong et al. 2014).
+
+    Args:
+      logits: float [..., C].
+      labels: int [..., C], 1 present, 0 absent, -1 unknown (left out of the normaliser, too).
+      weights: float, broadcast to [..., C]; a positive's multiplies its term, a negative's matters only where it is 0.
+
+    Returns:
+      float32 [...]: the sum over classes, that is the mean over positives; 0 without positives.
+    """
+    logits, positive, negative, weights = _prepare(logits, labels, weights)
+    normaliser = jax.nn.logsumexp(jnp.where(positive | negative, logits, NOTHING), axis=-1, keepdims=True)
+    terms = jnp.where(positive, weights * (normaliser - logits), 0.0)
+    return jnp.sum(terms, axis=-1) / jnp.maximum(jnp.sum(positive, axis=-1), 1)
+
+
+def focal(
+    logits: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array | None = None,
+    *,
+    gamma: float = 2.0,
+    alpha: float | None = None,
+) -> jax.Array:
+    """Sigmoid focal loss, -alpha_t (1 - p_t)^gamma log p_t (Lin et al. 2017), reduced as binary_cross_entropy.
+
+    Args:
+      logits, labels, weights: as for binary_cross_entropy, which gamma = 0 gives.
+      gamma: 0 or more; how much easy labels are played down.
+      alpha: weight of positives, 1 - alpha that of negatives; None = 1 for both.
+
+    Returns:
+      float32 [...]: summed over the known labels of an example and divided by C.
+    """
+    logits, positive, negative, weights = _prepare(logits, labels, weights)
+    _require("gamma", gamma, gamma >= 0, "0 or more")
+    towards = jnp.where(positive, logits, -logits)
+    # (1 - p_t)^gamma in logarithms: no power of 0, whose derivative is infinite for gamma below 1.
+    terms = jnp.exp(gamma * jax.nn.log_sigmoid(-towards)) * jax.nn.softplus(-towards)
+    if alpha is not None:
+        _require("alpha", alpha, 0 <= alpha <= 1, "in [0, 1]")
+        terms = jnp.where(positive, alpha, 1.0 - alpha) * terms
+    return jnp.mean(jnp.where(positive | negative, weights * terms, 0.0), axis=-1)
+
+
+def asymmetric(
+    logits: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array | None = None,
+    *,
+    gamma_neg: float = 4.0,
+    gamma_pos: float = 0.0,
+    clip: float = 0.05,
+) -> jax.Array:
+    """Asymmetric loss (Ridnik et al. 2021, Eqs. 4 to 6), reduced as binary_cross_entropy.
+
+    L+ = (1 - p)^gamma_pos log p and L- = p_m^gamma_neg log(1 - p_m) with p_m = max(p - clip, 0). Made from logits in
+    float32: log(max(p, 1e-8)), as published, is -inf in half precision. The gradient is that of the formula; it passes
+    through the focusing factors.
+
+    Args:
+      logits, labels, weights: as for binary_cross_entropy, which gammas and clip of 0 give.
+      gamma_neg, gamma_pos: 0 or more; how much easy negatives and positives are played down.
+      clip: in [0, 1); negatives with a probability up to this cost nothing.
+
+    Returns:
+      float32 [...]: summed over the known labels of an example and divided by C.
+    """
+    logits, positive, negative, weights = _prepare(logits, labels, weights)
+    _require("gamma_neg", gamma_neg, gamma_neg >= 0, "0 or more")
+    _require("gamma_pos", gamma_pos, gamma_pos >= 0, "0 or more")
+    _require("clip", clip, 0 <= clip < 1, "in [0, 1)")
+    positive_terms = jnp.exp(gamma_pos * jax.nn.log_sigmoid(-logits)) * jax.nn.softplus(-logits)
+    shifted = jax.nn.sigmoid(logits) - clip
+    # Where p_m is 0 its logarithm is too, so the factor may be anything: 1 has a finite derivative for every gamma.
+    factor = jnp.where(shifted > 0, shifted, 1.0) ** gamma_neg
+    # log(1 - p_m) = log(min(sigmoid(-z) + clip, 1)), exact for clip = 0 as well, whose logarithm is -inf.
+    log_rest = jnp.logaddexp(jax.nn.log_sigmoid(-logits), jnp.log(jnp.float32(clip)))
+    negative_terms = jnp.where(shifted > 0, -factor * jnp.minimum(log_rest, 0.0), 0.0)
+    terms = jnp.where(positive, positive_terms, negative_terms)
+    return jnp.mean(jnp.where(positive | negative, weights * terms, 0.0), axis=-1)
+
+
+def warp(
+    logits: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array | None = None,
+    key: jax.Array | None = None,
+    *,
+    rank: str = "exact",
+) -> jax.Array:
+    """Weighted approximate ranking, sum_j sum_k F(r_j) max(0, 1 - z_j + z_k) (Weston et al. 2011; Gong et al. 2014).
+
+    j runs over positives and k over negatives; F(r) = sum_{i <= r} 1 / i is a constant for the gradient.
+
+    Args:
+      logits, labels: as for binary_cross_entropy.
+      weights: float, broadcast to [..., C]; a pair has sqrt(w_j w_k), ranks count labels of any weight above 0.
+      key: PRNG key for rank="sampled"; not used otherwise.
+      rank: "exact", r_j = number of negatives with z_k > z_j - 1; or "sampled", r_j = floor((m - 1) / n) with m known
+        labels and n negatives drawn, with replacement, until one is such.
+
+    Returns:
+      float32 [...]: the sum over pairs; 0 without positives or without negatives. Memory grows as C, not C^2.
+    """
+    return _sum_over_pairs(*_prepare(logits, labels, weights), None, rank, key)
+
+
+def lsep(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """Log-sum-exp pairwise loss, log(1 + sum_j sum_k exp(z_k - z_j)) (Li et al. 2017, Eq. 4).
+
+    j runs over positives and k over negatives. The double sum is the product of two sums, so no pair is ever formed.
+
+    Args:
+      logits, labels: as for binary_cross_entropy.
+      weights: float, broadcast to [..., C]; a pair has sqrt(w_j w_k), within the logarithm.
+
+    Returns:
+      float32 [...]: one logarithm over all pairs; 0 without positives or without negatives.
+    """
+    logits, positive, negative, weights = _prepare(logits, labels, weights)
+    log_root = 0.5 * jnp.log(weights)
+    positives = jax.nn.logsumexp(jnp.where(positive, log_root - logits, NOTHING), axis=-1)
+    negatives = jax.nn.logsumexp(jnp.where(negative, log_root + logits, NOTHING), axis=-1)
+    return jax.nn.softplus(positives + negatives)
+
+
+def ramp(t: jax.Array, s: float = -0.75) -> jax.Array:
+    """R_s(t) = min(1 - s, max(0, 1 - t)) = H_1(t) - H_s(t), where H_a(t) = max(0, a - t): 3.4 of CNN-LSTM-RMLC.
+
+    1 - s for t <= s, falling to 0 at t = 1: a wrong label costs no more than 1 - s, however wrong it looks.
+    The text asks -1 < s <= 0 and then uses "0.75", read as -0.75.
+
+    Args:
+      t: float, any shape: the margin.
+      s: where the ramp ends, a number in (-1, 0].
+
+    Returns:
+      float, shape and dtype of t. Raises UserError for another s.
+    """
+    _require("s", s, -1 < s <= 0, "in (-1, 0]")
+    return jnp.clip(1.0 - t, 0.0, 1.0 - s)
+
+
+def rmlc(
+    logits: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array | None = None,
+    key: jax.Array | None = None,
+    *,
+    s: float = -0.75,
+    k: float = 5.0,
+    rank: str = "exact",
+) -> jax.Array:
+    """Robust multi-label loss, Eq. 1 of CNN-LSTM-RMLC without its regulariser (the optimizer's weight decay).
+
+    sum_j sum_k F(r_j) R_s(z_j - z_k) + k sum_c R_s(y_c z_c), read with j over positives, k over negatives, c over all
+    known labels, y in {-1, +1}, and F(r) = sum_{i <= r} 1 / i (F(0) = 0) a constant for the gradient. "n, the number of
+    images" in r_j = floor((m - 1) / n) is read as WARP's number of draws, rank="sampled"; what it estimates, the number
+    of negatives with z_k > z_j - 1, is the default.
+
+    Args:
+      logits, labels: as for binary_cross_entropy.
+      weights: float, broadcast to [..., C]; a pair has sqrt(w_j w_k), ranks count labels of any weight above 0.
+      key: PRNG key for rank="sampled"; not used otherwise.
+      s: where the ramp ends, a number in (-1, 0].
+      k: weight of the second term, 0 or more.
+      rank: "exact" or "sampled", as for warp.
+
+    Returns:
+      float32 [...]: the sum over pairs and classes. Memory grows as C, not C^2.
+    """
+    _require("k", k, k >= 0, "0 or more")
+    prepared = logits, positive, negative, weights = _prepare(logits, labels, weights)
+    margins = weights * ramp(jnp.where(positive, logits, -logits), s)
+    return _sum_over_pairs(*prepared, s, rank, key) + k * jnp.sum(jnp.where(positive | negative, margins, 0.0), axis=-1)
+
+
+def _prepare(
+    logits: jax.Array, labels: jax.Array, weights: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Float32 logits (0 where unknown), bool positives and negatives, float32 weights (1 where unknown): all [..., C].
+
+    Unknown entries get harmless numbers here, since a NaN that is masked afterwards still spoils gradients.
+    """
+    chex.assert_equal_shape([logits, labels])
+    if weights is None:
+        weights = 1.0
+    weights = jax.lax.stop_gradient(jnp.broadcast_to(jnp.asarray(weights, jnp.float32), labels.shape))
+    positive, negative = (labels == 1) & (weights > 0), (labels == 0) & (weights > 0)
+    known = positive | negative
+    return jnp.where(known, logits.astype(jnp.float32), 0.0), positive, negative, jnp.where(known, weights, 1.0)
+
+
+def _require(name: str, value: float, holds: bool, expected: str):
+    if not holds:
+        raise UserError(f"loss option {name} = {value!r} is not {expected}")
+
+
+def _sum_over_pairs(
+    logits: jax.Array,
+    positive: jax.Array,
+    negative: jax.Array,
+    weights: jax.Array,
+    s: float | None,
+    rank: str,
+    key: jax.Array | None,
+) -> jax.Array:
+    """sum_j sum_k F(r_j) h(z_j - z_k) over positives j and negatives k, without forming pairs.
+
+    h is the ramp R_s, or for s = None the hinge H_1. Both are linear between their kinks, so that the sum is
+    `constant + sum_c slope_c z_c`. A pair has a slope where low_j < z_k <= high_j, low_j = z_j - 1, high_j = z_j - s:
+    in sorted order a range of negatives for a positive and a range of positives for a negative, both found by bisection
+    with the same comparisons. Ties fall within or without a range together, and differentiating the linear form gives
+    the exact gradient.
+
+    Args: the four arrays [..., C] of `_prepare`, and the options of `rmlc`.
+    Returns float32 [...].
+    """
+    order = jnp.argsort(jax.lax.stop_gradient(logits), axis=-1)
+    logits, positive, negative, weights = (
+        jnp.take_along_axis(x, order, axis=-1) for x in (logits, positive, negative, weights)
+    )
+    fixed = jax.lax.stop_gradient(logits)  # [..., C], ascending, as low and high are
+    zero, end = jnp.zeros(fixed.shape, jnp.int32), jnp.full(fixed.shape, fixed.shape[-1], jnp.int32)
+    low = fixed - 1.0
+    first = _bisect_right(fixed, low)  # negatives from here on violate the margin of positive j
+    last_positive = _bisect_left(low, fixed)  # positives before this have their margin violated by negative k
+    if s is None:
+        last, first_positive = end, zero
+    else:
+        high = fixed - s
+        last = _bisect_right(fixed, high)  # negatives from here on cost the whole 1 - s
+        first_positive = _bisect_left(high, fixed)
+
+    root = jnp.sqrt(weights)
+    negatives = jnp.where(negative, root, 0.0)
+    violators = _sum_between(negative.astype(jnp.float32), first, end)
+    positives = jnp.where(positive, root * _rank_weight(violators, positive, negative, rank, key), 0.0)
+    on_slope = _sum_between(negatives, first, last)
+    constant = positives * on_slope
+    if s is not None:
+        constant += positives * (1.0 - s) * _sum_between(negatives, last, end)
+    slope = negatives * _sum_between(positives, first_positive, last_positive) - positives * on_slope
+    # The slopes of an example sum to 0, so any centre will do: near the logits, little is lost to rounding.
+    centred = logits - jnp.mean(fixed, axis=-1, keepdims=True)
+    return jnp.sum(constant + slope * centred, axis=-1)
+
+
+def _rank_weight(
+    violators: jax.Array, positive: jax.Array, negative: jax.Array, rank: str, key: jax.Array | None
+) -> jax.Array:
+    """F(r_j) float32 [..., C] from the number of violators of each label as if it were positive, float32 [..., C]."""
+    if rank not in RANKS:
+        raise UserError(f"loss option rank = {rank!r} is unknown{did_you_mean(rank, RANKS)}; ranks: {', '.join(RANKS)}")
+    if rank == "sampled":
+        if key is None:
+            raise UserError(
+                "loss option rank = 'sampled' draws at random and needs a key, which config.loss cannot give"
+            )
+        known = jnp.sum(positive | negative, axis=-1, keepdims=True)
+        share = violators / jnp.maximum(jnp.sum(negative, axis=-1, keepdims=True), 1)
+        # The number of draws until the first violator is geometric: one random number instead of a loop.
+        draws = jax.random.geometric(key, jnp.where(violators > 0, share, 1.0), dtype=jnp.int32)
+        violators = jnp.where(violators > 0, (known - 1) // draws, 0)
+    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, positive.shape[-1] + 1))])
+    return jnp.asarray(harmonic, jnp.float32)[violators.astype(jnp.int32)]
+
+
+@functools.partial(jnp.vectorize, signature="(n),(m)->(m)")
+def _bisect_right(points: jax.Array, values: jax.Array) -> jax.Array:
+    """Number of points <= value, int32; points ascend along the last axis."""
+    return jnp.searchsorted(points, values, side="right")
+
+
+@functools.partial(jnp.vectorize, signature="(n),(m)->(m)")
+def _bisect_left(points: jax.Array, values: jax.Array) -> jax.Array:
+    """Number of points < value, int32; points ascend along the last axis."""
+    return jnp.searchsorted(points, values, side="left")
+
+
+def _sum_between(values: jax.Array, start: jax.Array, stop: jax.Array) -> jax.Array:
+    """Sum of non-negative values[..., start:stop], float32 [..., C], for indices start and stop int32 [..., C].
+
+    Exactly 0 where nothing in the range is positive: a difference of rounded sums would leave a residue, which Adam
+    scales up to a step.
+    """
+    widths = [(0, 0)] * (values.ndim - 1) + [(1, 0)]
+    sums, counts = (jnp.pad(jnp.cumsum(x, axis=-1), widths) for x in (values, (values > 0).astype(jnp.int32)))
+    sums, counts = (
+        jnp.take_along_axis(x, stop, axis=-1) - jnp.take_along_axis(x, start, axis=-1) for x in (sums, counts)
+    )
+    return jnp.where(counts > 0, sums, 0.0)

@@ -1,5 +1,8 @@
 """Binary relevance: a trunk, global pooling and one linear unit per label."""
 
+import inspect
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,7 +17,16 @@ POOLS = {
     "max": layers.global_max_pool,
     "avg_max": lambda x: jnp.concatenate([layers.global_avg_pool(x), layers.global_max_pool(x)], axis=-1),
 }
-LOSSES = ("binary_cross_entropy",)
+LOSSES = (
+    "asymmetric",
+    "binary_cross_entropy",
+    "focal",
+    "lsep",
+    "rmlc",
+    "softmax_cross_entropy",
+    "warp",
+    "weighted_cross_entropy",
+)
 
 
 class Model(nn.Module):
@@ -53,13 +65,45 @@ class Model(nn.Module):
         return {"feature_map": feature_map, "features": features, "logits": logits}
 
 
-def loss_fn(outputs: dict[str, jax.Array], labels: jax.Array, *, name: str) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The named loss on the logits, per example [B]; nothing further to log."""
+def loss_fn(
+    outputs: dict[str, jax.Array], labels: jax.Array, *, name: str, options: tuple = ()
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The named loss on the logits, per example [B]; nothing further to log.
+
+    `options` are (name, value) pairs for the loss's keyword-only parameters. No key reaches a loss from here, so that
+    sampled ranks are for direct callers of jaxmlic.losses. Raises UserError for a name, an option or a value that the
+    loss does not have.
+    """
     if name not in LOSSES:
         raise UserError(
             f"config.loss.name = {name!r} is unknown{did_you_mean(name, LOSSES)}; losses: {', '.join(LOSSES)}"
         )
-    return getattr(losses, name)(outputs["logits"], labels), {}
+    loss = getattr(losses, name)
+    return loss(outputs["logits"], labels, **check_options(loss, options)), {}
+
+
+def check_options(loss: Callable[..., jax.Array], options: tuple) -> dict[str, float | str]:
+    """config.loss.options as keyword arguments of `loss`; UserError for what is not an option of it."""
+    known = {
+        name: parameter.default
+        for name, parameter in inspect.signature(loss).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    try:
+        options = {str(name): value for name, value in options}
+    except (TypeError, ValueError):
+        raise UserError(f"config.loss.options = {options!r} is not a tuple of (name, value) pairs") from None
+    for name, value in options.items():
+        if name not in known:
+            raise UserError(
+                f"config.loss.options: {loss.__name__} has no option {name!r}{did_you_mean(name, known)}; "
+                f"its options: {', '.join(known) or 'none'}"
+            )
+        kind = str if isinstance(known[name], str) else (int, float)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            expected = "text" if kind is str else "a number"
+            raise UserError(f"config.loss.options: {name} = {value!r} of {loss.__name__} is not {expected}")
+    return options
 
 
 def predict_fn(model: Model, variables: dict, images: jax.Array) -> Prediction:

@@ -47,7 +47,8 @@ def weighted_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Ar
     Read as: i runs over the C labels of an image and |1| is 1, so
       wt_p = (|Po| + |Ne| + 1) / (|Po| + 1),  wt_n = (|Po| + |Ne| + 1) / (|Ne| + 1),
     where |Po| and |Ne| count the known positive and negative labels of the whole batch, all leading axes together; the
-    paper's loss of a batch is the mean of the returned values. The value of an example therefore depends on the others.
+    paper's loss of a batch is the mean of the returned values. The value of an example therefore depends on the others;
+    rows that only pad a batch need labels of -1.
     Under jit the arrays are global, and so are the counts on a mesh; in a vmap or shard_map they would be the part's.
 
     Args and returns: as binary_cross_entropy, but the sum over known classes, not divided by C.
@@ -286,27 +287,24 @@ def _sum_over_pairs(
     logits, positive, negative, weights = (
         jnp.take_along_axis(x, order, axis=-1) for x in (logits, positive, negative, weights)
     )
-    fixed = jax.lax.stop_gradient(logits)  # [..., C], ascending, as low and high are
+    fixed = jax.lax.stop_gradient(logits)  # [..., C], ascending
+    bounds = jnp.stack([fixed - 1.0] if s is None else [fixed - 1.0, fixed - s])  # low (and high), ascending as well
+    from_negative = _bisect_right(fixed[None], bounds)  # negatives from here on are above the bound of positive j
+    to_positive = _bisect_left(bounds, fixed[None])  # positives before this have their bound below negative k
     zero, end = jnp.zeros(fixed.shape, jnp.int32), jnp.full(fixed.shape, fixed.shape[-1], jnp.int32)
-    low = fixed - 1.0
-    first = _bisect_right(fixed, low)  # negatives from here on violate the margin of positive j
-    last_positive = _bisect_left(low, fixed)  # positives before this have their margin violated by negative k
-    if s is None:
-        last, first_positive = end, zero
-    else:
-        high = fixed - s
-        last = _bisect_right(fixed, high)  # negatives from here on cost the whole 1 - s
-        first_positive = _bisect_left(high, fixed)
+    first, last = from_negative[0], end if s is None else from_negative[1]
 
     root = jnp.sqrt(weights)
     negatives = jnp.where(negative, root, 0.0)
-    violators = _sum_between(negative.astype(jnp.float32), first, end)
+    negative_sums = _prefix_sums(negatives)
+    _, violators = _between(negative_sums, first, end)
     positives = jnp.where(positive, root * _rank_weight(violators, positive, negative, rank, key), 0.0)
-    on_slope = _sum_between(negatives, first, last)
-    constant = positives * on_slope
+    on_slope, _ = _between(negative_sums, first, last)
+    pulled, _ = _between(_prefix_sums(positives), zero if s is None else to_positive[1], to_positive[0])
+    constant, slope = positives * on_slope, negatives * pulled - positives * on_slope
     if s is not None:
-        constant += positives * (1.0 - s) * _sum_between(negatives, last, end)
-    slope = negatives * _sum_between(positives, first_positive, last_positive) - positives * on_slope
+        beyond, _ = _between(negative_sums, last, end)  # these cost the whole 1 - s
+        constant += positives * (1.0 - s) * beyond
     # The slopes of an example sum to 0, so any centre will do: near the logits, little is lost to rounding.
     centred = logits - jnp.mean(fixed, axis=-1, keepdims=True)
     return jnp.sum(constant + slope * centred, axis=-1)
@@ -344,15 +342,19 @@ def _bisect_left(points: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.searchsorted(points, values, side="left")
 
 
-def _sum_between(values: jax.Array, start: jax.Array, stop: jax.Array) -> jax.Array:
-    """Sum of non-negative values[..., start:stop], float32 [..., C], for indices start and stop int32 [..., C].
+def _prefix_sums(values: jax.Array) -> jax.Array:
+    """Sums of the first 0, 1, ..., C values and the numbers of positive ones among them, float32 [2, ..., C + 1]."""
+    stacked = jnp.stack([values, (values > 0).astype(jnp.float32)])
+    return jnp.pad(jnp.cumsum(stacked, axis=-1), [(0, 0)] * values.ndim + [(1, 0)])
 
-    Exactly 0 where nothing in the range is positive: a difference of rounded sums would leave a residue, which Adam
-    scales up to a step.
+
+def _between(prefix_sums: jax.Array, start: jax.Array, stop: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sum and number of positive values[..., start:stop], float32 [..., C], for indices start and stop int32 [..., C].
+
+    The sum is exactly 0 where the number is: a difference of rounded sums would leave a residue, which Adam scales up
+    to a step.
     """
-    widths = [(0, 0)] * (values.ndim - 1) + [(1, 0)]
-    sums, counts = (jnp.pad(jnp.cumsum(x, axis=-1), widths) for x in (values, (values > 0).astype(jnp.int32)))
-    sums, counts = (
-        jnp.take_along_axis(x, stop, axis=-1) - jnp.take_along_axis(x, start, axis=-1) for x in (sums, counts)
+    sums, counts = jnp.take_along_axis(prefix_sums, stop[None], axis=-1) - jnp.take_along_axis(
+        prefix_sums, start[None], axis=-1
     )
-    return jnp.where(counts > 0, sums, 0.0)
+    return jnp.where(counts > 0, sums, 0.0), counts

@@ -349,6 +349,7 @@ def test_bfloat16_trains_with_float32_parameters_and_logits(data_dir):
         ({"model.batch_norm": "frozen"}, "has no batch norm"),
         ({"model.dtype": "float16"}, "config.model.dtype"),
         ({"loss.name": "bce"}, "config.loss.name"),
+        ({"loss.options": (("gamma", 2.0),)}, "config.loss.options: binary_cross_entropy has no option 'gamma'"),
         ({"eval.protocol": "all_pont"}, "all_point"),
         ({"data.name": "tinny"}, "tinny"),
         ({"eval.metric": "map"}, "config.eval.metric"),

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from jaxmlic import label_graph
 from jaxmlic.analysis import check_report
 from jaxmlic.analysis.check_report import some
 from jaxmlic.data import builders, labels, preprocess
@@ -91,8 +92,8 @@ def check(dataset: builders.Dataset, near: int = NEAR, workers: int = 1) -> dict
     Returns:
       JSON-able values: `name`, `path`, `near`, `roles` {split: train, val, test or unlabelled}, `splits` {split or
       "all": numbers of its labels and images}, `alphabetical`, `classes` [{name, present {split: count}, unknown
-      {split: count}}] in column order, `cooccurrence` (counts [C, C], all splits) and `findings` [{level, kind, text,
-      count, listed: the first 1000}], poison first. Images are named "split/id".
+      {split: count}}] in column order, `cooccurrence` (counts [C, C], all splits; the diagonal counts each class) and
+      `findings` [{level, kind, text, count, listed: the first 1000}], poison first. Images are named "split/id".
     """
     names, roles = dataset.class_names, _roles(dataset.splits)
     values = {split: dataset.labels(split) for split in dataset.splits}
@@ -103,6 +104,7 @@ def check(dataset: builders.Dataset, near: int = NEAR, workers: int = 1) -> dict
     found += _image_findings(looks) + _id_findings(looks)
     found += _exact_findings(looks, rows, roles, names) + _near_findings(looks, roles, near)
     counts = {split: labels.counts(of_split) for split, of_split in values.items()}
+    together, num_positive = label_graph.cooccurrence(rows)
     return {
         "name": dataset.name,
         "path": str(dataset.path),
@@ -118,7 +120,7 @@ def check(dataset: builders.Dataset, near: int = NEAR, workers: int = 1) -> dict
             }
             for c, name in enumerate(names)
         ],
-        "cooccurrence": cooccurrence(rows).tolist(),
+        "cooccurrence": (together + np.diag(num_positive)).tolist(),
         "findings": sorted(found, key=lambda finding: finding["level"] != "poison"),
     }
 
@@ -268,15 +270,6 @@ def _numbers(values: np.ndarray, looks: list[Look]) -> dict:
 
 def _spread(sides: np.ndarray) -> dict[str, float]:
     return {key: float(f(sides)) for key, f in (("min", np.min), ("median", np.median), ("max", np.max)) if len(sides)}
-
-
-def cooccurrence(values: np.ndarray) -> np.ndarray:
-    """int64 [C, C]: in how many rows of int8 [N, C] both classes are present; the diagonal counts each class."""
-    counts = np.zeros((values.shape[1],) * 2, np.int64)
-    for start in range(0, len(values), 8192):  # blocks: as float32 the labels take four times their memory
-        present = (values[start : start + 8192] == 1).astype(np.float32)
-        counts += (present.T @ present).astype(np.int64)
-    return counts
 
 
 # --- findings

@@ -1,7 +1,9 @@
 """The one exception that stands for a mistake of the user's, and how a command ends on it."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -23,3 +25,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`" (did you mean 'dog'?)"` for the closest known word, or an empty string."""
     close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+@contextlib.contextmanager
+def writing(out: str | os.PathLike) -> Iterator[None]:
+    """An OSError in the block becomes a UserError about a command's --out."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{os.fspath(out)}: {error.strerror or error}: give another folder with --out=DIR") from None

@@ -41,9 +41,9 @@ def cooccurrence(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def association(counts: np.ndarray, num_positive: np.ndarray, style: str = "paper") -> np.ndarray:
     """How strongly each label goes with each other one: what `adjacency` compares with its threshold.
 
-    For "pmi" the normalised pointwise mutual information (Bouma, 2009) of the pairs that occur, from 0 (no more often
-    than chance, or less) to 1 (never apart); it is symmetric, and no frequent class draws all others to itself. For the
-    other styles P'_ij = P(j | i) = counts_ij / N_i (eq 7), whose graph is directed.
+    For "pmi" the normalised pointwise mutual information (Bouma, 2009) over all pairs that occur, from 0 (no more often
+    than chance) to 1 (neither occurs with any other); it is symmetric, and no frequent class draws all others to
+    itself. For the other styles P'_ij = P(j | i) = counts_ij / N_i (eq 7), whose graph is directed.
 
     Args:
       counts: [C, C], not negative; the diagonal is passed over.

@@ -6,14 +6,13 @@ had (exit status 2), otherwise a "note" (exit status 0).
 """
 
 import argparse
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from jaxmlic.analysis import check_report
 from jaxmlic.analysis.check_report import some
 from jaxmlic.data import builders, labels, preprocess
 from jaxmlic.data.duplicates import MAX_NEAR, NEAR, SAME_THUMBNAIL, correlations, near_pairs, perceptual_hash
-from jaxmlic.errors import UserError
+from jaxmlic.errors import UserError, writing
 
 EXTREME_ASPECT, TINY_SIDE = 4, 32  # long to short side; pixels
 UNTRAINED_SHARE = 0.1  # of the test positives: Corel-5K, a sound benchmark, has words that occur in its test part only
@@ -60,25 +59,17 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--near={args.near}: from 0 to {MAX_NEAR} of the 64 bits")
     dataset = builders.load(args.name, Path(args.data_dir).expanduser() if args.data_dir else None)
     out = Path(args.out).expanduser() if args.out else dataset.path / "check"
-    with _writing(out):  # a mistake in the folder shows before the work, not after it
+    with writing(out):  # a mistake in the folder shows before the work, not after it
         out.mkdir(parents=True, exist_ok=True)
     report = check(dataset, args.near, args.workers or len(os.sched_getaffinity(0)))
     print(check_report.text(report))
-    with _writing(out):
+    with writing(out):
         (out / "check.json").write_text(_json(report), encoding="utf-8")
         check_report.plot(out / "check.png", report)
     print(f"all of it in {out / 'check.json'}, drawn in {out / 'check.png'}")
     if poison := [finding["text"] for finding in report["findings"] if finding["level"] == "poison"]:
         raise UserError(f"{dataset.name} would poison a result: {'; '.join(poison)} (see {out / 'check.json'})")
     return 0
-
-
-@contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror or error}: give another folder with --out=DIR") from None
 
 
 def check(dataset: builders.Dataset, near: int = NEAR, workers: int = 1) -> dict:

@@ -3,7 +3,7 @@
 import argparse
 
 from jaxmlic.cli import Parser
-from jaxmlic.data import check, prepare, split
+from jaxmlic.data import check, graph, prepare, split
 
 
 def main(argv: list[str]) -> int:
@@ -15,6 +15,6 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="jaxmlic data", description="Commands on data sets.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (prepare, check, split):
+    for module in (prepare, check, split, graph):
         module.add_parser(commands)
     return parser

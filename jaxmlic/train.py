@@ -47,6 +47,8 @@ def loss_and_grads(
     """
     trainable, frozen = state_lib.partition(state.params, paces)
     weight = batch["mask"].astype(jnp.float32)
+    # Unknown, so that a loss that counts over the batch does not count padding.
+    labels = jnp.where(batch["mask"][:, None], batch["labels"], jnp.int8(-1))
 
     def loss_fn(trainable: dict) -> tuple[jax.Array, tuple[dict, dict]]:
         variables = {"params": optim.unflatten({**frozen, **trainable}), "batch_stats": state.batch_stats}
@@ -54,11 +56,11 @@ def loss_and_grads(
             variables,
             batch["image"],
             train=True,
-            labels=batch["labels"],
+            labels=labels,
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
-        per_example, scalars = head.loss_fn(outputs, batch["labels"], **config.loss)
+        per_example, scalars = head.loss_fn(outputs, labels, **config.loss)
         mean = jnp.sum(per_example * weight) / jnp.maximum(jnp.sum(weight), 1.0)
         return mean, (scalars, updates.get("batch_stats", state.batch_stats))
 

@@ -189,8 +189,12 @@ def test_batch_norm_is_over_the_global_batch(data_dir):
     assert not np.allclose(found[0]["stats/BatchNorm_0/mean"], 0) and images.std() > 0
 
 
-def test_padding_changes_nothing(plain_trainer):
+@pytest.mark.parametrize("loss", ["binary_cross_entropy", "weighted_cross_entropy"])
+def test_padding_changes_nothing(data_dir, plain_trainer, loss):
+    """Nor does it for a loss that counts labels over the batch."""
     trainer, batch = plain_trainer, batch_of(16)
+    if loss != trainer.config.loss.name:
+        trainer = train.Trainer(tiny_config(data_dir, **PLAIN, **{"train.batch_size": 16, "loss.name": loss}), "unused")
     batch["mask"][5:] = False
     other = {k: v.copy() for k, v in batch.items()}
     other["image"][5:] = 255

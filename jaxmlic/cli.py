@@ -5,7 +5,7 @@ import contextlib
 import ctypes
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import TracebackType
 
@@ -25,7 +25,6 @@ COMMANDS = {
     "data": ("jaxmlic.data.commands", "prepare, check and divide data sets"),
 }
 
-
 LOOP_CLOSED = "Event loop is closed"
 
 
@@ -34,6 +33,28 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise UserError(f"{self.prog.removeprefix('jaxmlic ')}: {message}; see {self.prog} --help")
+
+
+def add_command(
+    commands: argparse._SubParsersAction,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    description: str = "",
+    epilog: str = "",
+) -> argparse.ArgumentParser:
+    """A parser for `jaxmlic data NAME`, with what all of them have; `run` becomes `args.run`."""
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=description or f"{summary[0].upper()}{summary[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--data-dir", help="where prepared data sets live ($JAXMLIC_DATA, else ~/.cache/jaxmlic/data)")
+    return parser
 
 
 def quiet_libraries() -> None:

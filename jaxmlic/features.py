@@ -193,14 +193,15 @@ def _file_name(split: str) -> str:
 class Reader(pipeline.RowReader):
     """As `pipeline.Reader`, but a batch holds `features` [B, views, h, w, D] instead of images.
 
-    cache: keep all of it in memory. `train` says whether all views are read, or view 0 alone.
+    cache: keep all of it in memory. `train` says whether all views are read, or view 0 alone; `fields` is the
+    cache's key, for a caller that has it: it takes reading the weights.
     """
 
-    def __init__(self, view: pipeline.View, config: ConfigDict, *, train: bool):
+    def __init__(self, view: pipeline.View, config: ConfigDict, *, train: bool, fields: dict | None = None):
         super().__init__(view)
-        self._fields = key_fields(config, view.dataset)
-        folder = folder_of(view.dataset, self._fields)
-        self._shape, self._dtype = _shape(folder, view, self._fields), DTYPES[config.features.dtype]
+        fields = key_fields(config, view.dataset) if fields is None else fields
+        folder = folder_of(view.dataset, fields)
+        self._shape, self._dtype = _shape(folder, view, fields), DTYPES[config.features.dtype]
         self._records = array_record_data_source.ArrayRecordDataSource([str(folder / _file_name(view.split))])
         if len(self._records) != view.dataset.count(view.split):
             raise _damaged(folder, f"{_file_name(view.split)} holds {len(self._records)} records")
@@ -240,9 +241,9 @@ def find(view: pipeline.View, config: ConfigDict) -> Reader | None:
     """A reader of view 0, for evaluation, if the config trains from features and they are here; else None."""
     if config.data.source != "features" or not os.path.isfile(config.pretrained):
         return None
-    folder = folder_of(view.dataset, key_fields(config, view.dataset))
-    there = view.split in _splits_there(folder, key_fields(config, view.dataset))
-    return Reader(view, config, train=False) if there else None
+    fields = key_fields(config, view.dataset)
+    there = view.split in _splits_there(folder_of(view.dataset, fields), fields)
+    return Reader(view, config, train=False, fields=fields) if there else None
 
 
 def _nearest(parent: Path, fields: dict) -> str:

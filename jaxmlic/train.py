@@ -202,8 +202,11 @@ class Trainer:
         )
         self.predict_step = evaluate.make_predict_step(self.head, self.model, self.mesh)
 
-    def initial_state(self) -> TrainState:
-        """A state from scratch, or with the trunk's pretrained weights."""
+    def initial_state(self, restored: bool = False) -> TrainState:
+        """A state from scratch, with the trunk's pretrained weights or from another run, as the config says.
+
+        restored: a checkpoint will replace all of it, so the files that the config names are not needed any more.
+        """
         # It runs once: on the CPU, optimising the unrolled random bits would take longer than everything else.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         init = jax.jit(
@@ -212,6 +215,8 @@ class Trainer:
             compiler_options=options,
         )
         state = init()
+        if restored:
+            return state
         if self.config.pretrained:
             state = state_lib.load_trunk(state, self.config.pretrained, self.config.model.trunk)
         return self._started_from(state, self.config.start_from) if self.config.start_from else state
@@ -236,8 +241,11 @@ class Trainer:
         """Of the training and the validation examples."""
         data = self.config.data
         if data.source == "features":
-            train = features.Reader(self.train_view, self.config, train=True)
-            return train, features.Reader(self.val_view, self.config, train=False) if self.val_view else None
+            key = features.key_fields(self.config, self.dataset)
+            train = features.Reader(self.train_view, self.config, train=True, fields=key)
+            if self.val_view is None:
+                return train, None
+            return train, features.Reader(self.val_view, self.config, train=False, fields=key)
         kw = {"cache": data.cache, "threads": data.threads}
         train = pipeline.Reader(self.train_view, data.resize or data.image_size, **kw)
         return train, pipeline.Reader(self.val_view, data.image_size, **kw) if self.val_view else None
@@ -272,7 +280,8 @@ class Trainer:
         )
         checkpoints = Checkpoints(self.workdir, self.config.eval.metric)
         # Where training starts: 1. the run folder's last checkpoint, 2. another run, 3. pretrained weights, 4. scratch.
-        state, start = self.initial_state(), checkpoints.latest() or 0
+        start = checkpoints.latest() or 0
+        state = self.initial_state(restored=start > 0)
         if start:
             state = checkpoints.restore(start, state, iterator)
         log = progress.MetricsLog(self.workdir, start, active=jax.process_index() == 0)

@@ -200,6 +200,11 @@ def test_examples_are_streamed(tmp_path):
     assert peak < 16 << 20
 
 
+def test_preparing_through_tfds_names_the_command(tmp_path):
+    with pytest.raises(UserError, match="jaxmlic data prepare small"):
+        builders.builder("small", tmp_path, 3, False).download_and_prepare()
+
+
 def test_no_temporary_folders_are_left(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()

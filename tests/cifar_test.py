@@ -4,12 +4,12 @@ import io
 import os
 import pickle
 import struct
-import tarfile
 import zipfile
 
 import cv2
 import numpy as np
 import pytest
+from official import write_tar
 
 from jaxmlic.data import cifar
 from jaxmlic.data.files import Files
@@ -40,12 +40,7 @@ def pictures(count, side, seed=0):
 
 def archive(path, members):
     """A tar.gz of {name: bytes}."""
-    with tarfile.open(path, "w:gz") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
+    return write_tar(path, members, "w:gz")
 
 
 def folder(path, members):

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import tarfile
 
 import numpy as np
 from PIL import Image
@@ -15,6 +16,16 @@ def image_bytes(seed=0, height=20, width=30, form="JPEG", mode="RGB"):
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(buffer, form)
     return buffer.getvalue()
+
+
+def write_tar(path, members, mode="w"):
+    """A tar file of {name: bytes}; mode "w:gz" compresses it."""
+    with tarfile.open(path, mode) as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
 
 
 def prepare(name, tmp_path, *argv):

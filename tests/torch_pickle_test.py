@@ -7,19 +7,9 @@ import zipfile
 
 import numpy as np
 import pytest
-from weight_writers import MAGIC, PROTOCOL, SYSTEM, Call, Global, Storage, dumps, legacy, tensor, zipped
+from weight_writers import MAGIC, PROTOCOL, SYSTEM, Call, Global, Storage, dumps, legacy, refusal, tensor, zipped
 
-from jaxmlic.errors import UserError
 from jaxmlic.models.weight_files import read_state
-
-
-def refusal(path):
-    """The one line the file is refused with."""
-    with pytest.raises(UserError) as caught:
-        read_state(path)
-    line = str(caught.value)
-    assert str(path) in line and "\n" not in line
-    return line
 
 
 @pytest.fixture

@@ -404,6 +404,16 @@ def test_a_run_starts_from_another(finished_run, data_dir, tmp_path, capsys):
         assert_close(found, wanted, atol=0)
 
 
+def test_resuming_does_not_need_what_training_started_from(finished_run, data_dir, tmp_path):
+    other, config = tmp_path / "other", {"train.duration": "4 steps", "start_from": str(tmp_path / "other")}
+    shutil.copytree(finished_run, other)
+    run = tmp_path / "run"
+    assert train.Trainer(tiny_config(data_dir, **config), str(run)).fit().finished
+    shutil.rmtree(other)
+    (run / "result.json").unlink()
+    assert train.Trainer(tiny_config(data_dir, **config), str(run)).fit() == train.Outcome(4, True)
+
+
 def test_a_run_of_other_classes_gives_its_trunk_alone(finished_run, data_dir, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(finished_run, other)

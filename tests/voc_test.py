@@ -1,11 +1,8 @@
 """VOC 2007 and 2012 from small copies of the official archives, with their oddities."""
 
-import io
-import tarfile
-
 import numpy as np
 import pytest
-from official import image_bytes, prepare, refused
+from official import image_bytes, prepare, refused, write_tar
 
 from jaxmlic.data import builders, voc
 from jaxmlic.data.annotations import Mistake
@@ -54,22 +51,14 @@ def members(ids, lists, year="2007"):
     return files
 
 
-def tar(path, files):
-    with tarfile.open(path, "w") as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-
-
 @pytest.fixture
 def archives(tmp_path):
     """A folder with the two official tar files of VOC 2007, made small."""
     folder = tmp_path / "down loads"
     folder.mkdir()
     lists = {"trainval": TRAINVAL, "train": TRAINVAL[:2], "val": TRAINVAL[2:]}
-    tar(folder / "VOCtrainval_06-Nov-2007.tar", members(TRAINVAL, lists))
-    tar(folder / "VOCtest_06-Nov-2007.tar", members(TEST, {"test": TEST}))
+    write_tar(folder / "VOCtrainval_06-Nov-2007.tar", members(TRAINVAL, lists))
+    write_tar(folder / "VOCtest_06-Nov-2007.tar", members(TEST, {"test": TEST}))
     return folder
 
 
@@ -131,7 +120,7 @@ def test_folders_at_any_depth(tmp_path, depth):
 
 
 def test_2012(tmp_path):
-    tar(tmp_path / "VOC.tar", members(TRAINVAL, {"train": TRAINVAL[:1], "val": TRAINVAL[1:]}, "2012"))
+    write_tar(tmp_path / "VOC.tar", members(TRAINVAL, {"train": TRAINVAL[:1], "val": TRAINVAL[1:]}, "2012"))
     assert prepare("voc2012", tmp_path, tmp_path / "VOC.tar")[0] == 0
     dataset = builders.load("voc2012", tmp_path / "data")
     assert dataset.splits == {"train": 1, "val": 3}
@@ -156,7 +145,7 @@ def test_only_one_of_the_two_archives(archives, tmp_path):
 
 
 def test_a_list_that_names_a_missing_image(tmp_path):
-    tar(tmp_path / "VOC.tar", members(TRAINVAL + TEST, {"trainval": (*TRAINVAL, "000099"), "test": TEST}))
+    write_tar(tmp_path / "VOC.tar", members(TRAINVAL + TEST, {"trainval": (*TRAINVAL, "000099"), "test": TEST}))
     refused(prepare("voc2007", tmp_path, tmp_path / "VOC.tar"), "000099.xml: is missing", "--skip-bad")
     assert prepare("voc2007", tmp_path, tmp_path / "VOC.tar", "--skip-bad")[0] == 0
     dataset = builders.load("voc2007", tmp_path / "data")

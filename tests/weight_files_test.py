@@ -7,7 +7,7 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from weight_writers import Storage, dumps, legacy, safetensors, tensor, zipped
+from weight_writers import Storage, dumps, legacy, refusal, safetensors, tensor, zipped
 
 from jaxmlic.errors import UserError
 from jaxmlic.models.weight_files import read_state
@@ -19,15 +19,6 @@ ARRAYS = {
     "empty": np.zeros((0, 3), np.float32),
 }
 _STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage"}
-
-
-def refusal(path):
-    """The one line the file is refused with."""
-    with pytest.raises(UserError) as caught:
-        read_state(path)
-    line = str(caught.value)
-    assert str(path) in line and "\n" not in line
-    return line
 
 
 def write(path, kind):

@@ -7,6 +7,11 @@ import pickle
 import struct
 import zipfile
 
+import pytest
+
+from jaxmlic.errors import UserError
+from jaxmlic.models.weight_files import read_state
+
 # PyTorch's two formats
 
 MAGIC, PROTOCOL, SYSTEM = 0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}
@@ -89,3 +94,12 @@ def safetensors(path, arrays=(), header=None, values=None):
     text = json.dumps(entries).encode() if header is None else header.encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + (b"".join(parts) if values is None else values))
     return path
+
+
+def refusal(path):
+    """The one line the file is refused with."""
+    with pytest.raises(UserError) as caught:
+        read_state(path)
+    line = str(caught.value)
+    assert str(path) in line and "\n" not in line
+    return line

@@ -88,12 +88,11 @@ class MultiLabelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
         info.initialize_from_bucket = lambda: None
         return info
 
-    # tfds wants these two to exist; `write` streams the examples past its own way of preparing.
     def _split_generators(self, dl_manager):
-        raise NotImplementedError("jaxmlic.data.builders.write prepares this data set")
+        """Where tfds's own `download_and_prepare` ends: `write` streams the examples past it."""
+        raise UserError(f"{self.name} is prepared by `jaxmlic data prepare {self.name}`, not by tfds")
 
-    def _generate_examples(self):
-        raise NotImplementedError("jaxmlic.data.builders.write prepares this data set")
+    _generate_examples = _split_generators  # tfds wants it to exist
 
     def write_split(
         self, split: str, examples: Examples, folder: Path, journal: Journal | None = None, skipped: list | None = None

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from jaxmlic import label_graph
 from jaxmlic.analysis import check_report
 from jaxmlic.analysis.check_report import some
+from jaxmlic.cli import add_command
 from jaxmlic.data import builders, labels, preprocess
 from jaxmlic.data.duplicates import MAX_NEAR, NEAR, SAME_THUMBNAIL, correlations, near_pairs, perceptual_hash
 from jaxmlic.errors import UserError, writing
@@ -35,20 +36,15 @@ _ODD = ("uniform", "grey", "palette", "transparent", "CMYK", "16-bit", "rotated 
 def add_parser(commands) -> None:
     """Adds `check` to the commands (argparse subparsers) of `jaxmlic data`."""
     what = "look for what would poison a result: overlap of train and test, broken images, missing labels"
-    parser = commands.add_parser(
-        "check",
-        help=what,
-        description=f"{what.capitalize()}. Exit status 2 if something would, else 0.",
-        allow_abbrev=False,
+    parser = add_command(
+        commands, "check", run, what, f"{what.capitalize()}. Exit status 2 if something would, else 0."
     )
     parser.add_argument("name", metavar="NAME", help="a prepared data set")
-    parser.add_argument("--data-dir", help="where prepared data sets live ($JAXMLIC_DATA, else ~/.cache/jaxmlic/data)")
     parser.add_argument("--out", help="folder for check.json and check.png (check/ in the data set's own folder)")
     parser.add_argument(
         "--near", type=int, default=NEAR, help=f"differing bits of near-duplicates, 0..{MAX_NEAR} ({NEAR})"
     )
     parser.add_argument("--workers", type=int, help="threads that decode at once (one per CPU)")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

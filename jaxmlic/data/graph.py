@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxmlic import label_graph
 from jaxmlic.analysis import graph_report
+from jaxmlic.cli import add_command
 from jaxmlic.data import builders
 from jaxmlic.errors import UserError, writing
 
@@ -28,17 +29,15 @@ as JSON.
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """The options of `jaxmlic data graph`."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "graph",
-        help="which labels go together, and the matrix that a graph network multiplies with",
-        description="Count which labels go together, print the strongest pairs, and write graph.npz and graph.png.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        run,
+        "which labels go together, and the matrix that a graph network multiplies with",
+        "Count which labels go together, print the strongest pairs, and write graph.npz and graph.png.",
+        _EPILOG,
     )
-    parser.set_defaults(run=run)
     parser.add_argument("name", metavar="NAME", help="a prepared data set")
-    parser.add_argument("--data-dir", help="where prepared data sets live ($JAXMLIC_DATA, else ~/.cache/jaxmlic/data)")
     parser.add_argument("--split", default="train", help="the split whose labels are counted (train)")
     parser.add_argument("--style", choices=label_graph.STYLES, default="paper", help="how edges are weighted (paper)")
     parser.add_argument("--threshold", type=float, help="a pair is an edge from here on (0.4; 0.1 for pmi)")

@@ -20,6 +20,7 @@ from typing import TextIO
 import numpy as np
 from tqdm import tqdm
 
+from jaxmlic.cli import add_command
 from jaxmlic.data import builders, cifar, coco, folders, labels, nus_wide, table, voc
 from jaxmlic.data.annotations import Mistake
 from jaxmlic.data.archives import ARCHIVE_SUFFIXES
@@ -61,15 +62,9 @@ examples:
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """The options of `jaxmlic data prepare`."""
-    parser = commands.add_parser(
-        "prepare",
-        help="turn images and their labels into a prepared data set",
-        description="Turn images and their labels into a prepared data set.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = add_command(
+        commands, "prepare", run, "turn images and their labels into a prepared data set", epilog=_EPILOG
     )
-    parser.set_defaults(run=run)
     known = ", ".join([*DRAWN, *OFFICIAL])
     parser.add_argument("name", metavar="NAME", help=f"{known}, or a name of your own with --source")
     parser.add_argument(
@@ -78,7 +73,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="PATH",
         help="a table (.csv, .tsv, .jsonl), a folder or an archive; several for a benchmark of several archives",
     )
-    parser.add_argument("--data-dir", help="where prepared data sets live ($JAXMLIC_DATA, else ~/.cache/jaxmlic/data)")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set of this name")
     parser.add_argument("--skip-bad", action="store_true", help="leave out bad rows and images, and list them")
     parser.add_argument("--workers", type=int, help="threads (scenes: processes) that work at once (one per CPU)")

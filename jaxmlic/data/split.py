@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmlic.cli import add_command
 from jaxmlic.data import builders, named_splits
 from jaxmlic.data.labels import part_sizes, stratified_parts
 from jaxmlic.errors import UserError
@@ -34,17 +35,15 @@ Parts = dict[str, np.ndarray]
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """The options of `jaxmlic data split`."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "split",
-        help="divide a prepared data set anew: folds, parts, a labelled subset",
-        description="Divide a prepared data set anew; its images stay as they are stored.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        run,
+        "divide a prepared data set anew: folds, parts, a labelled subset",
+        "Divide a prepared data set anew; its images stay as they are stored.",
+        _EPILOG,
     )
-    parser.set_defaults(run=run)
     parser.add_argument("name", metavar="NAME", help="a prepared data set")
-    parser.add_argument("--data-dir", help="where prepared data sets live ($JAXMLIC_DATA, else ~/.cache/jaxmlic/data)")
     modes = parser.add_mutually_exclusive_group(required=True)
     modes.add_argument("--folds", type=int, metavar="K", help="cross-validation: trainI is all but testI, I < K")
     modes.add_argument("--parts", metavar="PART=N,...", help="parts of given sizes: counts, 80%% or 0.8")

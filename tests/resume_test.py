@@ -14,7 +14,7 @@ from jaxmlic import state as state_lib
 from jaxmlic.checkpoint import Checkpoints
 
 SCRIPT = """
-import os, signal, sys
+import os, signal, sys, time
 sys.path.insert(0, {tests!r})
 import conftest
 from jaxmlic import train
@@ -23,6 +23,9 @@ trainer = train.Trainer(conftest.tiny_config({data!r}), {workdir!r})
 jitted = trainer.train_step
 def step(state, batch):
     if int(state.step) == kill_at:
+        for number in sys.argv[2:]:  # a checkpoint is written in the background: wait for those that must be there
+            while not os.path.isdir(os.path.join({workdir!r}, "checkpoints", number)):
+                time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     return jitted(state, batch)
 trainer.train_step = step
@@ -59,7 +62,7 @@ def test_no_space_while_saving_keeps_the_last_good_checkpoint(finished_run, data
     """A limit on file sizes stands in for a full disk: both reach the writer as a failed write."""
     workdir = tmp_path / "run"
     script = SCRIPT.format(tests=str(Path(__file__).parent), data=str(data_dir), workdir=str(workdir))
-    first = subprocess.run([sys.executable, "-c", script, "6"], capture_output=True, env=os.environ)
+    first = subprocess.run([sys.executable, "-c", script, "6", "4"], capture_output=True, env=os.environ)
     assert first.returncode == -9
     limited = f"""
 import resource, signal

@@ -7,6 +7,7 @@ import flax.struct
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -33,7 +34,8 @@ class Guard:
 @flax.struct.dataclass
 class TrainState:
     """Attributes: step int32 []; params and batch_stats as Flax has them; the optimizer's state over the trainable
-    parameters; ema, the averaged trainable parameters by name (empty when off); guard."""
+    parameters; ema, the averaged trainable parameters by name (empty when off); guard; constants, the head's facts
+    about the training split (empty where it has none), the same at every step."""
 
     step: jax.Array
     params: dict
@@ -41,6 +43,7 @@ class TrainState:
     opt_state: optax.OptState
     ema: dict
     guard: Guard
+    constants: dict
 
 
 def init_variables(model: nn.Module, size: int, key: jax.Array) -> dict:
@@ -72,6 +75,7 @@ def create(
         # A copy: the state is donated, and one buffer cannot be given away twice.
         ema=jax.tree.map(jnp.copy, trainable) if config.optim.ema else {},
         guard=Guard(jnp.int32(-1), jnp.bool_(False), jnp.zeros(len(trainable), bool)),
+        constants=variables.get("constants", {}),
     )
 
 
@@ -108,6 +112,15 @@ def load_trunk(state: TrainState, path: str, trunk: str) -> TrainState:
     return state.replace(params=params, batch_stats=batch_stats, ema=jax.tree.map(jnp.copy, ema))
 
 
+def load_constants(state: TrainState, values: dict) -> TrainState:
+    """The state with the head's constants; `values` has the names, shapes and dtypes that the model declares."""
+    names = {name: (x.shape, x.dtype) for name, x in state.constants.items()}
+    given = {name: (np.shape(x), np.asarray(x).dtype) for name, x in values.items()}
+    if names != given:
+        raise ValueError(f"the head's constants are {given}, and its model declares {names}")
+    return state.replace(constants=_cast(dict(values), state.constants))
+
+
 def take_over(state: TrainState, variables: dict, only: str = "") -> tuple[TrainState, list[str]]:
     """The state with every parameter and statistic of `variables` that has its name and shape, and their names.
 
@@ -133,7 +146,7 @@ def take_over(state: TrainState, variables: dict, only: str = "") -> tuple[Train
 def eval_variables(state: TrainState) -> dict:
     """Variables to score with: the averaged parameters where there are any."""
     params = optim.unflatten({**optim.flatten(state.params), **state.ema})
-    return {"params": params, "batch_stats": state.batch_stats}
+    return {"params": params, "batch_stats": state.batch_stats, "constants": state.constants}
 
 
 def partition(params: dict, paces: dict[str, float | None]) -> tuple[dict, dict]:

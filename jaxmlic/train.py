@@ -43,15 +43,21 @@ def loss_and_grads(
 ) -> tuple[jax.Array, dict, dict, dict]:
     """Mean loss over the examples that are not padding, scalars to log, new batch statistics, gradients by name.
 
+    `batch["weight"]` float32 [B], where there is one, multiplies the examples' losses and not the number they are
+    divided by, so that a batch of doubtful examples takes a small step.
     Only the trainable parameters are differentiated, so a frozen trunk costs its forward pass alone.
     """
     trainable, frozen = state_lib.partition(state.params, paces)
-    weight = batch["mask"].astype(jnp.float32)
+    counted = batch["mask"].astype(jnp.float32)
     # Unknown, so that a loss that counts over the batch does not count padding.
     labels = jnp.where(batch["mask"][:, None], batch["labels"], jnp.int8(-1))
 
     def loss_fn(trainable: dict) -> tuple[jax.Array, tuple[dict, dict]]:
-        variables = {"params": optim.unflatten({**frozen, **trainable}), "batch_stats": state.batch_stats}
+        variables = {
+            "params": optim.unflatten({**frozen, **trainable}),
+            "batch_stats": state.batch_stats,
+            "constants": state.constants,
+        }
         outputs, updates = model.apply(
             variables,
             batch["image"],
@@ -61,7 +67,7 @@ def loss_and_grads(
             mutable=["batch_stats"],
         )
         per_example, scalars = head.loss_fn(outputs, labels, **config.loss)
-        mean = jnp.sum(per_example * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+        mean = jnp.sum(per_example * counted * batch.get("weight", 1.0)) / jnp.maximum(jnp.sum(counted), 1.0)
         return mean, (scalars, updates.get("batch_stats", state.batch_stats))
 
     (loss, (scalars, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
@@ -217,6 +223,9 @@ class Trainer:
         state = init()
         if restored:
             return state
+        if state.constants:
+            facts = contract.Facts(self.train_view.labels, list(self.dataset.class_names))
+            state = state_lib.load_constants(state, self.head.constants(self.config, facts))
         if self.config.pretrained:
             state = state_lib.load_trunk(state, self.config.pretrained, self.config.model.trunk)
         return self._started_from(state, self.config.start_from) if self.config.start_from else state

@@ -1,7 +1,8 @@
 """From a prepared data set to batches: split selection, host decoding, shuffling, padding; grain keeps the position.
 
-A batch is a dict of `image` uint8 [B, S, S, 3], `labels` int8 [B, C] in {1, 0, -1}, `mask` bool [B] (False = padding)
-and, in evaluation, `id` text [B]. B is this host's share of the global batch.
+A batch is a dict of `image` uint8 [B, S, S, 3], `labels` int8 [B, C] in {1, 0, -1}, `mask` bool [B] (False = padding),
+in evaluation `id` text [B] and, where training has weighted targets, `weight` float32 [B]. B is this host's share of
+the global batch.
 """
 
 import dataclasses
@@ -25,19 +26,33 @@ DIFFICULT = {"ignore": -1, "positive": 1, "negative": 0}
 
 
 @dataclasses.dataclass(frozen=True)
+class Targets:
+    """What training is told in place of the stored labels: labels int8 [N, C] and, perhaps, weights float32 [N]."""
+
+    labels: np.ndarray
+    weights: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class View:
     """Some examples of a split, stored or named ("NAME/PART"), in the order of `indices` int64 [N] into its records."""
 
     dataset: builders.Dataset
     split: str
     indices: np.ndarray
+    targets: "Targets | None" = None
 
     def __len__(self) -> int:
         return len(self.indices)
 
     @property
     def labels(self) -> np.ndarray:
-        """int8 [N, C]."""
+        """int8 [N, C]: the targets' where there are any, else as stored."""
+        return self.stored_labels if self.targets is None else self.targets.labels
+
+    @property
+    def stored_labels(self) -> np.ndarray:
+        """int8 [N, C], as the data set has them."""
         return self.dataset.labels(self.split)[self.indices]
 
     @property
@@ -97,13 +112,15 @@ class RowReader:
     def __init__(self, view: View):
         self.view = view
         self.labels = view.labels
+        self.weights = None if view.targets is None else view.targets.weights
 
     def __len__(self) -> int:
         return len(self.view)
 
     def batch(self, rows: np.ndarray, **arrays: np.ndarray) -> Batch:
-        """`arrays` [B, ...] with the labels of the rows and an all-true mask."""
-        return arrays | {"labels": self.labels[rows], "mask": np.ones(len(rows), bool)}
+        """`arrays` [B, ...] with the labels of the rows, their weights if there are any, and an all-true mask."""
+        weights = {} if self.weights is None else {"weight": self.weights[rows]}
+        return arrays | {"labels": self.labels[rows], "mask": np.ones(len(rows), bool)} | weights
 
 
 class Reader(RowReader):

@@ -3,19 +3,33 @@
 A head module exports
   Model(num_labels, **config.model): a Flax module; `model(images, train=False, labels=None)` takes uint8 or float
     [B, H, W, 3] in 0..255, or `trunks.Features` in their place, and gives a dict of named outputs. `labels` int8 [B, C]
-    is passed in training, for heads that read the truth (teacher forcing).
+    is passed in training, for heads that read the truth (teacher forcing); padding's labels are all -1. `outputs` may
+    hold what the loss needs beside the logits. Draws come from `make_rng("dropout")`.
   loss_fn(outputs, labels, **config.loss) -> (per-example float32 [B], dict of scalars to log).
   predict_fn(model, variables, images) -> Prediction.
+and, where the model declares variables in the collection "constants" (names, shapes and dtypes by `self.variable`),
+  constants(config, facts) -> dict of numpy arrays: their values, from the training split. They are made once, saved
+    with every checkpoint and never trained: an order of the labels, an adjacency, word vectors.
 """
 
+import dataclasses
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 import flax.struct
 import jax
+import numpy as np
 
 from jaxmlic.errors import UserError, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a head may know of the training split: labels int8 [N, C] in {1, 0, -1} and the class names [C]."""
+
+    labels: np.ndarray
+    class_names: list[str]
 
 
 @flax.struct.dataclass

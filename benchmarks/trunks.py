@@ -47,14 +47,18 @@ def jax_runs(name: str, size: int, batch: int) -> dict[str, Callable[[], None]]:
     }
 
 
-def torch_runs(size: int, batch: int) -> dict[str, Callable[[], None]]:
-    """The same of Lite0 in PyTorch, under the same names."""
+def torch_runs(name: str, size: int, batch: int) -> dict[str, Callable[[], None]]:
+    """The same in PyTorch, under the same names."""
     import torch
 
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
-    from torch_lite import TorchLite0
+    from torch_lite import TorchLite
+    from torch_resnet import TorchResNet
 
-    model = TorchLite0().to(memory_format=torch.channels_last)
+    model = TorchResNet(50) if name == "resnet50" else TorchLite()
+    # The classification layer is no part of what is compared.
+    model.fc = torch.nn.Identity()
+    model = model.to(memory_format=torch.channels_last)
     image = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
 
     def forward():
@@ -66,8 +70,8 @@ def torch_runs(size: int, batch: int) -> dict[str, Callable[[], None]]:
         model.train()(image)[0].mean().backward()
 
     return {
-        f"efficientnet_lite0 {size} px, forward": forward,
-        f"efficientnet_lite0 {size} px, training step": step,
+        f"{name} {size} px, forward": forward,
+        f"{name} {size} px, training step": step,
     }
 
 
@@ -99,12 +103,13 @@ def main() -> None:
     if options.keep_memory:
         keep_memory()
     runs, batches = {}, {}
-    for name, size, batch in (("efficientnet_lite0", 224, 1), ("efficientnet_lite0", 160, 1), ("small_cnn", 48, 4)):
+    compared = (("efficientnet_lite0", 224), ("efficientnet_lite0", 160), ("resnet50", 224))
+    for name, size, batch in (*((*pair, 1) for pair in compared), ("small_cnn", 48, 4)):
         for title, run in jax_runs(name, size, options.batch * batch).items():
             runs["jaxmlic", title], batches[title] = run, options.batch * batch
     try:
-        for size in (224, 160):
-            runs |= {("PyTorch", title): run for title, run in torch_runs(size, options.batch).items()}
+        for name, size in compared:
+            runs |= {("PyTorch", title): run for title, run in torch_runs(name, size, options.batch).items()}
     except ImportError:
         print("PyTorch is not installed: jaxmlic alone")
     seconds = measure(runs, options.rounds)

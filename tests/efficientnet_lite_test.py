@@ -27,14 +27,13 @@ def apply(trunk):
     return jax.jit(run, static_argnums=2)
 
 
-@pytest.fixture(scope="module")
-def torch_model():
+def random_model(variant):
     """PyTorch's network with random weights and statistics, every one of them away from its default."""
     torch = pytest.importorskip("torch")
-    from torch_lite import TorchLite0
+    from torch_lite import TorchLite
 
     torch.manual_seed(0)
-    model = TorchLite0()
+    model = TorchLite(variant)
     for name, value in model.state_dict().items():
         if value.ndim == 1:
             low, high = {"weight": (0.3, 1), "bias": (-0.5, 1), "running_mean": (-0.5, 0.5), "running_var": (0.5, 2)}[
@@ -46,12 +45,21 @@ def torch_model():
     return model
 
 
+def imported(model, variant, folder):
+    """The same weights, by way of a file."""
+    path = folder / f"lite{variant}.npz"
+    np.savez(path, **{name: value.numpy() for name, value in model.state_dict().items()})
+    return pretrained.load(path, f"efficientnet_lite{variant}")
+
+
+@pytest.fixture(scope="module")
+def torch_model():
+    return random_model(0)
+
+
 @pytest.fixture(scope="module")
 def variables(torch_model, tmp_path_factory):
-    """The same weights, by way of a file."""
-    path = tmp_path_factory.mktemp("weights") / "lite0.npz"
-    np.savez(path, **{name: value.numpy() for name, value in torch_model.state_dict().items()})
-    return pretrained.load(path, "efficientnet_lite0")
+    return imported(torch_model, 0, tmp_path_factory.mktemp("weights"))
 
 
 def torch_stages(model, image, train):
@@ -79,6 +87,16 @@ def test_every_stage_is_that_of_pytorch(torch_model, variables, size):
     got, _ = apply(efficientnet_lite.Trunk())(variables, image, False)
     assert_same_stages(got, torch_stages(torch_model, image, False), 2e-5)
     assert got[0].shape == (2, *(-(-s // efficientnet_lite.STRIDE) for s in size), efficientnet_lite.NUM_FEATURES)
+
+
+@pytest.mark.parametrize("variant", [1, 2])
+def test_every_stage_of_the_larger_variants_is_that_of_pytorch(variant, tmp_path):
+    model = random_model(variant)
+    variables = imported(model, variant, tmp_path)
+    for size in ((224, 224), (64, 96)):
+        image = images(1, *size)
+        got, _ = apply(efficientnet_lite.Trunk(variant=f"lite{variant}"))(variables, image, False)
+        assert_same_stages(got, torch_stages(model, image, False), 2e-5)
 
 
 def test_training_mode_is_that_of_pytorch(torch_model, variables):

@@ -48,6 +48,16 @@ def test_resnet50_is_that_of_pytorch(tmp_path):
     assert_parity(model, run, variables, (64, 96), "layer4")
 
 
+@pytest.mark.parametrize("depth", [50, 101])
+def test_deep_resnets_are_those_of_pytorch_at_full_size(depth, tmp_path):
+    model, variables = imported(depth, tmp_path, zipped=True)
+    from torch_parity import assert_parity, runner
+
+    run = runner(resnet, resnet.Trunk(depth))
+    for size in ((224, 224), (160, 224)):
+        assert_parity(model, run, variables, size, "layer4")
+
+
 def test_training_mode_is_that_of_pytorch(resnet18):
     from torch_parity import assert_training_parity, images, runner
 
@@ -96,7 +106,7 @@ def test_variants_have_their_published_size(depth):
 
 
 def test_torch_names_of_resnet101():
-    """What is not run here: the names of the deepest network are those of its original."""
+    """The names of the deepest network are those of its original; its values are compared above where PyTorch is."""
     pytest.importorskip("torch")
     from torch_resnet import TorchResNet
 

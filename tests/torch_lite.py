@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 in PyTorch, from the paper's table: the reference of tests and benchmarks.
+"""EfficientNet-Lite0, 1 and 2 in PyTorch, from the paper's table: the reference of tests and benchmarks.
 
 The names of its state dict are those of the published PyTorch weights.
 """
@@ -6,13 +6,10 @@ The names of its state dict are those of the published PyTorch weights.
 from torch import nn
 from torch.nn import functional as F
 
-# kernel, stride, expansion, features of the 16 blocks, spelled out
-BLOCKS = (
-    *((3, 1, 1, 16), (3, 2, 6, 24), (3, 1, 6, 24), (5, 2, 6, 40), (5, 1, 6, 40)),
-    *((3, 2, 6, 80), (3, 1, 6, 80), (3, 1, 6, 80), (5, 1, 6, 112), (5, 1, 6, 112), (5, 1, 6, 112)),
-    *((5, 2, 6, 192), (5, 1, 6, 192), (5, 1, 6, 192), (5, 1, 6, 192), (3, 1, 6, 320)),
-)
-STAGE_ENDS = {0: "stage1", 2: "stage2", 4: "stage3", 7: "stage4", 10: "stage5", 14: "stage6", 15: "stage7"}
+# kernel, stride and expansion of the seven stages; features and blocks of each, by variant
+STAGES = ((3, 1, 1), (3, 2, 6), (5, 2, 6), (3, 2, 6), (5, 1, 6), (5, 2, 6), (3, 1, 6))
+FEATURES = {0: (16, 24, 40, 80, 112, 192, 320), 1: (16, 24, 40, 80, 112, 192, 320), 2: (16, 24, 48, 88, 120, 208, 352)}
+BLOCKS = {0: (1, 2, 2, 3, 3, 4, 1), 1: (1, 3, 3, 4, 4, 5, 1), 2: (1, 3, 3, 4, 4, 5, 1)}
 
 
 class SameConv(nn.Conv2d):
@@ -48,26 +45,29 @@ class Block(nn.Module):
         return x + y if self.adds else y
 
 
-class TorchLite0(nn.Module):
+class TorchLite(nn.Module):
     """[B, 3, H, W] -> (feature map [B, 1280, h, w], stages as jaxmlic names them)."""
 
-    def __init__(self):
+    def __init__(self, variant=0):
         super().__init__()
         self._conv_stem, self._bn0 = SameConv(3, 32, 3, 2, bias=False), _norm(32)
-        blocks, inputs = [], 32
-        for kernel, stride, expansion, features in BLOCKS:
-            blocks.append(Block(inputs, kernel, stride, expansion, features))
-            inputs = features
+        blocks, inputs, self.stage_ends = [], 32, {}
+        tables = zip(STAGES, FEATURES[variant], BLOCKS[variant], strict=True)
+        for stage, ((kernel, stride, expansion), features, repeats) in enumerate(tables, 1):
+            for i in range(repeats):
+                blocks.append(Block(inputs, kernel, stride if i == 0 else 1, expansion, features))
+                inputs = features
+            self.stage_ends[len(blocks) - 1] = f"stage{stage}"
         self._blocks = nn.ModuleList(blocks)
-        self._conv_head, self._bn1 = SameConv(320, 1280, 1, bias=False), _norm(1280)
+        self._conv_head, self._bn1 = SameConv(inputs, 1280, 1, bias=False), _norm(1280)
 
     def forward(self, x):
         x = F.relu6(self._bn0(self._conv_stem(x)))
         stages = {"stem": x}
         for i, block in enumerate(self._blocks):
             x = block(x)
-            if i in STAGE_ENDS:
-                stages[STAGE_ENDS[i]] = x
+            if i in self.stage_ends:
+                stages[self.stage_ends[i]] = x
         x = F.relu6(self._bn1(self._conv_head(x)))
         stages["head"] = x
         return x, stages

@@ -33,7 +33,7 @@ def read_state(path: str | Path) -> dict[str, np.ndarray]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # zipfile, json and numpy raise what they like on damaged files, MemoryError included
-        raise UserError(f"{path}: damaged or unreadable ({str(error)[:200]})") from None
+        raise UserError(f"{path}: damaged or unreadable ({str(error)[:200]}); fetch the file again") from None
     if all(name.startswith(_PARALLEL) for name in state):
         state = {name.removeprefix(_PARALLEL): array for name, array in state.items()}
     return state

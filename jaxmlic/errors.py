@@ -34,3 +34,16 @@ def writing(out: str | os.PathLike) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{os.fspath(out)}: {error.strerror or error}: give another folder with --out=DIR") from None
+
+
+def check_choice(field: str, value: object, known: Iterable[str]) -> None:
+    """UserError naming the config field, its value and the choices, unless the value is one of them."""
+    known = tuple(known)
+    if value not in known:
+        raise UserError(f"config.{field} = {value!r} is unknown{did_you_mean(value, known)}; known: {', '.join(known)}")
+
+
+def check_least(field: str, value: float, least: float) -> None:
+    """UserError naming the config field and its value, unless that is at least `least`."""
+    if not value >= least:
+        raise UserError(f"config.{field} = {value!r}; it is at least {least}")

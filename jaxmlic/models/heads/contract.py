@@ -10,6 +10,8 @@ A head module exports
 and, where the model declares variables in the collection "constants" (names, shapes and dtypes by `self.variable`),
   constants(config, facts) -> dict of numpy arrays: their values, from the training split. They are made once, saved
     with every checkpoint and never trained: an order of the labels, an adjacency, word vectors.
+and, where the head decides in steps,
+  trace_fn(model, variables, images) -> Trace: what `jaxmlic predict --trace` shows of them.
 """
 
 import dataclasses
@@ -45,6 +47,25 @@ class Prediction:
     scores: jax.Array
     chosen: jax.Array | None = None
     path: jax.Array | None = None
+
+
+@flax.struct.dataclass
+class Trace:
+    """How a head came to its labels step by step.
+
+    Attributes:
+      probabilities: float32 [B, T, K], of every label at every step. K is C, or C + 1 with END as the last token.
+      taken: int32 [B, T], the token that each step leads on with; steps after an END (K = C + 1) mean nothing.
+      pooled: bool [B, T, C], where a label's score is the one of this step; None where scores are made otherwise.
+      paths: int32 [B, N, L], the N best paths, padded with C; None without a search.
+      log_probs: float32 [B, N], of these paths; -inf where there is none.
+    """
+
+    probabilities: jax.Array
+    taken: jax.Array
+    pooled: jax.Array | None = None
+    paths: jax.Array | None = None
+    log_probs: jax.Array | None = None
 
 
 def find(name: str) -> ModuleType:

@@ -1,0 +1,273 @@
+"""CNN-RNN (Wang et al., CVPR 2016): label paths from a joint embedding of images, labels and a recurrent state.
+
+Eqs. 2 to 5, read so: one tied matrix U_l [C + 1, E] embeds the label read last (eq. 2) and scores the next one (eq. 5);
+its last row is END, and START is one more learned row that is only read. x_t = dropout(ReLU(U_o o(t) + U_I I)), without
+biases. Already predicted labels and an END that comes too early are masked in decoding, not in training.
+"""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxmlic import decode, label_order, losses
+from jaxmlic.errors import UserError, check_choice, check_least
+from jaxmlic.models import cells, trunks
+from jaxmlic.models.heads.contract import Facts, Prediction, Trace
+from jaxmlic.models.heads.linear import POOLS
+
+Array = jax.Array
+
+# Order-free training: the model reads its own predictions, and the path is aligned with what it said.
+ALIGNMENTS = {"pla": label_order.predicted_label_alignment, "mla": label_order.minimal_loss_alignment}
+ORDERS = (*label_order.ORDERS, *ALIGNMENTS)
+SCORES = ("marginals", "max_over_steps")
+
+
+@flax.struct.dataclass
+class Decoder:
+    """The arrays that turn image embeddings and labels into log-probabilities.
+
+    Attributes:
+      read: float32 [C + 1, E], a row for each label and START as the last, so that decode.START = -1 finds it.
+      score: float32 [C + 1, E], U_l: a row for each label and END as the last.
+      output_projection: float32 [H, E], U_o.
+      cell: the recurrent layer.
+    """
+
+    read: Array
+    score: Array
+    output_projection: Array
+    cell: cells.Weights
+
+    def logits(self, outputs: Array, image_embedding: Array, keep: Array | float = 1.0) -> Array:
+        """Eqs. 4 and 5: outputs o(t) [..., H] and image embeddings [..., E] -> s(t) [..., C + 1]; keep: dropout."""
+        x = jax.nn.relu(outputs @ self.output_projection + image_embedding) * keep  # [..., E]
+        return x @ self.score.T  # [..., C + 1]
+
+    def step_fn(self, table: Array, image_embedding: Array) -> decode.StepFn:
+        """The step of jaxmlic.decode for one image [E]; `table` [C + 1, G] = cell.project(read), once for all."""
+
+        def step(state: cells.State, previous_label: Array) -> tuple[cells.State, Array]:
+            state, output = self.cell.step(state, table[previous_label])
+            return state, jax.nn.log_softmax(self.logits(output, image_embedding))
+
+        return step
+
+
+class DecoderParameters(nn.Module):
+    """Declares the decoder's parameters; fields as the model's."""
+
+    num_labels: int
+    embedding_size: int
+    recurrent_size: int
+    cell: str
+
+    @nn.compact
+    def __call__(self) -> Decoder:
+        rows = nn.initializers.normal(self.embedding_size**-0.5)
+        labels = self.param("label_embedding", rows, (self.num_labels + 1, self.embedding_size), jnp.float32)
+        start = self.param("start_embedding", rows, (1, self.embedding_size), jnp.float32)
+        cell = cells.Cell(self.embedding_size, self.recurrent_size, self.cell, name="cell")()
+        projection = self.param(
+            "output_kernel", nn.initializers.lecun_normal(), (self.recurrent_size, self.embedding_size), jnp.float32
+        )
+        return Decoder(jnp.concatenate([labels[:-1], start]), labels, projection, cell)
+
+
+class Model(nn.Module):
+    """Images to an image embedding and a decoder; with labels, to what each step of the labels' path says.
+
+    Attributes:
+      num_labels: C.
+      trunk, pool, batch_norm, dtype: as in the linear head; the decoder works in float32.
+      dropout: rate on x_t of eq. 4.
+      embedding_size: E.
+      recurrent_size: H.
+      cell: "lstm", "paper" (eq. 1) or "none" (the table's "No RNN": a linear layer in place of the recurrent one, which
+        knows the last label alone).
+      order: of the labels in training, one of label_order.ORDERS, or "pla" or "mla" (Yazici et al., 2019): the model
+        reads its own predictions (the most probable label that its path does not have yet, END never being read), and
+        the labels are aligned with them.
+      max_length: of a path in labels, in training and decoding; longer training paths are cut at their end.
+      min_length: labels before END is allowed in decoding.
+      beam_size, length_penalty: see decode.beam_search.
+      scores: how labels are ranked: "marginals" over the paths found, or "max_over_steps" along the best path.
+    """
+
+    num_labels: int
+    trunk: str = "small_cnn"
+    pool: str = "avg"
+    dropout: float = 0.5
+    batch_norm: str = "train"
+    dtype: str = "float32"
+    embedding_size: int = 64
+    recurrent_size: int = 512
+    cell: str = "lstm"
+    order: str = "frequent_first"
+    max_length: int = 10
+    min_length: int = 0
+    beam_size: int = 5
+    length_penalty: float = 0.0
+    scores: str = "marginals"
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False, labels: Array | None = None) -> dict[str, Array | Decoder]:
+        """Images uint8 or float [B, H, W, 3] in 0..255, or `trunks.Features`.
+
+        Returns feature_map [B, h, w, D], features [B, D], image_embedding [B, E] (U_I I), decoder, and where labels
+        int8 [B, C] are given, step_log_probs float32 [B, T + 1, C + 1] along paths int32 [B, T]. Labels of -1 are left
+        out of the softmax. Raises UserError for a field that cannot be.
+        """
+        self._check()
+        feature_map, _ = trunks.feature_map(
+            images, train, name=self.trunk, dtype=self.dtype, batch_norm=self.batch_norm
+        )
+        features = POOLS[self.pool](feature_map.astype(jnp.float32))
+        image_embedding = nn.Dense(self.embedding_size, use_bias=False, name="image_projection")(features)
+        decoder = DecoderParameters(
+            self.num_labels, self.embedding_size, self.recurrent_size, self.cell, name="decoder"
+        )()
+        order = self.variable("constants", "order", jnp.arange, self.num_labels, dtype=jnp.int32).value
+        outputs = {
+            "feature_map": feature_map,
+            "features": features,
+            "image_embedding": image_embedding,
+            "decoder": decoder,
+        }
+        if labels is None:
+            return outputs
+        if self.order == "random_per_batch" and train:
+            order = jax.random.permutation(self.make_rng("dropout"), order)
+        paths = label_order.paths(labels, order, self.max_length)  # [B, T]
+        ones = jnp.ones((self.max_length + 1, *image_embedding.shape))
+        keep = nn.Dropout(self.dropout, deterministic=not train)(ones)  # [T + 1, B, E]
+        # Unknown labels are no answer, right or wrong; END always is one.
+        known = jnp.pad(labels != -1, ((0, 0), (0, 1)), constant_values=True)  # [B, C + 1]
+        if self.order in ALIGNMENTS:
+            step_log_probs = own_path(decoder, image_embedding, keep, known)
+            paths = ALIGNMENTS[self.order](step_log_probs, paths)
+        else:
+            step_log_probs = along_paths(decoder, image_embedding, keep, known, paths)
+        return outputs | {"step_log_probs": step_log_probs, "paths": paths}
+
+    def _check(self):
+        check_choice("model.pool", self.pool, POOLS)
+        check_choice("model.order", self.order, ORDERS)
+        check_choice("model.scores", self.scores, SCORES)
+        for field in ("embedding_size", "recurrent_size", "max_length", "beam_size"):
+            check_least(f"model.{field}", getattr(self, field), 1)
+        check_least("model.min_length", self.min_length, 0)
+        check_least("model.length_penalty", self.length_penalty, 0)
+        longest = min(self.max_length, self.num_labels)
+        if self.min_length > longest:
+            raise UserError(
+                f"config.model.min_length = {self.min_length}, but a path has at most {longest} labels "
+                f"(config.model.max_length = {self.max_length}, {self.num_labels} classes)"
+            )
+
+
+def log_softmax(logits: Array, known: Array) -> Array:
+    """Log-probabilities over the tokens that are known: float32 [..., C + 1]."""
+    return jax.nn.log_softmax(jnp.where(known, logits, losses.NOTHING))
+
+
+def along_paths(decoder: Decoder, image_embedding: Array, keep: Array, known: Array, paths: Array) -> Array:
+    """Teacher forcing: float32 [B, T + 1, C + 1], what is said before each label of paths [B, T] and after the last.
+
+    Steps after a path's END read START and mean nothing.
+    """
+    # END, the number C, finds the row of START.
+    tokens = jnp.pad(paths.T, ((1, 0), (0, 0)), constant_values=decode.START)  # [T + 1, B]
+    projected = decoder.cell.project(decoder.read[tokens])  # [T + 1, B, G]
+    _, outputs = decoder.cell.scan(decoder.cell.initial(image_embedding.shape[:1]), projected)  # [T + 1, B, H]
+    logits = decoder.logits(outputs, image_embedding[None], keep)  # [T + 1, B, C + 1]
+    return log_softmax(logits, known[None]).transpose(1, 0, 2)
+
+
+def own_path(decoder: Decoder, image_embedding: Array, keep: Array, known: Array) -> Array:
+    """What is said along the path of the labels that the model likes best, none read twice: [B, T + 1, C + 1]."""
+    batch, num_labels = len(image_embedding), decoder.score.shape[0] - 1
+
+    def step(carry: tuple, keep: Array) -> tuple[tuple, Array]:
+        state, last, free = carry
+        state, output = decoder.cell.step(state, decoder.cell.project(decoder.read[last]))
+        log_probs = log_softmax(decoder.logits(output, image_embedding, keep), known)  # [B, C + 1]
+        chosen = jnp.argmax(jnp.where(free, log_probs[:, :-1], -jnp.inf), axis=-1)  # [B]
+        return (state, chosen, free & ~jax.nn.one_hot(chosen, num_labels, dtype=bool)), log_probs
+
+    start = (decoder.cell.initial((batch,)), jnp.full(batch, decode.START), known[:, :-1])
+    return jax.lax.scan(step, start, keep)[1].transpose(1, 0, 2)
+
+
+def loss_fn(outputs: dict[str, Array], labels: Array) -> tuple[Array, dict[str, Array]]:
+    """Minus the log-probability of each image's path and its END (section 3.4), float32 [B].
+
+    Logs paths_cut, the images of the batch with more labels than a path can have.
+    """
+    cut = label_order.is_cut(labels, outputs["paths"].shape[1]).sum().astype(jnp.float32)
+    return label_order.path_cross_entropy(outputs["step_log_probs"], outputs["paths"]), {"paths_cut": cut}
+
+
+def constants(config: ConfigDict, facts: Facts) -> dict[str, np.ndarray]:
+    """The order of the labels, int32 [C]: the one that is drawn from in "random_per_batch", and that says which labels
+    are cut in "pla" and "mla", is frequent-first. Says how many training paths are cut."""
+    model = config.model
+    cut = int(np.sum((facts.labels == 1).sum(axis=1) > model.max_length))
+    if cut:
+        print(
+            f"{cut} of {len(facts.labels)} training images have more than config.model.max_length = {model.max_length} "
+            "labels: what comes after these in the order is cut from their paths"
+        )
+    fixed = model.order if model.order not in (*ALIGNMENTS, "random_per_batch") else "frequent_first"
+    order = label_order.order_fn(fixed, facts.labels, facts.class_names, config.seed)
+    return {"order": np.asarray(order(jax.random.key(0)))}
+
+
+def search(model: Model, variables: dict, images: Array) -> tuple[Array, Array, Array, Array]:
+    """Beam search for each image.
+
+    Returns paths int32 [B, N, T] and their log_probs float32 [B, N], best first; scores float32 [B, C]; and
+    step_log_probs float32 [B, T + 1, C + 1] along the best path.
+    """
+    outputs = model.apply(variables, images, train=False)
+    decoder: Decoder = outputs["decoder"]
+    table = decoder.cell.project(decoder.read)  # [C + 1, G]
+    start = decoder.cell.initial()
+
+    def one(image_embedding: Array) -> tuple[Array, Array, Array, Array]:
+        step_fn = decoder.step_fn(table, image_embedding)
+        paths, log_probs = decode.beam_search(
+            step_fn,
+            start,
+            num_labels=model.num_labels,
+            beam_size=model.beam_size,
+            max_length=model.max_length,
+            min_length=model.min_length,
+            length_penalty=model.length_penalty,
+        )
+        step_log_probs = decode.along_path(step_fn, start, paths[0])  # [T + 1, C + 1]
+        if model.scores == "marginals":
+            scores = decode.path_marginals(paths, log_probs, model.num_labels, step_log_probs[0])
+        else:
+            scores = decode.max_over_steps(step_log_probs, paths[0])
+        return paths, log_probs, scores, step_log_probs
+
+    return jax.vmap(one)(outputs["image_embedding"])
+
+
+def predict_fn(model: Model, variables: dict, images: Array) -> Prediction:
+    """Scores by `model.scores`; the chosen labels are those of the best path."""
+    paths, _, scores, _ = search(model, variables, images)
+    best = paths[:, 0]  # [B, T]
+    chosen = (best[:, :, None] == jnp.arange(model.num_labels)[None, None]).any(axis=1)  # [B, C]
+    return Prediction(scores, chosen, best)
+
+
+def trace_fn(model: Model, variables: dict, images: Array) -> Trace:
+    """The paths found, and what each step of the best one says, END the last token."""
+    paths, log_probs, _, step_log_probs = search(model, variables, images)
+    taken = jnp.pad(paths[:, 0], ((0, 0), (0, 1)), constant_values=model.num_labels)  # [B, T + 1]
+    return Trace(jnp.exp(step_log_probs), taken, paths=paths, log_probs=log_probs)

@@ -1,0 +1,183 @@
+"""Multi-order RNN (Dutta, Verma, Jawahar, 2020): an LSTM starts from the CNN's scores and says all labels each step.
+
+Eqs. 1 to 7. The CNN's probabilities s give the first state, h = tanh(W_h s + b_h), c = tanh(W_c s + b_c). Each step
+reads the label that the step before found most probable (no gradient passes through that choice; the first reads a
+START row) and says every label of the image except the one it read. A label's score is its highest over the steps. The
+CNN's scores are a layer named `classifier`, so that `config.start_from` takes trunk and scores over from a run of the
+linear head: the paper's two stages.
+
+`output="released"`, `mask="all"` and `step_loss="released"` are the choices of the authors' code. `mask="pool"` is the
+order-free RNN of Chen et al. (2018), as the paper describes it: training reads the most confident label out of a pool
+of true labels, which it leaves, and decoding reads on until no label is above 1/2.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmlic import losses
+from jaxmlic.errors import check_choice, check_least
+from jaxmlic.models import cells, layers, trunks
+from jaxmlic.models.heads.contract import Prediction, Trace
+from jaxmlic.models.heads.linear import POOLS
+
+Array = jax.Array
+
+MASKS = ("last", "all", "pool")
+FORMS = ("paper", "released")
+
+
+class Model(nn.Module):
+    """Images to label logits at each of T steps.
+
+    Attributes:
+      num_labels: C.
+      trunk, pool, batch_norm, dtype: as in the linear head; all but the trunk works in float32.
+      dropout: rate on the pooled vector, before the CNN's scores.
+      embedding_size: E, of the label that a step reads.
+      recurrent_size: H.
+      num_steps: T.
+      mask: which labels a step is not to say. "last": the one it reads (eq. 5); "all": every one read so far, and none
+        is read twice in decoding (the authors' code); "pool": as "all", and training reads true labels while there are
+        any left (the order-free RNN).
+      output: "paper": W h + b (eq. 3); "released": W tanh(P h + p + x) + b with the E numbers x that the step reads,
+        and s batch-normalised (always by the batch's statistics in training, whatever the trunk's `batch_norm`).
+    """
+
+    num_labels: int
+    trunk: str = "small_cnn"
+    pool: str = "avg"
+    dropout: float = 0.0
+    batch_norm: str = "train"
+    dtype: str = "float32"
+    embedding_size: int = 256
+    recurrent_size: int = 512
+    num_steps: int = 5
+    mask: str = "last"
+    output: str = "paper"
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False, labels: Array | None = None) -> dict[str, Array]:
+        """Images uint8 or float [B, H, W, 3] in 0..255, or `trunks.Features`; labels only matter for mask="pool".
+
+        Returns feature_map [B, h, w, D], features [B, D], cnn_logits [B, C], step_logits [B, T, C], logits [B, C] (the
+        highest of the steps), read_next int32 [B, T] (the label that each step found) and masked bool [B, T, C] (what
+        each step was not to say). Raises UserError for a field that cannot be.
+        """
+        self._check()
+        feature_map, _ = trunks.feature_map(
+            images, train, name=self.trunk, dtype=self.dtype, batch_norm=self.batch_norm
+        )
+        features = POOLS[self.pool](feature_map.astype(jnp.float32))
+        dropped = nn.Dropout(self.dropout, deterministic=not train)(features)
+        cnn_logits = nn.Dense(self.num_labels, name="classifier")(dropped)
+        scores = jax.nn.sigmoid(cnn_logits)  # s of the paper
+        if self.output == "released":
+            scores = layers.BatchNorm(not train, momentum=0.95, name="score_norm")(scores)
+        state = tuple(
+            jnp.tanh(nn.Dense(self.recurrent_size, name=name)(scores)) for name in ("initial_hidden", "initial_cell")
+        )
+        rows = (self.num_labels + 1, self.embedding_size)
+        embedding = self.param("label_embedding", nn.initializers.normal(self.embedding_size**-0.5), rows, jnp.float32)
+        cell = cells.Cell(self.embedding_size, self.recurrent_size, name="cell")()
+        say = self._output_layer()
+
+        def step(carry: tuple, _: None) -> tuple[tuple, tuple]:
+            state, last, said = carry  # last [B], of which -1 is START's row; said bool [B, C]
+            inputs = embedding[last]  # [B, E]
+            state, output = cell.step(state, cell.project(inputs))
+            logits = say(output, inputs)  # [B, C]
+            chosen = jnp.argmax(jnp.where(self._readable(said, labels), logits, -jnp.inf), axis=-1)  # [B]
+            now = jax.nn.one_hot(chosen, self.num_labels, dtype=bool)
+            return (state, chosen, now if self.mask == "last" else said | now), (logits, chosen, said)
+
+        start = (state, jnp.full(len(scores), -1), jnp.zeros(scores.shape, bool))
+        found = jax.lax.scan(step, start, None, length=self.num_steps)[1]
+        step_logits, read_next, masked = (jnp.swapaxes(x, 0, 1) for x in found)
+        return {
+            "feature_map": feature_map,
+            "features": features,
+            "cnn_logits": cnn_logits,
+            "step_logits": step_logits,
+            "logits": step_logits.max(axis=1),
+            "read_next": read_next.astype(jnp.int32),
+            "masked": masked,
+        }
+
+    def _output_layer(self):
+        """(output [B, H], inputs [B, E]) -> logits [B, C]."""
+        width = self.recurrent_size if self.output == "paper" else self.embedding_size
+        kernel = self.param("output_kernel", nn.initializers.lecun_normal(), (width, self.num_labels), jnp.float32)
+        bias = self.param("output_bias", nn.initializers.zeros, (1, self.num_labels), jnp.float32)
+        if self.output == "paper":
+            return lambda output, inputs: output @ kernel + bias
+        shape = (self.recurrent_size, width)
+        projection = self.param("projection_kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        offset = self.param("projection_bias", nn.initializers.zeros, (1, width), jnp.float32)
+        return lambda output, inputs: jnp.tanh(output @ projection + offset + inputs) @ kernel + bias
+
+    def _readable(self, said: Array, labels: Array | None) -> Array:
+        """Which labels the next step may read, after a step that was not to say `said`: bool [B, C]."""
+        if self.mask == "last" or (self.mask == "all" and labels is not None):
+            return jnp.ones_like(said)  # eq. 4; the authors' code, too, takes the best of all labels in training
+        if labels is None:
+            return ~said
+        pool = (labels == 1) & ~said
+        return jnp.where(pool.any(axis=1, keepdims=True), pool, ~said)
+
+    def _check(self):
+        check_choice("model.pool", self.pool, POOLS)
+        check_choice("model.mask", self.mask, MASKS)
+        check_choice("model.output", self.output, FORMS)
+        for field in ("embedding_size", "recurrent_size", "num_steps"):
+            check_least(f"model.{field}", getattr(self, field), 1)
+
+
+def loss_fn(
+    outputs: dict[str, Array], labels: Array, *, step_loss: str = "paper", cnn_weight: float = 0.0
+) -> tuple[Array, dict[str, Array]]:
+    """Eq. 7 (with the minus sign it lacks) summed over classes and steps: float32 [B].
+
+    What a step is not to say is absent to it (eq. 6); unknown labels count nowhere else.
+
+    Args:
+      outputs: of the model.
+      labels: int8 [B, C].
+      step_loss: "paper": all steps count; "released": as many as the image has labels, as in the authors' code (an
+        image without labels has no loss there).
+      cnn_weight: of the CNN's own binary cross-entropy. 0 is the paper's second stage, after `config.start_from`; with
+        1, trunk or classifier can learn in the same run.
+    """
+    check_choice("loss.step_loss", step_loss, FORMS)
+    check_least("loss.cnn_weight", cnn_weight, 0)
+    num_steps, num_labels = outputs["step_logits"].shape[1:]
+    targets = jnp.where(outputs["masked"], jnp.int8(0), labels[:, None])  # [B, T, C]
+    steps = num_labels * losses.binary_cross_entropy(outputs["step_logits"], targets)  # [B, T]
+    if step_loss == "released":
+        steps = jnp.where(jnp.arange(num_steps)[None] < (labels == 1).sum(axis=1, keepdims=True), steps, 0.0)
+    cnn = num_labels * losses.binary_cross_entropy(outputs["cnn_logits"], labels)  # [B]
+    return steps.sum(axis=1) + cnn_weight * cnn, {"cnn_loss": cnn.mean()}
+
+
+def predict_fn(model: Model, variables: dict, images: Array) -> Prediction:
+    """Scores are the logits max-pooled over the steps; the path is what the steps read, and no set of labels.
+
+    With mask="pool" the path is a prediction: it ends before the first label of a probability of 1/2 or less.
+    """
+    outputs = model.apply(variables, images, train=False)
+    path = outputs["read_next"]  # [B, T]
+    if model.mask != "pool":
+        return Prediction(outputs["logits"], path=path)
+    logit = jnp.take_along_axis(outputs["step_logits"], path[..., None], axis=2)[..., 0]  # [B, T]
+    path = jnp.where(jnp.cumprod(logit > 0, axis=1) == 1, path, model.num_labels)
+    chosen = (path[:, :, None] == jnp.arange(model.num_labels)[None, None]).any(axis=1)  # [B, C]
+    return Prediction(outputs["logits"], chosen, path)
+
+
+def trace_fn(model: Model, variables: dict, images: Array) -> Trace:
+    """The steps of Fig. 3: probabilities, what was read next, and where a label's highest score is (the first of equal
+    ones)."""
+    outputs = model.apply(variables, images, train=False)
+    steps = outputs["step_logits"]  # [B, T, C]
+    pooled = jnp.argmax(steps, axis=1)[:, None] == jnp.arange(model.num_steps)[None, :, None]  # [B, T, C]
+    return Trace(jax.nn.sigmoid(steps), outputs["read_next"], pooled)

@@ -5,9 +5,11 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from jaxmlic import evaluate, progress, run_folder, sharding
+from jaxmlic.analysis import trace as trace_report
 from jaxmlic.cli import Parser
 from jaxmlic.data.preprocess import ImageError, decode
 from jaxmlic.errors import UserError
@@ -67,32 +69,50 @@ def choose_threshold(found: run_folder.Run, step: int, wanted: str) -> tuple[flo
     return float(np.log(probability / (1 - probability))), f"given: probability {probability:g}"
 
 
-def run(workdir: str, images: Sequence[str], *, threshold: str = "0.5", out: str | None = None) -> int:
-    """Labels the images, prints a table and writes `out`.csv and `out`.json. Returns the number of unreadable files."""
+def run(
+    workdir: str, images: Sequence[str], *, threshold: str = "0.5", out: str | None = None, trace: bool = False
+) -> int:
+    """Labels the images, prints a table and writes `out`.csv and `out`.json. Returns the number of unreadable files.
+
+    trace: also show the steps of each prediction; UserError for a head that has none.
+    """
     found = run_folder.load(workdir)
     paths = find_images(images)
     head = contract.find(found.config.head)
+    if trace and not hasattr(head, "trace_fn"):
+        raise UserError(f"--trace: the head {found.config.head!r} of {workdir} labels images in one step")
     model = head.Model(len(found.class_names), **found.config.model)
     mesh = sharding.make_mesh()
     variables, step = evaluate.restore_variables(found, model, mesh)
     bound, source = choose_threshold(found, step, threshold)
     predict_step = evaluate.make_predict_step(head, model, mesh)
+    trace_step = jax.jit(lambda variables, images: head.trace_fn(model, variables, images))
     batch_size = min(evaluate.batch_size_for(found.config, mesh), -(-len(paths) // mesh.size) * mesh.size)
 
-    rows, bad = [], {}
+    rows, traces, bad = [], [], {}
     for names, batch in read_images(paths, found.config.data.image_size, batch_size, bad):
-        prediction = predict_step(variables, sharding.put({"image": batch}, mesh)["image"])
+        images = sharding.put({"image": batch}, mesh)["image"]
+        prediction = predict_step(variables, images)
         scores = sharding.gather(prediction.scores)
         chosen = scores >= bound if prediction.chosen is None else sharding.gather(prediction.chosen)
         rows.extend((str(name), score, picked) for name, score, picked in zip(names, scores, chosen, strict=False))
+        if trace:
+            steps = jax.tree.map(sharding.gather, trace_step(variables, images))
+            traces.extend(
+                trace_report.describe(jax.tree.map(lambda x, i=i: x[i], steps), chosen[i], found.class_names)
+                for i in range(len(names))
+            )
     if prediction_is_decoded := bool(rows) and prediction.chosen is not None:
         source = "none: the decoder chose the labels"
     print_table(rows, found.class_names)
+    for (name, _, _), steps in zip(rows, traces, strict=False):
+        print(f"{name}\n{trace_report.text(steps)}")
     print(f"threshold: {source}")
     stem = Path(out) if out else found.workdir / "predictions"
     if rows:
         write_csv(stem.with_suffix(".csv"), rows, found.class_names, source)
-        write_json(stem.with_suffix(".json"), rows, found, step, None if prediction_is_decoded else bound, source, bad)
+        bound = None if prediction_is_decoded else bound
+        write_json(stem.with_suffix(".json"), rows, found, step, bound, source, bad, traces)
         print(f"written: {stem.with_suffix('.csv')} and {stem.with_suffix('.json')}")
     if bad:
         listed = ", ".join(f"{path} ({why})" for path, why in bad.items())
@@ -128,9 +148,16 @@ def write_csv(path: Path, rows: list, names: Sequence[str], source: str) -> None
 
 
 def write_json(
-    path: Path, rows: list, found: run_folder.Run, step: int, bound: float | None, source: str, bad: dict[Path, str]
+    path: Path,
+    rows: list,
+    found: run_folder.Run,
+    step: int,
+    bound: float | None,
+    source: str,
+    bad: dict[Path, str],
+    traces: Sequence[dict] = (),
 ) -> None:
-    """The same with logits, the checkpoint's step, and the files that could not be read."""
+    """The same with logits, the checkpoint's step, the files that could not be read, and traces where there are any."""
     images = [
         {
             "file": name,
@@ -139,6 +166,8 @@ def write_json(
         }
         for name, scores, chosen in rows
     ]
+    for image, steps in zip(images, traces, strict=False):
+        image["trace"] = steps
     value = {
         "workdir": str(found.workdir),
         "step": step,
@@ -156,9 +185,12 @@ def main(argv: list[str]) -> int:
         "--threshold", default="0.5", help='probability, or "fitted" (on the validation part); default 0.5'
     )
     parser.add_argument("--out", help="path without suffix for the CSV and JSON; default: WORKDIR/predictions")
+    parser.add_argument(
+        "--trace", action="store_true", help="also show the steps of a recurrent head: its best labels, its paths"
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     options = parser.parse_args(argv)
-    return run(options.workdir, options.images, threshold=options.threshold, out=options.out)
+    return run(options.workdir, options.images, threshold=options.threshold, out=options.out, trace=options.trace)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
 from jaxmlic import evaluate, run_folder, train
@@ -17,8 +18,11 @@ from jaxmlic.errors import UserError, did_you_mean
 SHOWN = ("mAP", "CF1", "OF1", "IF1", "MAP@10", "top1")
 
 
-def entries(spec: str, only: Sequence[str] = ()) -> list[tuple[str, dict]]:
-    """(name, overrides) of the experiment's `sweep()`, or `sweep(ARG)` if it takes one, or of those named in `only`."""
+def entries(spec: str, only: Sequence[str] = ()) -> list[tuple[str, dict | str]]:
+    """(name, overrides) of the experiment's `sweep()`, or `sweep(ARG)` if it takes one, or of those named in `only`.
+
+    Overrides are {dotted field: value}, or text: more of the config's argument, where heads have other fields.
+    """
     module = config_lib.load_module(spec)
     if not hasattr(module, "sweep"):
         raise UserError(f"{spec} has no sweep(); it returns a list of (name, overrides)")
@@ -34,6 +38,13 @@ def entries(spec: str, only: Sequence[str] = ()) -> list[tuple[str, dict]]:
                 f"--only={name}: sweep() has no such entry{did_you_mean(name, names)}; it has: {', '.join(names)}"
             )
     return [(name, values) for name, values in found if not only or name in only]
+
+
+def config_of(spec: str, base: ConfigDict, values: dict | str, overrides: Sequence[str]) -> ConfigDict:
+    """The config of one entry; `base` is that of `spec` with `overrides`."""
+    if not isinstance(values, str):
+        return config_lib.override(base, values)
+    return config_lib.load(f"{spec}{',' if config_lib.find(spec)[1] else ':'}{values}", overrides)
 
 
 def result_of(workdir: Path, config) -> dict | None:
@@ -64,11 +75,12 @@ def run(spec: str, workdir: str, *, seeds: int = 1, only: Sequence[str] = (), ov
     Raises UserError at the end if runs failed on a mistake; the others are complete by then.
     """
     base = config_lib.load(spec, overrides)
-    plan = [
-        (name, seed, config_lib.override(base, {**values, "seed": seed}))
-        for name, values in entries(spec, only)
-        for seed in range(base.seed, base.seed + seeds)
-    ]
+    plan = []
+    for name, values in entries(spec, only):
+        config = config_of(spec, base, values, overrides)
+        plan += [
+            (name, seed, config_lib.override(config, {"seed": seed})) for seed in range(base.seed, base.seed + seeds)
+        ]
     results: dict[str, list[dict]] = {name: [] for name, _, _ in plan}
     failed = []
     for number, (name, seed, config) in enumerate(plan, 1):

@@ -47,6 +47,12 @@ def base() -> ConfigDict:
     config.data.limit = 0  # use only the first N examples of each split; 0 = all
     config.data.threads = 2  # host threads that read and decode
 
+    # Wrong training labels on purpose (never in validation or test): their share, 0 = none, and the kind: "random"
+    # (positives change images, class frequencies stay), "missing" (positives dropped) or "flip" (entries turned over).
+    config.data.noise_rate = 0.0
+    config.data.noise = "random"
+    config.data.noise_seed = -1  # -1 = config.seed
+
     config.data.source = "images"  # "features": those that `jaxmlic features` stored of the frozen trunk
 
     config.features = ConfigDict()  # what `jaxmlic features` stores

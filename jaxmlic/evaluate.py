@@ -85,8 +85,8 @@ def report(config: ConfigDict, prediction: contract.Prediction, labels: np.ndarr
 
 
 def trained_classes(config: ConfigDict, train: pipeline.View) -> np.ndarray | None:
-    """bool [C], the classes with a positive in the training split; None where the run's metrics count all classes."""
-    return (train.labels == 1).any(axis=0) if config.eval.trained_classes_only else None
+    """bool [C], classes with a positive in the training split as stored; None where the metrics count all classes."""
+    return (train.stored_labels == 1).any(axis=0) if config.eval.trained_classes_only else None
 
 
 def restore_variables(run: run_folder.Run, model: nn.Module, mesh: jax.sharding.Mesh) -> tuple[dict, int]:

@@ -21,7 +21,7 @@ from jaxmlic import evaluate, features, metrics, optim, progress, run_folder, sh
 from jaxmlic import state as state_lib
 from jaxmlic.checkpoint import Checkpoints
 from jaxmlic.cli import Parser
-from jaxmlic.data import augment, builders, pipeline
+from jaxmlic.data import augment, builders, noise, pipeline
 from jaxmlic.errors import UserError
 from jaxmlic.models.heads import contract
 from jaxmlic.state import Guard, TrainState
@@ -185,7 +185,8 @@ class Trainer:
         evaluate.check_rules(config)
         features.check_source(config)
         self.dataset = builders.load(config.data.name, config.data.dir or None)
-        self.train_view, self.val_view = pipeline.train_and_val(config.data, self.dataset, config.seed)
+        train, self.val_view = pipeline.train_and_val(config.data, self.dataset, config.seed)
+        self.train_view = noise.add(config.data, train, config.seed)
         self.head = contract.find(config.head)
         self.model = self.head.Model(len(self.dataset.class_names), **config.model)
         self.tx, self.paces, self.learning_rate, self.total = state_lib.optimizer(
@@ -277,6 +278,9 @@ class Trainer:
     def fit(self) -> Outcome:
         """Trains to the end, or until SIGTERM or Ctrl-C, which save first; continues what the run folder holds."""
         run_folder.claim(self.workdir, self.config, self.train_view)
+        if self.config.data.noise_rate and jax.process_index() == 0:
+            noise.save(self.workdir, self.train_view)
+            print(noise.describe(self.train_view, self.config.data))
         readers = self.readers()
         iterator = pipeline.train_iterator(
             readers[0],

@@ -11,13 +11,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmlic.models import layers
+from jaxmlic.models import layers, pixels
 
 Array = jax.Array
 
 STRIDE = 8
-# Names of this trunk in a config, with the fields each stands for.
-NAMES = {"cifar14": {}}
+# Names of this trunk in a config, with the fields each stands for. Algorithm 2 has 5x5 kernels and leaky ReLU, where
+# 3.2.4 has 3x3 and ReLU; the slope is not given.
+NAMES = {"cifar14": {}, "cifar14_algorithm2": {"kernel": 5, "slope": 0.01}}
 _LAYERS = (
     ("C1", 64),
     ("C2", 64),
@@ -29,14 +30,13 @@ _LAYERS = (
     ("C8", 128),
     ("S9", 128),
 )
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the grey of OpenCV and PIL
 
 
 def preprocess(image: Array) -> Array:
     """Pixels 0..255, RGB [B, H, W, 3] or grey [B, H, W, 1] (uint8 or float) -> grey float32 [B, H, W, 1] in -2..2."""
     image = image.astype(jnp.float32)
     if image.shape[-1] == 3:
-        image = jnp.sum(image * jnp.array(_LUMA).reshape(1, 1, 1, 3), axis=-1, keepdims=True)
+        image = jnp.sum(image * jnp.array(pixels.LUMA).reshape(1, 1, 1, 3), axis=-1, keepdims=True)
     return (image - 127.5) / 64.0
 
 
@@ -59,9 +59,13 @@ class Trunk(nn.Module):
     `stages` holds each layer under the paper's name, "C1" to "S9"; the last is the feature map. UserError for images
     with a side below 8 pixels.
 
+    kernel: side of the convolutions' kernels.
+    slope: of the activation below 0.
     dtype: of the computation; parameters are float32.
     """
 
+    kernel: int = 3
+    slope: float = 0.0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -72,8 +76,9 @@ class Trunk(nn.Module):
         x = x.astype(self.dtype)
         for name, features in _LAYERS:
             if name.startswith("C"):
-                x = nn.Conv(features, (3, 3), dtype=self.dtype, kernel_init=layers.conv_init, name=name)(x)
-                x = nn.relu(x)
+                size = (self.kernel, self.kernel)
+                x = nn.Conv(features, size, dtype=self.dtype, kernel_init=layers.conv_init, name=name)(x)
+                x = nn.leaky_relu(x, self.slope) if self.slope else nn.relu(x)
             else:
                 x = SubSampling(self.dtype, name=name)(x)
             stages[name] = x

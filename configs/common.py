@@ -53,7 +53,9 @@ def base() -> ConfigDict:
     config.data.noise = "random"
     config.data.noise_seed = -1  # -1 = config.seed
 
-    config.data.source = "images"  # "features": those that `jaxmlic features` stored of the frozen trunk
+    # "images"; "features": those that `jaxmlic features` stored of the frozen trunk; "file": those of features_file.
+    config.data.source = "images"
+    config.data.features_file = ""  # .npz with features [N, D] or [N, h, w, D] and ids [N]: no trunk at all
 
     config.features = ConfigDict()  # what `jaxmlic features` stores
     config.features.store = "pooled"  # "pooled": one vector an image (model.pool avg or max); "map": the feature map

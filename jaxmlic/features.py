@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxmlic import config as config_lib
-from jaxmlic import optim, sharding, state
+from jaxmlic import feature_file, optim, sharding, state
 from jaxmlic.cli import Parser
 from jaxmlic.data import augment, builders, named_splits, pipeline
 from jaxmlic.errors import UserError
@@ -89,14 +89,17 @@ class Views:
 
 def draw(key: jax.Array, values: jax.Array, config: ConfigDict) -> trunks.Features:
     """One view of each image: values [B, views, h, w, D] -> Features [B, h, w, D]. Pure, for the training step."""
+    if config.data.source == "file":
+        return trunks.Features(values[:, 0])
     view = Views.of(config).draw(key, len(values))
     return trunks.Features(jnp.take_along_axis(values, view[:, None, None, None, None], axis=1)[:, 0])
 
 
 def check_source(config: ConfigDict) -> None:
-    """UserError for a config.data.source that does not exist."""
-    if config.data.source not in ("images", "features"):
-        raise UserError(f"config.data.source = {config.data.source!r}; it is 'images' or 'features'")
+    """UserError for a config.data.source that does not exist, or does not go with the rest."""
+    if config.data.source not in ("images", "features", "file"):
+        raise UserError(f"config.data.source = {config.data.source!r}; it is 'images', 'features' or 'file'")
+    feature_file.check(config)
 
 
 def check(config: ConfigDict, paces: dict[str, float | None]) -> None:
@@ -237,8 +240,10 @@ def _shape(folder: Path, view: pipeline.View, fields: dict) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def find(view: pipeline.View, config: ConfigDict) -> Reader | None:
+def find(view: pipeline.View, config: ConfigDict) -> pipeline.RowReader | None:
     """A reader of view 0, for evaluation, if the config trains from features and they are here; else None."""
+    if config.data.source == "file":
+        return feature_file.Reader(view, config)
     if config.data.source != "features" or not os.path.isfile(config.pretrained):
         return None
     fields = key_fields(config, view.dataset)

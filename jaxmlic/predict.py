@@ -77,6 +77,8 @@ def run(
     trace: also show the steps of each prediction; UserError for a head that has none.
     """
     found = run_folder.load(workdir)
+    if found.config.data.source == "file":
+        raise UserError(f"{workdir} was trained on {found.config.data.features_file}, so it cannot read photographs")
     paths = find_images(images)
     head = contract.find(found.config.head)
     if trace and not hasattr(head, "trace_fn"):

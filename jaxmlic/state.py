@@ -11,9 +11,9 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxmlic import optim, sharding
+from jaxmlic import feature_file, optim, sharding
 from jaxmlic.errors import UserError
-from jaxmlic.models.trunks import pretrained
+from jaxmlic.models.trunks import Features, pretrained
 
 
 @flax.struct.dataclass
@@ -46,14 +46,18 @@ class TrainState:
     constants: dict
 
 
-def init_variables(model: nn.Module, size: int, key: jax.Array) -> dict:
-    """Fresh variables for images [B, size, size, 3]."""
-    return model.init(key, jnp.zeros((1, size, size, 3), jnp.uint8), train=False)
+def init_variables(model: nn.Module, config: ConfigDict, key: jax.Array) -> dict:
+    """Fresh variables for images [B, S, S, 3] of the config's size, or for the features of its file."""
+    if config.data.source == "file":
+        inputs = Features(jnp.zeros((1, *feature_file.shape(config)), jnp.float32))
+    else:
+        inputs = jnp.zeros((1, config.data.image_size, config.data.image_size, 3), jnp.uint8)
+    return model.init(key, inputs, train=False)
 
 
 def parameter_names(config: ConfigDict, model: nn.Module) -> list[str]:
     """Names of all parameters, found without computing any."""
-    shapes = jax.eval_shape(lambda: init_variables(model, config.data.image_size, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: init_variables(model, config, jax.random.key(0)))
     return sorted(optim.flatten(shapes["params"]))
 
 
@@ -65,7 +69,7 @@ def create(
     key: jax.Array,
 ) -> TrainState:
     """A new state from scratch; pure, so that it can be jitted or only traced for its shapes."""
-    variables = init_variables(model, config.data.image_size, key)
+    variables = init_variables(model, config, key)
     trainable, _ = partition(variables["params"], paces)
     return TrainState(
         step=jnp.int32(0),

@@ -17,7 +17,7 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
-from jaxmlic import evaluate, features, metrics, optim, progress, run_folder, sharding
+from jaxmlic import evaluate, feature_file, features, metrics, optim, progress, run_folder, sharding
 from jaxmlic import state as state_lib
 from jaxmlic.checkpoint import Checkpoints
 from jaxmlic.cli import Parser
@@ -91,7 +91,7 @@ def make_step_fn(
 
     def step_fn(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
-        if config.data.source == "features":
+        if config.data.source != "images":
             images, labels = features.draw(augment_key, batch["features"], config), batch["labels"]
         else:
             images, labels = augment.augment(
@@ -250,6 +250,9 @@ class Trainer:
     def readers(self) -> tuple[pipeline.RowReader, pipeline.RowReader | None]:
         """Of the training and the validation examples."""
         data = self.config.data
+        if data.source == "file":
+            val = feature_file.Reader(self.val_view, self.config) if self.val_view else None
+            return feature_file.Reader(self.train_view, self.config), val
         if data.source == "features":
             key = features.key_fields(self.config, self.dataset)
             train = features.Reader(self.train_view, self.config, train=True, fields=key)

@@ -46,6 +46,8 @@ def base() -> ConfigDict:
     config.data.cache = False  # decode each image once and keep the pixels in memory
     config.data.limit = 0  # use only the first N examples of each split; 0 = all
     config.data.threads = 2  # host threads that read and decode
+    # File of `jaxmlic propagate`: labels and weights for all images of train_split. Needs val_split or val_fraction 0.
+    config.data.pseudo_labels = ""
 
     # Wrong training labels on purpose (never in validation or test): their share, 0 = none, and the kind: "random"
     # (positives change images, class frequencies stay), "missing" (positives dropped) or "flip" (entries turned over).
@@ -58,7 +60,10 @@ def base() -> ConfigDict:
     config.data.features_file = ""  # .npz with features [N, D] or [N, h, w, D] and ids [N]: no trunk at all
 
     config.features = ConfigDict()  # what `jaxmlic features` stores
-    config.features.store = "pooled"  # "pooled": one vector an image (model.pool avg or max); "map": the feature map
+    # "pooled": one vector an image (model.pool avg or max); "map": the feature map; "stages": several maps of the
+    # trunk, for heads that read them.
+    config.features.store = "pooled"
+    config.features.stages = ()  # for "stages": their names; () = the trunk's levels
     config.features.dtype = "float16"  # or "bfloat16"
     config.features.crops = 4  # views of a training image where augment.crop_area asks for random crops
 

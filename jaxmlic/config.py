@@ -115,9 +115,9 @@ def from_dict(values: Mapping) -> ConfigDict:
     config = ConfigDict(dict(values), convert_dict=True)
     _import_shipped()
     defaults = importlib.import_module("jaxmlic.configs.common").base()
-    for section in ("data", "augment", "optim", "train", "eval"):
+    for section in ("data", "features", "augment", "optim", "train", "eval"):
         for key, value in defaults[section].items():
-            if key not in config[section]:
+            if section in config and key not in config[section]:
                 config[section][key] = value
     if "name" in config.loss and "options" not in config.loss:  # a head may have other fields in its place
         config.loss.options = defaults.loss.options

@@ -56,8 +56,7 @@ def score(
     )
     for batch in batches:
         arrays = sharding.put(batch, mesh)
-        inputs = trunks.Features(arrays["features"][:, 0]) if "features" in arrays else arrays["image"]
-        prediction = predict_step(variables, inputs)
+        prediction = predict_step(variables, features.inputs(arrays))
         keep = sharding.gather(arrays["mask"])
         prediction = jax.tree.map(lambda x, keep=keep: sharding.gather(x)[keep], prediction)
         ids = sharding.gather_text(batch["id"])[keep]

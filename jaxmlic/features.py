@@ -6,8 +6,8 @@ its frozen trunk would compute, or is told what to run. Such a run has the same 
 the frozen trunk: evaluation and prediction take photographs as ever.
 
 A cache is the folder DATA_SET/1.0.0/features/KEY: manifest.json, and for each split an ArrayRecord file with one record
-an image, the raw float16 or bfloat16 values of [views, h, w, D]. View 0 is what evaluation sees; training draws from
-`Views.train`.
+an image, the raw float16 or bfloat16 values of [views, h, w, D]; where several stages are stored, their values one
+after the other, [views, 1, 1, sum of h w D]. View 0 is what evaluation sees; training draws from `Views.draw`.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,8 @@ from jaxmlic.models.trunks import pretrained
 FORMAT = 1  # raised when what a cache holds changes its meaning
 FOLDER, MANIFEST = "features", "manifest.json"
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-STORES = ("pooled", "map")
+STORES = ("pooled", "map", "stages")
+VALUES, STAGE = "features", "stage:"  # keys of a batch: the map, and the beginning of each stage's
 POOLS = {"avg": layers.global_avg_pool, "max": layers.global_max_pool}
 
 
@@ -87,12 +88,22 @@ class Views:
         return augment.draw_flips(key, batch, self.flips).astype(jnp.int32) + int(self.resampled)
 
 
-def draw(key: jax.Array, values: jax.Array, config: ConfigDict) -> trunks.Features:
-    """One view of each image: values [B, views, h, w, D] -> Features [B, h, w, D]. Pure, for the training step."""
+def draw(key: jax.Array, batch: dict[str, jax.Array], config: ConfigDict) -> trunks.Features:
+    """One view of each image of a Reader's batch [B, views, h, w, D], as Features. Pure, for the training step."""
     if config.data.source == "file":
-        return trunks.Features(values[:, 0])
-    view = Views.of(config).draw(key, len(values))
-    return trunks.Features(jnp.take_along_axis(values, view[:, None, None, None, None], axis=1)[:, 0])
+        return inputs(batch)
+    view = Views.of(config).draw(key, len(batch["labels"]))
+    return _features(batch, lambda x: jnp.take_along_axis(x, view[:, None, None, None, None], axis=1)[:, 0])
+
+
+def inputs(batch: dict[str, jax.Array]) -> jax.Array | trunks.Features:
+    """What a head is given for evaluation: view 0 of the features of a batch, or its images."""
+    return batch["image"] if "image" in batch else _features(batch, lambda x: x[:, 0])
+
+
+def _features(batch: dict[str, jax.Array], pick: Callable[[jax.Array], jax.Array]) -> trunks.Features:
+    stages = {key.removeprefix(STAGE): pick(x) for key, x in batch.items() if key.startswith(STAGE)}
+    return trunks.Features(pick(batch[VALUES]) if VALUES in batch else None, stages)
 
 
 def check_source(config: ConfigDict) -> None:
@@ -162,6 +173,8 @@ def key_fields(config: ConfigDict, dataset: builders.Dataset) -> dict:
         "images": named_splits.digest({split: dataset.ids(split) for split in dataset.splits}),
         "prepared": dataset.info.get("fingerprint"),
     }
+    if config.features.store == "stages":
+        fields |= {"stages": list(_stage_names(config)), "map_size": config.model.get("map_size", 0)}
     if views.crops:
         fields |= {
             "crop_area": list(config.augment.crop_area),
@@ -170,6 +183,10 @@ def key_fields(config: ConfigDict, dataset: builders.Dataset) -> dict:
             "seed": config.seed,
         }
     return fields
+
+
+def _stage_names(config: ConfigDict) -> tuple[str, ...]:
+    return tuple(config.features.stages) or trunks.levels(config.model.trunk)
 
 
 def _file_hash(path: str) -> str:
@@ -194,7 +211,7 @@ def _file_name(split: str) -> str:
 
 
 class Reader(pipeline.RowReader):
-    """As `pipeline.Reader`, but a batch holds `features` [B, views, h, w, D] instead of images.
+    """As `pipeline.Reader`, but a batch holds `features` [B, views, h, w, D], or `stage:NAME` of each, for images.
 
     cache: keep all of it in memory. `train` says whether all views are read, or view 0 alone; `fields` is the
     cache's key, for a caller that has it: it takes reading the weights.
@@ -204,7 +221,9 @@ class Reader(pipeline.RowReader):
         super().__init__(view)
         fields = key_fields(config, view.dataset) if fields is None else fields
         folder = folder_of(view.dataset, fields)
-        self._shape, self._dtype = _shape(folder, view, fields), DTYPES[config.features.dtype]
+        found = _manifest(folder, view, fields)
+        self._shape, self._dtype = tuple(found["splits"][view.split]), DTYPES[config.features.dtype]
+        self._stages = found.get("stages", {}) if config.features.store == "stages" else {}
         self._records = array_record_data_source.ArrayRecordDataSource([str(folder / _file_name(view.split))])
         if len(self._records) != view.dataset.count(view.split):
             raise _damaged(folder, f"{_file_name(view.split)} holds {len(self._records)} records")
@@ -214,7 +233,16 @@ class Reader(pipeline.RowReader):
     def __call__(self, rows: np.ndarray) -> pipeline.Batch:
         """int rows [B] of the view -> features, labels and an all-true mask."""
         values = self._read(rows) if self._values is None else self._values[rows]
-        return self.batch(rows, features=values)
+        return self.batch(rows, **(self._unpack(values) if self._stages else {VALUES: values}))
+
+    def _unpack(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """[B, views, 1, 1, n] -> the map [B, views, h, w, D] of each stage."""
+        arrays, start = {}, 0
+        for stage, shape in self._stages.items():
+            size = int(np.prod(shape))
+            part = values[..., start : start + size].reshape(*values.shape[:2], *shape)
+            arrays[STAGE + stage], start = part, start + size
+        return arrays
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
         records = self._records.__getitems__(self.view.indices[rows].tolist())
@@ -222,22 +250,23 @@ class Reader(pipeline.RowReader):
         return np.ascontiguousarray(values[:, : self._num_views])
 
 
-def _shape(folder: Path, view: pipeline.View, fields: dict) -> tuple[int, ...]:
-    """[views, h, w, D] of a split's records; UserError when there is no such cache, with what there is instead."""
+def _manifest(folder: Path, view: pipeline.View, fields: dict) -> dict:
+    """The manifest, with [views, h, w, D] of the split's records; UserError when there is no such cache, with what
+    there is instead."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        shape = manifest["splits"].get(view.split)
+        there = view.split in manifest["splits"]
     except FileNotFoundError:
-        manifest, shape = None, None
+        manifest, there = None, False
     except (OSError, ValueError, KeyError) as error:
         raise _damaged(folder, str(error)) from None
-    if shape is None:
+    if not there:
         near = "" if manifest else _nearest(folder.parent, fields)
         raise UserError(
             f"no features of {view.where()} for this config{near}: run `jaxmlic features` with the same --config and "
             "overrides first"
         )
-    return tuple(shape)
+    return manifest
 
 
 def find(view: pipeline.View, config: ConfigDict) -> pipeline.RowReader | None:
@@ -290,7 +319,7 @@ def compute(config: ConfigDict) -> Path:
     fields = key_fields(config, dataset)
     folder = folder_of(dataset, fields)
     views = Views.of(config)
-    forward = _make_forward(config)
+    forward, stages = _make_forward(config)
     for split, train in needed_splits(config).items():
         whole = pipeline.View(dataset, split, np.arange(dataset.count(split)))
         splits = _splits_there(folder, fields)
@@ -303,7 +332,7 @@ def compute(config: ConfigDict) -> Path:
         try:
             splits[split] = _write(partial, whole, config, views if train else Views(), forward)
             partial.replace(path)
-            manifest = json.dumps({"key": fields, "splits": splits}, indent=1)
+            manifest = json.dumps({"key": fields, "splits": splits, "stages": stages}, indent=1)
             (folder / f"{MANIFEST}.new").write_text(manifest, encoding="utf-8")
             (folder / f"{MANIFEST}.new").replace(folder / MANIFEST)
         except OSError as error:
@@ -330,26 +359,47 @@ def _splits_there(folder: Path, fields: dict) -> dict[str, list[int]]:
         raise _damaged(folder, str(error)) from None
 
 
-def _make_forward(config: ConfigDict):
-    """Jitted (float or uint8 images [B, S, S, 3]) -> features [B, h, w, D] in the storage dtype, over all devices."""
+def _make_forward(config: ConfigDict) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, list[int]]]:
+    """Jitted (float or uint8 images [B, S, S, 3]) -> features [B, h, w, D] in the storage dtype, over all devices.
+
+    And the shape [h, w, D] of each stage in them, where stages are stored.
+    """
     trunk, preprocess = trunks.build(config.model.trunk, dtype=config.model.dtype, batch_norm=config.model.batch_norm)
     trunk = trunk.clone(name=None)
     mesh = sharding.make_mesh()
     variables = jax.device_put(pretrained.load(config.pretrained, config.model.trunk), sharding.replicated(mesh))
-    pool = POOLS[config.model.pool] if config.features.store == "pooled" else None
+    store, dtype = config.features.store, DTYPES[config.features.dtype]
+
+    def maps(variables: dict, images: jax.Array) -> dict[str, jax.Array]:
+        feature_map, found = trunk.apply(variables, preprocess(images), False)
+        if store != "stages":
+            return {VALUES: feature_map}
+        for stage in _stage_names(config):
+            if stage not in found:
+                there = ", ".join(found)
+                raise UserError(
+                    f"config.features.stages: trunk {config.model.trunk!r} has no {stage!r}; it has {there}"
+                )
+        return {stage: trunks.shrink(found[stage], config.model.get("map_size", 0)) for stage in _stage_names(config)}
 
     def forward(variables: dict, images: jax.Array) -> jax.Array:
-        feature_map, _ = trunk.apply(variables, preprocess(images), False)
-        if pool is not None:
-            feature_map = pool(feature_map.astype(jnp.float32))[:, None, None, :]
-        return feature_map.astype(DTYPES[config.features.dtype])
+        found = maps(variables, images)
+        if store == "pooled":
+            return POOLS[config.model.pool](found[VALUES].astype(jnp.float32))[:, None, None, :].astype(dtype)
+        if store == "map":
+            return found[VALUES].astype(dtype)
+        flat = [x.reshape(len(x), 1, 1, -1).astype(dtype) for x in found.values()]
+        return jnp.concatenate(flat, axis=-1)
 
+    size = config.data.image_size
+    shapes = jax.eval_shape(maps, variables, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
+    stages = {stage: list(x.shape[1:]) for stage, x in shapes.items()} if store == "stages" else {}
     place = sharding.split(mesh)
     step = jax.jit(forward, in_shardings=(sharding.replicated(mesh), place), out_shardings=place)
-    return lambda images: np.asarray(step(variables, jax.device_put(images, place)))
+    return lambda images: np.asarray(step(variables, jax.device_put(images, place))), stages
 
 
-def _write(path: Path, view: pipeline.View, config: ConfigDict, views: Views, forward) -> list[int]:
+def _write(path: Path, view: pipeline.View, config: ConfigDict, views: Views, forward: Callable) -> list[int]:
     """Writes one split and returns the shape of a record."""
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     shape = None

@@ -92,7 +92,7 @@ def make_step_fn(
     def step_fn(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
         if config.data.source != "images":
-            images, labels = features.draw(augment_key, batch["features"], config), batch["labels"]
+            images, labels = features.draw(augment_key, batch, config), batch["labels"]
         else:
             images, labels = augment.augment(
                 augment_key,

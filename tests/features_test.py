@@ -121,7 +121,7 @@ def test_views_of_crops(data_dir, weights):
     views = features.Views.of(config)
     drawn = np.asarray(views.draw(jax.random.key(0), 4000))
     assert set(drawn) == {1, 2, 3} and np.bincount(drawn)[1:].min() > 1200
-    picked = features.draw(jax.random.key(3), batch["features"], config).values
+    picked = features.draw(jax.random.key(3), batch, config).values
     chosen = np.asarray(views.draw(jax.random.key(3), 8))
     np.testing.assert_array_equal(picked, batch["features"][np.arange(8), chosen])
     plain = features.Reader(view, config, train=False)(np.arange(8))["features"]

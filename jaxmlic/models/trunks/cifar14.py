@@ -16,6 +16,7 @@ from jaxmlic.models import layers, pixels
 Array = jax.Array
 
 STRIDE = 8
+LEVELS = ("S3", "S6", "S9")
 # Names of this trunk in a config, with the fields each stands for. Algorithm 2 has 5x5 kernels and leaky ReLU, where
 # 3.2.4 has 3x3 and ReLU; the slope is not given.
 NAMES = {"cifar14": {}, "cifar14_algorithm2": {"kernel": 5, "slope": 0.01}}

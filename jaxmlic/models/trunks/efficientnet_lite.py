@@ -18,6 +18,7 @@ from jaxmlic.models import layers
 Array = jax.Array
 
 STRIDE = 32
+LEVELS = ("stage3", "stage5", "head")
 NUM_FEATURES = 1280
 STEM_FEATURES = 32
 TORCH_CLASSIFIER = ("_fc", "classifier")

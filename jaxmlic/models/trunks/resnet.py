@@ -17,6 +17,7 @@ from jaxmlic.models import layers
 Array = jax.Array
 
 STRIDE = 32
+LEVELS = ("layer2", "layer3", "layer4")
 TORCH_CLASSIFIER = ("fc",)
 # depth: (bottleneck blocks, blocks of each of the four layers)
 DEPTHS = {18: (False, (2, 2, 2, 2)), 50: (True, (3, 4, 6, 3)), 101: (True, (3, 4, 23, 3))}

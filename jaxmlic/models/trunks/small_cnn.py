@@ -16,6 +16,7 @@ from jaxmlic.models import layers
 Array = jax.Array
 
 STRIDE = 8
+LEVELS = ("stage1", "stage2", "stage3")
 # Names of this trunk in a config, with the fields each stands for.
 NAMES = {"small_cnn": {}, "small_cnn_wide": {"widths": (64, 128, 256)}}
 _CONVOLUTIONS = (1, 2, 3)  # in each stage

@@ -19,11 +19,22 @@ from jaxmlic.errors import UserError
 from jaxmlic.models import layers
 from jaxmlic.models.trunks.resnet import preprocess
 
-__all__ = ["NAMES", "STRIDE", "TORCH_CLASSIFIER", "TORCH_LEFT_OUT", "Trunk", "preprocess", "timm_names", "torch_names"]
+__all__ = [
+    "LEVELS",
+    "NAMES",
+    "STRIDE",
+    "TORCH_CLASSIFIER",
+    "TORCH_LEFT_OUT",
+    "Trunk",
+    "preprocess",
+    "timm_names",
+    "torch_names",
+]
 
 Array = jax.Array
 
 STRIDE = 32
+LEVELS = ("conv3_3", "conv4_3", "conv5_3")  # the 7th, 10th and 13th layer
 TORCH_CLASSIFIER = ("classifier.6", "head.fc")
 # The hidden layers, which the trunks without them leave out.
 TORCH_LEFT_OUT = ("classifier.0", "classifier.3", "pre_logits.fc1", "pre_logits.fc2")

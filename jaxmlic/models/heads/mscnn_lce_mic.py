@@ -1,0 +1,188 @@
+"""MSCNN-LCE-MIC: stages of a trunk with attention, label embeddings from a graph, and their fusion (James and Lakshmi).
+
+Each module can be switched off alone, as in Table IV; with `attention=False, fusion="dot"`, one stage and max pooling
+it is ML-GCN (Chen et al., 2019), with `fusion="none"` and one stage the plain trunk with a linear classifier.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxmlic import label_graph
+from jaxmlic.errors import UserError, did_you_mean
+from jaxmlic.models import label_layers, trunks
+from jaxmlic.models.heads import linear
+from jaxmlic.models.heads.contract import Facts
+
+GRAPHS = ("gcn", "none")
+FUSIONS = ("mfb", "dot", "none")
+
+loss_fn = linear.loss_fn
+predict_fn = linear.predict_fn
+
+
+class Model(nn.Module):
+    """Images to label logits.
+
+    Attributes:
+      num_labels: C.
+      trunk: name of a trunk (see jaxmlic.models.trunks).
+      stages: the trunk's stages that are read; empty for its LEVELS (of VGG16 the 7th, 10th and 13th layer).
+      map_size: maps with more rows or columns are averaged to so many; 0 leaves them as they are.
+      attention: True for the attended vector of each stage, with a global vector of all stages' pooled ones (eq 2)
+        projected to `global_dim`; False for the pooled vectors themselves.
+      pool: how a map becomes a vector where no attention does it: as in the linear head.
+      graph: "gcn", label embeddings from word vectors by `gcn_layers` graph convolutions of `gcn_hidden` units, the
+        last of `gcn_dim` (0: as wide as the image's vector); or "none", a free vector for each label.
+      adjacency, threshold, reweight: style, phi and lambda of `label_graph.adjacency`, on the training split's labels.
+      word_vectors, word_dim: source of `word_vectors`, and its width (0: that of "glove100", or C for "one_hot").
+      fusion: "mfb" with `mfb_dim` units summed in groups of `mfb_groups`; "dot", the product of the image's vector and
+        the label's; "none", a linear classifier for each stage, averaged (step 4), without label embeddings.
+      dropout: rate on the vectors of the stages.
+      batch_norm: "train" or "frozen", for trunks that have batch norm.
+      dtype: compute dtype of the trunk; all else works in float32.
+    """
+
+    num_labels: int
+    trunk: str = "vgg16"
+    stages: Sequence[str] = ()
+    map_size: int = 0
+    attention: bool = True
+    global_dim: int = 512
+    pool: str = "avg"
+    graph: str = "gcn"
+    gcn_layers: int = 2
+    gcn_hidden: int = 1024
+    gcn_dim: int = 2048
+    adjacency: str = "paper"
+    threshold: float = 0.4
+    reweight: float = 0.25
+    word_vectors: str = "glove100"
+    word_dim: int = 0
+    fusion: str = "mfb"
+    mfb_dim: int = 358
+    mfb_groups: int = 2
+    dropout: float = 0.0
+    batch_norm: str = "train"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False, labels: jax.Array | None = None) -> dict[str, jax.Array]:
+        """Images uint8 or float [B, H, W, 3] in 0..255, or `trunks.Features` with stages, to label logits.
+
+        Returns logits float32 [B, C], features [B, sum of D], the stages' vectors side by side (F in Section E), and
+        where they exist: attention_STAGE [B, h, w], weights that sum to one; logits_STAGE [B, C]; label_embeddings
+        [C, gcn_dim].
+        """
+        self._check()
+        maps = trunks.stages(
+            images,
+            train,
+            self.stages,
+            name=self.trunk,
+            dtype=self.dtype,
+            batch_norm=self.batch_norm,
+            map_size=self.map_size,
+        )
+        vectors, outputs = self._vectors({stage: x.astype(jnp.float32) for stage, x in maps.items()})
+        outputs["features"] = jnp.concatenate(list(vectors.values()), axis=-1)  # [B, sum of D]
+        dropout = nn.Dropout(self.dropout, deterministic=not train)
+        if self.fusion == "none":
+            for stage, vector in vectors.items():
+                classifier = nn.Dense(self.num_labels, name=f"classifier_{stage}")
+                outputs[f"logits_{stage}"] = classifier(dropout(vector))
+            logits = sum(outputs[f"logits_{stage}"] for stage in vectors) / len(vectors)
+            return outputs | {"logits": logits}
+        features = dropout(outputs["features"])
+        embeddings = self._label_embeddings(features.shape[-1])
+        if self.fusion == "mfb":
+            logits = label_layers.FactorizedBilinear(self.mfb_dim, self.mfb_groups, name="fusion")(features, embeddings)
+        else:
+            logits = features @ embeddings.T
+        return outputs | {"label_embeddings": embeddings, "logits": logits}
+
+    def _vectors(self, maps: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """The vector [B, D] of each stage, attended or pooled, and the attention maps."""
+        pooled = {stage: linear.POOLS[self.pool](x) for stage, x in maps.items()}
+        if not self.attention:
+            return pooled, {}
+        joined = jnp.concatenate(list(pooled.values()), axis=-1)  # eq 2
+        whole = nn.Dense(self.global_dim, name="global")(joined)  # [B, global_dim]
+        attended, weights = {}, {}
+        for stage, x in maps.items():
+            attend = label_layers.SpatialAttention(name=f"attention_{stage}")
+            attended[stage], weights[f"attention_{stage}"] = attend(x, whole)
+        return attended, weights
+
+    def _label_embeddings(self, width: int) -> jax.Array:
+        """[C, gcn_dim], where `width` is the image vector's."""
+        dim = self.gcn_dim or width
+        if self.fusion == "dot" and dim != width:
+            raise UserError(
+                f"config.model.gcn_dim = {dim}, but the image's vector has {width} entries, and config.model.fusion = "
+                f"'dot' needs as many: set config.model.gcn_dim=0"
+            )
+        if self.graph == "none":
+            return self.param("label_embedding", nn.initializers.normal(dim**-0.5), (self.num_labels, dim))
+        shape = (self.num_labels, word_dim(self.word_vectors, self.word_dim, self.num_labels))
+        adjacency = self.variable("constants", "adjacency", jnp.zeros, (self.num_labels,) * 2, jnp.float32)
+        vectors = self.variable("constants", "word_vectors", jnp.zeros, shape, jnp.float32)
+        widths = (self.gcn_hidden,) * (self.gcn_layers - 1) + (dim,)
+        return label_layers.GraphConvolutions(widths, name="gcn")(adjacency.value, vectors.value)
+
+    def _check(self) -> None:
+        """UserError for values that do not exist or do not go together."""
+        choices = {"pool": linear.POOLS, "graph": GRAPHS, "fusion": FUSIONS, "adjacency": label_graph.STYLES}
+        for field, known in choices.items():
+            value = getattr(self, field)
+            if value not in known:
+                hint = did_you_mean(value, known)
+                raise UserError(f"config.model.{field} = {value!r} is unknown{hint}; it is one of {', '.join(known)}")
+        for field, least in (("gcn_layers", 1), ("gcn_hidden", 1), ("gcn_dim", 0), ("global_dim", 1), ("map_size", 0)):
+            if getattr(self, field) < least:
+                raise UserError(f"config.model.{field} = {getattr(self, field)}; it is at least {least}")
+        if self.fusion == "none" and self.graph != "none":
+            raise UserError(
+                f"config.model.graph = {self.graph!r} makes label embeddings that config.model.fusion = 'none' does "
+                "not use: set graph='none' too, or fusion='mfb' or 'dot'"
+            )
+        if self.fusion == "mfb":
+            label_layers.check_groups(self.mfb_dim, self.mfb_groups)
+
+
+def word_dim(source: str, dim: int, num_labels: int) -> int:
+    """Width of the word vectors; UserError where `dim` does not say it, or says another than the source has."""
+    own = {"glove100": 100, "one_hot": num_labels}.get(source)
+    if own is None and dim < 1:
+        raise UserError(f"config.model.word_dim = {dim}: say how wide the vectors of {source!r} are")
+    if own is not None and dim not in (0, own):
+        raise UserError(f"config.model.word_dim = {dim}, but the vectors of {source!r} have {own} numbers")
+    return own or dim
+
+
+def constants(config: ConfigDict, facts: Facts) -> dict[str, np.ndarray]:
+    """adjacency float32 [C, C] from the training labels and word_vectors float32 [C, W] (eqs 6 to 8, Section D).
+
+    {} without a graph. Raises UserError for a threshold or weight out of range and as `word_vectors` does.
+    """
+    model = config.model
+    if model.graph == "none":
+        return {}
+    try:
+        adjacency = label_graph.adjacency(
+            *label_graph.cooccurrence(facts.labels), model.threshold, model.reweight, model.adjacency
+        )
+    except ValueError as error:
+        raise UserError(f"config.model.threshold, config.model.reweight: {error}") from None
+    dim = word_dim(model.word_vectors, model.word_dim, len(facts.class_names))
+    vectors, lookup = label_graph.word_vectors(facts.class_names, model.word_vectors, dim=dim, seed=config.seed)
+    if vectors.shape[1] != dim:
+        raise UserError(
+            f"config.model.word_dim = {dim}, but the vectors of {model.word_vectors!r} have {vectors.shape[1]} numbers"
+        )
+    print(lookup)
+    return {"adjacency": adjacency, "word_vectors": vectors}

@@ -22,6 +22,9 @@ COMMANDS = {
     "ensemble": ("jaxmlic.ensemble", "fuse score files of one split and compare the fusion with its members"),
     "sweep": ("jaxmlic.sweep", "run every entry of an experiment's sweep() and tabulate them"),
     "features": ("jaxmlic.features", "run a frozen trunk once over a data set, to train heads from what it gives"),
+    "propagate": ("jaxmlic.propagate", "label unlabelled training images from the labelled ones near them"),
+    "alternate": ("jaxmlic.alternate", "train on a labelled part, propagate, train on all, in rounds"),
+    "convergence": ("jaxmlic.analysis.convergence", "draw validation scores of runs against their epochs"),
     "data": ("jaxmlic.data.commands", "prepare, check and divide data sets"),
 }
 
@@ -94,7 +97,7 @@ def keep_freed_memory() -> None:
 
 def usage() -> str:
     """The text of `jaxmlic --help`."""
-    rows = [f"  {name:10} {what}" for name, (_, what) in COMMANDS.items()]
+    rows = [f"  {name:11} {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(
         [
             f"jaxmlic {__version__}: multi-label image classification in JAX",

@@ -14,7 +14,15 @@ from ml_collections import ConfigDict, config_flags
 from jaxmlic.errors import UserError, did_you_mean
 
 # Fields that say where and how fast a run works, not what it computes: a resumed run may change them.
-FREE_FIELDS = ("data.dir", "data.threads", "train.log_every", "train.eval_batch_size", "train.cpu_devices")
+# The labels of a file of pseudo-labels are compared themselves.
+FREE_FIELDS = (
+    "data.dir",
+    "data.threads",
+    "data.pseudo_labels",
+    "train.log_every",
+    "train.eval_batch_size",
+    "train.cpu_devices",
+)
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmlic import features, metrics, run_folder, score_file, sharding
+from jaxmlic import features, metrics, pseudo_labels, run_folder, score_file, sharding
 from jaxmlic import state as state_lib
 from jaxmlic.analysis import ap_table
 from jaxmlic.checkpoint import Checkpoints
@@ -112,7 +112,7 @@ def run(workdir: str, *, protocol: str | None = None, split: str | None = None, 
     split = split or config.data.test_split
     dataset = builders.load(config.data.name, data_dir or config.data.dir or None)
     score_file.check_same_classes(found.class_names, dataset.class_names, str(workdir), f"data set {dataset.name!r}")
-    train_view, _ = pipeline.train_and_val(config.data, dataset, config.seed)
+    train_view, _ = pseudo_labels.training_views(config, dataset, workdir, restored=True)
     view = pipeline.find_view(config.data, dataset, config.seed, split)
 
     head = contract.find(config.head)

@@ -5,6 +5,7 @@ metrics.jsonl    one row a report; tensorboard/ holds the same numbers
 checkpoints/     best and last (see jaxmlic.checkpoint)
 result.json      written when the training is complete
 scores/          score files and tables of `jaxmlic evaluate`
+pseudo_labels.npz  the labels that were trained on, where config.data.pseudo_labels named a file
 """
 
 import dataclasses
@@ -38,11 +39,13 @@ class Run:
 
 
 def fingerprint(view: View) -> str:
-    """Changes when the class names, the ids or the labels of the examples do."""
+    """Changes when the class names, the ids, the labels or the weights of the examples do."""
     digest = hashlib.sha256()
     for part in (*view.dataset.class_names, *view.ids.tolist()):
         digest.update(part.encode() + b"\0")
     digest.update(np.ascontiguousarray(view.labels).tobytes())
+    if view.targets is not None and view.targets.weights is not None:
+        digest.update(np.ascontiguousarray(view.targets.weights).tobytes())
     return digest.hexdigest()[:16]
 
 

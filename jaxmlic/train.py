@@ -17,7 +17,7 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
-from jaxmlic import evaluate, feature_file, features, metrics, optim, progress, run_folder, sharding
+from jaxmlic import evaluate, feature_file, features, metrics, optim, progress, pseudo_labels, run_folder, sharding
 from jaxmlic import state as state_lib
 from jaxmlic.checkpoint import Checkpoints
 from jaxmlic.cli import Parser
@@ -185,7 +185,7 @@ class Trainer:
         evaluate.check_rules(config)
         features.check_source(config)
         self.dataset = builders.load(config.data.name, config.data.dir or None)
-        train, self.val_view = pipeline.train_and_val(config.data, self.dataset, config.seed)
+        train, self.val_view = pseudo_labels.training_views(config, self.dataset, self.workdir)
         self.train_view = noise.add(config.data, train, config.seed)
         self.head = contract.find(config.head)
         self.model = self.head.Model(len(self.dataset.class_names), **config.model)
@@ -281,6 +281,7 @@ class Trainer:
     def fit(self) -> Outcome:
         """Trains to the end, or until SIGTERM or Ctrl-C, which save first; continues what the run folder holds."""
         run_folder.claim(self.workdir, self.config, self.train_view)
+        pseudo_labels.keep(self.config, self.workdir)
         if self.config.data.noise_rate and jax.process_index() == 0:
             noise.save(self.workdir, self.train_view)
             print(noise.describe(self.train_view, self.config.data))

@@ -33,12 +33,11 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3)).astype(np.uint8)
 
 
-def noisy(variables):
-    """Perturbed parameters, and constants that are no zeros; from numpy, so that nothing is compiled for it."""
+def drawn(model, inputs):
+    """Variables of the model's shapes, drawn by numpy, so that nothing is compiled for them and nothing is zero."""
     rng = np.random.default_rng(2)
-    params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), variables["params"])
-    rest = jax.tree.map(lambda x: rng.random(x.shape, np.float32), variables.get("constants", {}))
-    return {"params": params, "constants": rest}
+    shapes = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    return jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape, np.float32), shapes)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def stages():
 
 def outputs_of(inputs, **fields):
     model = Model(4, **SMALL | fields)
-    variables = noisy(jax.jit(model.init)(jax.random.key(0), inputs))
+    variables = drawn(model, inputs)
     return jax.jit(model.apply)(variables, inputs), variables
 
 
@@ -87,7 +86,7 @@ def test_the_whole_network_from_its_named_parts(stages):
 
 def test_stages_come_from_the_trunk(images):
     model = Model(4, **SMALL | {"map_size": 3})
-    variables = noisy(jax.jit(model.init)(jax.random.key(0), images))
+    variables = drawn(model, images)
     outputs = jax.jit(model.apply)(variables, images)
     module, fields = trunks.get("small_cnn")
     run = jax.jit(lambda v, x: module.Trunk(**fields).apply(v, module.preprocess(x), False)[1])
@@ -205,16 +204,15 @@ def test_constants_are_the_label_graph_and_the_word_vectors(data_dir, capsys):
     np.testing.assert_array_equal(found["word_vectors"], label_graph.word_vectors(NAMES, "random", dim=5)[0])
     assert "word vectors" in capsys.readouterr().out
     assert mscnn_lce_mic.constants(config_of(data_dir, **{"model.graph": "none"}), facts()) == {}
-    ours = mscnn_lce_mic.constants(
-        config_of(data_dir, **{"model.word_vectors": "glove100", "model.word_dim": 0}), facts()
-    )
-    assert ours["word_vectors"].shape == (4, 100)
+    glove = config_of(data_dir, **{"model.word_vectors": "glove100", "model.word_dim": 0})
+    found = mscnn_lce_mic.constants(glove, contract.Facts(LABELS, ["cat", "dog", "tvmonitor", "nothing at all"]))
+    assert found["word_vectors"].shape == (4, 100) and "random for nothing at all" in capsys.readouterr().out
 
 
 def test_isolated_labels_and_labels_without_examples_train(stages):
     """A graph without edges and classes that are never present: finite losses and gradients."""
     model = Model(4, **SMALL)
-    variables = dict(jax.jit(model.init)(jax.random.key(0), stages))
+    variables = drawn(model, stages)
     labels = np.zeros((2, 4), np.int8)
     variables["constants"] |= {"adjacency": jnp.asarray(label_graph.adjacency(*label_graph.cooccurrence(labels)))}
 

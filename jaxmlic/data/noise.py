@@ -33,7 +33,7 @@ def add(config: ConfigDict, view: View, seed: int) -> View:
       seed: for `config.noise_seed` = -1.
 
     Raises:
-      UserError: an unknown kind of noise, a rate outside 0..1, a seed below -1.
+      UserError: an unknown kind of noise, a rate outside 0..1, a seed below -1, labels that are no stored ones.
     """
     if config.noise not in KINDS:
         hint = did_you_mean(config.noise, KINDS)
@@ -44,10 +44,10 @@ def add(config: ConfigDict, view: View, seed: int) -> View:
         raise UserError(f"config.data.noise_seed = {config.noise_seed}; it is 0 or more, or -1 for config.seed")
     if config.noise_rate == 0:
         return view
+    if view.targets is not None:
+        raise UserError("config.data.noise_rate disturbs stored labels: leave config.data.pseudo_labels empty, or it 0")
     seed = seed if config.noise_seed == -1 else config.noise_seed
-    weights = None if view.targets is None else view.targets.weights
-    noisy = corrupt(view.labels, config.noise, config.noise_rate, seed)
-    return dataclasses.replace(view, targets=Targets(noisy, weights))
+    return dataclasses.replace(view, targets=Targets(corrupt(view.labels, config.noise, config.noise_rate, seed)))
 
 
 def corrupt(labels: np.ndarray, kind: str, rate: float, seed: int) -> np.ndarray:

@@ -1,0 +1,224 @@
+"""Labels for the unlabelled images of a training split, as a file that training reads: `jaxmlic propagate`.
+
+Features come from the best checkpoint of a run, or from what `jaxmlic features` stored of a frozen trunk; the methods
+are those of `jaxmlic.propagation`.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxmlic import config as config_lib
+from jaxmlic import evaluate, features, metrics, propagation, pseudo_labels, run_folder, sharding
+from jaxmlic.cli import Parser
+from jaxmlic.data import builders, pipeline
+from jaxmlic.errors import UserError, did_you_mean
+from jaxmlic.models.heads import contract
+from jaxmlic.score_file import check_same_classes
+
+METHODS = {"improved": 20, "diffusion": 50}  # and the neighbours of each image
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How labels are propagated.
+
+    Attributes:
+      name: "improved" (MSCNN-LCE-MIC) or "diffusion" (Iscen et al.).
+      k: neighbours of each image; 0 for the method's own.
+      single_label: every image has exactly one label.
+      class_weights: multiply an image's weight by that of its class, against imbalance; for one label an image.
+    """
+
+    name: str = "improved"
+    k: int = 0
+    single_label: bool = False
+    class_weights: bool = False
+
+    def check(self) -> None:
+        """UserError for values that do not exist or do not go together."""
+        if self.name not in METHODS:
+            raise UserError(f"--method={self.name}: {', '.join(METHODS)}{did_you_mean(self.name, METHODS)}")
+        if self.k < 0:
+            raise UserError(f"--k={self.k}: at least 1, or 0 for the method's own")
+        if self.class_weights and not self.single_label:
+            raise UserError("--class-weights goes with --single-label: of many labels an image has no one class")
+
+    def __call__(self, values: np.ndarray, labels: np.ndarray) -> propagation.PseudoLabels:
+        """features float [N, D] and labels int8 [N, C], -1 throughout where unlabelled, to labels for all."""
+        k = self.k or METHODS[self.name]
+        if self.name == "improved":
+            graph = propagation.heat_kernel_graph(*propagation.knn(values, k, "euclidean"))
+            found = propagation.improved_label_propagation(graph, labels, multi_label=not self.single_label)
+        else:
+            graph = propagation.cosine_graph(*propagation.knn(values, k, "cosine"))
+            found = propagation.diffusion(graph, labels, multi_label=not self.single_label)
+        if not self.class_weights:
+            return found
+        of_class = propagation.class_weights(found.labels)[np.argmax(found.labels == 1, axis=1)]
+        return found._replace(weights=np.where((found.labels == 1).any(1), found.weights * of_class, found.weights))
+
+
+def image_features(config: ConfigDict, view: pipeline.View, workdir: str | None) -> tuple[np.ndarray, str]:
+    """float32 [N, D] of a view's images, and whose they are: the run's in `workdir`, or a frozen trunk's from a cache.
+
+    Of a stored map the mean over positions is taken, of stored stages that of the last. UserError for a head without
+    an output named `features`, and where nothing is stored.
+    """
+    if workdir is None:
+        reader = features.Reader(view, config, train=False)
+        parts = []
+        for start in range(0, len(view), 256):
+            found = features.inputs(reader(np.arange(start, min(start + 256, len(view)))))
+            last = found.values if found.values is not None else list(found.stages.values())[-1]
+            parts.append(last.astype(np.float32).mean(axis=(1, 2)))
+        return np.concatenate(parts), f"{config.model.trunk}, frozen"
+    run = run_folder.load(workdir)
+    mesh = sharding.make_mesh()
+    model = contract.find(config.head).Model(len(run.class_names), **config.model)
+    variables, step = evaluate.restore_variables(run, model, mesh)
+
+    def forward(variables: dict, inputs: jax.Array) -> jax.Array:
+        outputs = model.apply(variables, inputs, train=False)
+        if "features" not in outputs:
+            raise UserError(f"head {config.head!r} has no output 'features' to propagate with")
+        return outputs["features"].astype(jnp.float32)
+
+    place = sharding.split(mesh)
+    forward = jax.jit(forward, in_shardings=(sharding.replicated(mesh), place), out_shardings=place)
+    reader = features.find(view, config) or pipeline.Reader(view, config.data.image_size)
+    batch_size, parts = evaluate.batch_size_for(config, mesh), []
+    for batch in pipeline.eval_batches(reader, batch_size, threads=config.data.threads):
+        found = forward(variables, features.inputs(sharding.put(batch, mesh)))
+        parts.append(np.asarray(found)[batch["mask"]])
+    return np.concatenate(parts), f"{workdir} at step {step}"
+
+
+def known_labels(view: pipeline.View, labelled: str) -> tuple[np.ndarray, np.ndarray]:
+    """The view's labels int8 [N, C] with -1 throughout where an image is not in split `labelled`, and who is [N].
+
+    Raises UserError unless all images of `labelled` are in the view and some others too.
+    """
+    dataset = view.dataset
+    known = np.isin(view.ids, dataset.ids(labelled))
+    count = dataset.count(labelled)
+    if known.sum() != count:
+        raise UserError(
+            f"--labelled={labelled}: {count - known.sum():,} of its {count:,} images are not in split {view.split!r}"
+        )
+    if known.all():
+        raise UserError(f"--labelled={labelled}: it is all of split {view.split!r}; no image is left to be labelled")
+    return np.where(known[:, None], view.stored_labels, np.int8(-1)), known
+
+
+def run(
+    config: ConfigDict, method: Method, *, labelled: str, out: str, split: str = "train", workdir: str | None = None
+) -> dict:
+    """Writes the file `out` and `out`.json with the numbers, prints and returns them. UserErrors as its parts."""
+    method.check()
+    dataset = builders.load(config.data.name, config.data.dir or None)
+    if workdir is not None:
+        found_in = f"data set {dataset.name!r}"
+        check_same_classes(run_folder.load(workdir).class_names, dataset.class_names, str(workdir), found_in)
+    view = pipeline.select(config.data, dataset, split)
+    labels, known = known_labels(view, labelled)
+    values, source = image_features(config, view, workdir)
+    found = method(values, labels)
+    info = describe(method, labelled, split) | {"source": source}
+    pseudo_labels.save(
+        out,
+        pseudo_labels.PseudoLabelFile(
+            view.ids, found.labels, found.weights, found.scores, known, list(dataset.class_names), info
+        ),
+    )
+    numbers = info | quality(found, view.stored_labels, known, method.single_label)
+    run_folder.write_json(Path(out).with_suffix(".json"), numbers)
+    print(f"{out}: " + ", ".join(f"{key} {_short(value)}" for key, value in numbers.items()))
+    return numbers
+
+
+def describe(method: Method, labelled: str, split: str) -> dict:
+    """What decides a file beside the features."""
+    chosen = dataclasses.asdict(method)
+    return {"method": chosen.pop("name"), **chosen, "k": method.k or METHODS[method.name]} | {
+        "labelled": labelled,
+        "split": split,
+    }
+
+
+def quality(found: propagation.PseudoLabels, truth: np.ndarray, known: np.ndarray, single_label: bool) -> dict:
+    """How far the labels found agree with those that were hidden (images that nothing reached count as empty)."""
+    hidden = ~known
+    numbers = {
+        "images": len(known),
+        "labelled_images": int(known.sum()),
+        "reached": int((found.labels[hidden] != -1).any(1).sum()),
+        "rounds": int(found.num_rounds),
+        "mean_weight": float(found.weights[hidden].mean()),
+    }
+    if not (truth[hidden] == 1).any():
+        return numbers  # they were not known to anybody
+    chosen = found.labels[hidden] == 1
+    if single_label:
+        right = chosen & (truth[hidden] == 1)
+        return numbers | {"error": float(1 - right.any(1).mean())}
+    report = metrics.evaluate(found.scores[hidden], truth[hidden], "all_point", chosen=chosen)
+    return numbers | {name: float(report[name]) for name in ("mAP", "OP", "OR", "OF1", "CF1")}
+
+
+def _short(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a Method, and of what it works on."""
+    parser.add_argument("--labelled", required=True, help='split whose labels are known, such as "few/labelled"')
+    parser.add_argument("--split", default="train", help="split whose images get labels (train)")
+    parser.add_argument("--method", default="improved", help=f"{' or '.join(METHODS)} (improved)")
+    own = ", ".join(f"{name} {k}" for name, k in METHODS.items())
+    parser.add_argument("--k", type=int, default=0, help=f"neighbours of each image ({own})")
+    parser.add_argument("--single-label", action="store_true", help="every image has exactly one label")
+    parser.add_argument("--class-weights", action="store_true", help="weigh images against imbalance (one label each)")
+
+
+def method_of(options: argparse.Namespace) -> Method:
+    """The Method of parsed options, checked."""
+    method = Method(options.method, options.k, options.single_label, options.class_weights)
+    method.check()
+    return method
+
+
+def main(argv: Sequence[str]) -> int:
+    """`jaxmlic propagate`."""
+    parser = Parser(
+        prog="jaxmlic propagate",
+        description="Labels the unlabelled images of a training split from the labelled ones near them. Train on the "
+        "file with --config.data.pseudo_labels=FILE.",
+        epilog="`jaxmlic data split NAME --subset=10%% --from=train --as=few` makes few/labelled.",
+    )
+    parser.add_argument("--workdir", help="run whose best checkpoint gives the features; or:")
+    parser.add_argument("--config", metavar="FILE[:ARG]", help="experiment whose trunk's features are stored")
+    parser.add_argument("--out", required=True, help="the file to write, an npz; numbers go beside it, as json")
+    add_options(parser)
+    options, overrides = parser.parse_known_args(argv)
+    if (options.workdir is None) == (options.config is None):
+        raise UserError("propagate: give --workdir=RUN or --config=FILE, one of the two")
+    if options.workdir is not None and overrides:
+        raise UserError(f"propagate: {overrides[0]} means nothing with --workdir: the run has its config")
+    method = method_of(options)
+    config = config_lib.load(options.config, overrides) if options.config else run_folder.load(options.workdir).config
+    sharding.use_cpu_devices(config.train.cpu_devices, config.train.batch_size)
+    run(config, method, labelled=options.labelled, out=options.out, split=options.split, workdir=options.workdir)
+    return 0
+
+
+if __name__ == "__main__":
+    from jaxmlic import cli
+
+    cli.main(["propagate"])

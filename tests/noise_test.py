@@ -7,7 +7,7 @@ import pytest
 from conftest import tiny_config
 
 from jaxmlic import evaluate, run_folder, train
-from jaxmlic.data import noise
+from jaxmlic.data import noise, pipeline
 from jaxmlic.errors import UserError
 
 
@@ -124,3 +124,11 @@ def test_noise_does_not_decide_which_classes_count(data_dir):
 def test_mistakes(data_dir, overrides, message):
     with pytest.raises(UserError, match=message):
         train.Trainer(tiny_config(data_dir, **overrides), "unused")
+
+
+def test_labels_that_are_no_stored_ones_get_no_noise(data_dir):
+    config = tiny_config(data_dir, **{"data.noise_rate": 0.4})
+    view = train.Trainer(tiny_config(data_dir), "unused").train_view
+    view = dataclasses.replace(view, targets=pipeline.Targets(view.labels))
+    with pytest.raises(UserError, match="pseudo_labels"):
+        noise.add(config.data, view, 0)

@@ -37,10 +37,15 @@ def sigmoid(x):
 def model_and_variables(num_labels=CLASSES, **fields):
     model, rng = multi_order_rnn.Model(num_labels, **(SMALL | fields)), np.random.default_rng(2)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3))))
-    draw = lambda x: (1.5 * rng.normal(size=x.shape) * x.shape[0] ** -0.5).astype(x.dtype)  # noqa: E731
-    variables = {"params": jax.tree.map(draw, shapes["params"])}
+
+    def draw(path, x):  # large kernels and small biases, so that what is read differs between images and steps
+        scale = 0.1 if "bias" in path[-1].key else 4 * x.shape[0] ** -0.5
+        return (scale * rng.normal(size=x.shape)).astype(x.dtype)
+
+    variables = {"params": jax.tree_util.tree_map_with_path(draw, shapes["params"])}
     if "batch_stats" in shapes:
-        variables["batch_stats"] = jax.tree.map(lambda x: np.abs(draw(x)) + 0.5, shapes["batch_stats"])
+        stats = jax.tree_util.tree_map_with_path(draw, shapes["batch_stats"])
+        variables["batch_stats"] = jax.tree.map(lambda x: np.abs(x) + 0.5, stats)
     return model, variables
 
 
@@ -153,7 +158,7 @@ def test_the_order_in_which_classes_are_listed_changes_nothing():
         turned[name] = {"kernel": p[name]["kernel"][order], "bias": p[name]["bias"]}
     ours = run(model, variables, features_of(), LABELS, True)
     theirs = run(model, {"params": turned}, features_of(), LABELS[:, order], True)
-    np.testing.assert_allclose(theirs["logits"], ours["logits"][:, order], atol=1e-5)
+    np.testing.assert_allclose(theirs["logits"], ours["logits"][:, order], atol=1e-4)
     np.testing.assert_array_equal(order[theirs["read_next"]], ours["read_next"])
     losses = [multi_order_rnn.loss_fn(ours, LABELS)[0], multi_order_rnn.loss_fn(theirs, LABELS[:, order])[0]]
     np.testing.assert_allclose(*losses, rtol=1e-5)
@@ -311,9 +316,8 @@ def test_figure_3_as_text():
     trace = contract.Trace(probabilities, np.array([2, 0]), pooled)
     names = ["person", "sky", "temple", "animal"]
     described = trace_report.describe(trace, np.array([True, False, True, False]), names, shown=3)
-    assert trace_report.text(described) == (
-        "  t=1  temple (0.69)*   person (0.43)  sky (0.21)\n  t=2  person (0.61)*  temple (0.21)  sky (0.14)"
-    ).replace("temple (0.69)*   person", "temple (0.69)*  person")
+    rows = ["  t=1  temple (0.69)*  person (0.43)  sky (0.21)", "  t=2  person (0.61)*  temple (0.21)  sky (0.14)"]
+    assert trace_report.text(described) == "\n".join(rows)
     assert [step["taken"] for step in described["steps"]] == ["temple", "person"]
 
 

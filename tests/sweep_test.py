@@ -8,6 +8,7 @@ import pytest
 from conftest import table_of, tiny_config
 
 from jaxmlic import cli, progress, sweep, train
+from jaxmlic import config as config_lib
 
 FILE = """
 from jaxmlic import config
@@ -114,6 +115,27 @@ def test_a_sweep_that_takes_it_gets_the_argument(tmp_path):
     path.write_text("def sweep(arg):\n    return [(f'of {arg}', {})]\n")
     assert sweep.entries(f"{path}:side=3") == [("of side=3", {})]
     assert sweep.entries(str(path)) == [("of ", {})]
+
+
+def test_an_entry_may_be_more_of_the_argument(tmp_path):
+    """For entries whose heads have other fields: overrides of the command line count for them, too."""
+    path = tmp_path / "x.py"
+    path.write_text(
+        "from jaxmlic.configs import common, quickstart\n"
+        "def get_config(arg=None):\n"
+        "    arg = common.parse_arg(arg, side=16, pooled='')\n"
+        "    config = quickstart.get_config()\n"
+        "    config.data.image_size = arg.side\n"
+        "    if arg.pooled:\n"
+        "        config.model.other_field = arg.pooled\n"
+        "    return config\n"
+    )
+    overrides = ["--config.optim.lr=0.5"]
+    for spec, side in ((str(path), 16), (f"{path}:side=24", 24)):
+        base = config_lib.load(spec, overrides)
+        found = sweep.config_of(spec, base, "pooled=max", overrides)
+        assert (found.model.other_field, found.data.image_size, found.optim.lr) == ("max", side, 0.5)
+        assert sweep.config_of(spec, base, {"model.pool": "max"}, overrides).model.pool == "max"
 
 
 def test_files_without_a_usable_sweep(tmp_path, capsys):

@@ -93,13 +93,13 @@ def run(
 
     rows, traces, bad = [], [], {}
     for names, batch in read_images(paths, found.config.data.image_size, batch_size, bad):
-        images = sharding.put({"image": batch}, mesh)["image"]
-        prediction = predict_step(variables, images)
+        pixels = sharding.put({"image": batch}, mesh)["image"]
+        prediction = predict_step(variables, pixels)
         scores = sharding.gather(prediction.scores)
         chosen = scores >= bound if prediction.chosen is None else sharding.gather(prediction.chosen)
         rows.extend((str(name), score, picked) for name, score, picked in zip(names, scores, chosen, strict=False))
         if trace:
-            steps = jax.tree.map(sharding.gather, trace_step(variables, images))
+            steps = jax.tree.map(sharding.gather, trace_step(variables, pixels))
             traces.extend(
                 trace_report.describe(jax.tree.map(lambda x, i=i: x[i], steps), chosen[i], found.class_names)
                 for i in range(len(names))

@@ -184,7 +184,7 @@ def test_scores_of_the_best_path_alone():
         np.testing.assert_allclose(sigmoid(prediction.scores[image]), highest, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(("num_labels", "beam_size", "max_length"), [(1, 5, 10), (2, 40, 1), (3, 1, 5)])
+@pytest.mark.parametrize(("num_labels", "beam_size", "max_length"), [(1, 5, 10), (2, 40, 1)])
 def test_small_vocabularies_and_wide_beams(num_labels, beam_size, max_length):
     model, variables = model_and_variables(num_labels, beam_size=beam_size, max_length=max_length)
     inputs, labels = features_of(2), jnp.ones((2, num_labels), jnp.int8)

@@ -54,18 +54,8 @@ def our_search(arrays: dict, images: np.ndarray, beam_size: int, max_length: int
         cell = cells.Weights("lstm", arrays["input"], arrays["recurrent"], arrays["bias"])
         read = jnp.concatenate([arrays["labels"][:-1], arrays["start"]])
         decoder = cnn_rnn.Decoder(read, arrays["labels"], arrays["output"], cell)
-        table = cell.project(read)
-
-        def one(image: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return cnn_rnn.decode.beam_search(
-                decoder.step_fn(table, image),
-                cell.initial(),
-                num_labels=num_labels,
-                beam_size=beam_size,
-                max_length=max_length,
-            )
-
-        return jax.vmap(one)(images)
+        options = {"num_labels": num_labels, "beam_size": beam_size, "max_length": max_length}
+        return cnn_rnn.find_paths(decoder, cell.project(read), images, **options)
 
     arrays, images = jax.device_put((arrays, images))
     return lambda: jax.block_until_ready(run(arrays, images))

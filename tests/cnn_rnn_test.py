@@ -144,7 +144,7 @@ def searched(count=5, **fields):
             greedy = decode.greedy(step_fn, start, num_labels=CLASSES, max_length=model.max_length)
             return rescored, step_fn(start, jnp.int32(decode.START))[1], greedy
 
-        found = cnn_rnn.search(model, variables, inputs)
+        found = cnn_rnn.search(model, variables, inputs, compact=False)
         return found, cnn_rnn.predict_fn(model, variables, inputs), jax.vmap(one)(outputs["image_embedding"], found[0])
 
     return variables, inputs, *jax.device_get(run(variables, inputs))

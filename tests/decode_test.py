@@ -488,3 +488,50 @@ def test_highest_probability_over_the_steps_until_end():
     np.testing.assert_allclose(score(np.array([0, 1])), np.log([0.6 / 0.4, 0.98 / 0.02]), rtol=1e-5)
     certain = decode.max_over_steps(jnp.array([[0.0, -jnp.inf, -jnp.inf]] * 2), jnp.array([2]))
     np.testing.assert_array_equal(certain, [40, -40])
+
+
+@pytest.mark.parametrize("kind", ["any", "holes", "ties"])
+@pytest.mark.parametrize(
+    ("num_labels", "beam_size", "max_length", "more"),
+    [
+        (5, 3, 4, {}),
+        (4, 1, 6, {}),
+        (3, 20, 3, {"min_length": 2}),
+        (5, 3, 4, {"min_length": 1, "length_penalty": 0.7}),
+    ],
+)
+def test_a_batch_finds_what_images_find_alone(kind, num_labels, beam_size, max_length, more):
+    """beam_search_batch leaves out paths that cannot win: the same paths, bit for bit."""
+    table = jnp.asarray(tables(num_labels, kind, seeds=12))
+    options = {"num_labels": num_labels, "beam_size": beam_size, "max_length": max_length} | more
+
+    @jax.jit
+    def run(table):
+        alone = jax.vmap(lambda t: decode.beam_search(partial(table_step, t), jnp.int32(0), **options))(table)
+        return alone, decode.beam_search_batch(table_step, table, jnp.int32(0), **options)
+
+    alone, together = run(table)
+    chex.assert_trees_all_equal(together, alone)
+
+
+def test_a_batch_computes_fewer_rows_as_searches_end():
+    """Counted at run time: rows that the model is called for, with images that end at once among slow ones."""
+    end_now = np.full((NUM_STATES, 6), -9, np.float32)
+    end_now[:, 5] = -1e-3
+    slow = np.asarray(tables(5, seeds=1))[0] - np.eye(6, dtype=np.float32)[5] * 9
+    table = jnp.asarray(np.stack([end_now] * 14 + [slow] * 2))
+    rows = []
+
+    def counting(table, state, last):
+        jax.debug.callback(lambda _: rows.append(1), last)
+        return table_step(table, state, last)
+
+    options = {"num_labels": 5, "beam_size": 2, "max_length": 5}
+    jax.block_until_ready(decode.beam_search_batch(counting, table, jnp.int32(0), **options))
+    jax.effects_barrier()
+    together, first = len(rows), 16
+    rows.clear()
+    alone = jax.vmap(lambda t: decode.beam_search(partial(counting, t), jnp.int32(0), **options))
+    jax.block_until_ready(alone(table))
+    jax.effects_barrier()
+    assert first < together < 0.7 * len(rows)

@@ -226,8 +226,10 @@ def constants(config: ConfigDict, facts: Facts) -> dict[str, np.ndarray]:
     return {"order": np.asarray(order(jax.random.key(0)))}
 
 
-def search(model: Model, variables: dict, images: Array) -> tuple[Array, Array, Array, Array]:
+def search(model: Model, variables: dict, images: Array, compact: bool | None = None) -> tuple[Array, ...]:
     """Beam search for each image.
+
+    compact: whether by decode.beam_search_batch, which computes less and moves more; None: on CPUs only.
 
     Returns paths int32 [B, N, T] and their log_probs float32 [B, N], best first; scores float32 [B, C]; and
     step_log_probs float32 [B, T + 1, C + 1] along the best path.
@@ -236,26 +238,29 @@ def search(model: Model, variables: dict, images: Array) -> tuple[Array, Array, 
     decoder: Decoder = outputs["decoder"]
     table = decoder.cell.project(decoder.read)  # [C + 1, G]
     start = decoder.cell.initial()
+    names = ("num_labels", "beam_size", "max_length", "min_length", "length_penalty")
+    paths, log_probs = find_paths(
+        decoder, table, outputs["image_embedding"], compact, **{name: getattr(model, name) for name in names}
+    )
 
-    def one(image_embedding: Array) -> tuple[Array, Array, Array, Array]:
-        step_fn = decoder.step_fn(table, image_embedding)
-        paths, log_probs = decode.beam_search(
-            step_fn,
-            start,
-            num_labels=model.num_labels,
-            beam_size=model.beam_size,
-            max_length=model.max_length,
-            min_length=model.min_length,
-            length_penalty=model.length_penalty,
-        )
-        step_log_probs = decode.along_path(step_fn, start, paths[0])  # [T + 1, C + 1]
+    def one(image_embedding: Array, paths: Array, log_probs: Array) -> tuple[Array, Array]:
+        step_log_probs = decode.along_path(decoder.step_fn(table, image_embedding), start, paths[0])  # [T + 1, C + 1]
         if model.scores == "marginals":
-            scores = decode.path_marginals(paths, log_probs, model.num_labels, step_log_probs[0])
-        else:
-            scores = decode.max_over_steps(step_log_probs, paths[0])
-        return paths, log_probs, scores, step_log_probs
+            return decode.path_marginals(paths, log_probs, model.num_labels, step_log_probs[0]), step_log_probs
+        return decode.max_over_steps(step_log_probs, paths[0]), step_log_probs
 
-    return jax.vmap(one)(outputs["image_embedding"])
+    return paths, log_probs, *jax.vmap(one)(outputs["image_embedding"], paths, log_probs)
+
+
+def find_paths(
+    decoder: Decoder, table: Array, image_embeddings: Array, compact: bool | None = None, **options
+) -> tuple[Array, Array]:
+    """Paths int32 [B, N, T] and their log-probabilities [B, N] for image embeddings [B, E]; options of beam_search."""
+    start = decoder.cell.initial()
+    if jax.default_backend() == "cpu" if compact is None else compact:
+        step_fn = lambda image, state, last: decoder.step_fn(table, image)(state, last)  # noqa: E731
+        return decode.beam_search_batch(step_fn, image_embeddings, start, **options)
+    return jax.vmap(lambda image: decode.beam_search(decoder.step_fn(table, image), start, **options))(image_embeddings)
 
 
 def predict_fn(model: Model, variables: dict, images: Array) -> Prediction:

@@ -139,10 +139,11 @@ def asymmetric(
     positive_terms = jnp.exp(gamma_pos * jax.nn.log_sigmoid(-logits)) * jax.nn.softplus(-logits)
     shifted = jax.nn.sigmoid(logits) - clip
     # Where p_m is 0 its logarithm is too, so the factor may be anything: 1 has a finite derivative for every gamma.
-    factor = jnp.where(shifted > 0, shifted, 1.0) ** gamma_neg
+    costs = ~(shifted <= 0)  # so that a NaN is among them
+    factor = jnp.where(costs, shifted, 1.0) ** gamma_neg
     # log(1 - p_m) = log(min(sigmoid(-z) + clip, 1)), exact for clip = 0 as well, whose logarithm is -inf.
     log_rest = jnp.logaddexp(jax.nn.log_sigmoid(-logits), jnp.log(jnp.float32(clip)))
-    negative_terms = jnp.where(shifted > 0, -factor * jnp.minimum(log_rest, 0.0), 0.0)
+    negative_terms = jnp.where(costs, -factor * jnp.minimum(log_rest, 0.0), 0.0)
     terms = jnp.where(positive, positive_terms, negative_terms)
     return jnp.mean(jnp.where(positive | negative, weights * terms, 0.0), axis=-1)
 

@@ -492,3 +492,15 @@ def test_a_run_from_before_the_options_has_none():
 def test_shapes_must_agree(name):
     with pytest.raises(AssertionError):
         getattr(losses, name)(jnp.zeros((2, 3)), jnp.zeros((2, 1), jnp.int8))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_nan_logits_are_not_hidden_unless_their_label_is_unknown(name):
+    """A NaN reaches the loss, where the trainer's guard stops the run; labels that are not 1 or 0 count as unknown."""
+    loss = jax.jit(getattr(losses, name))
+    logits = np.array([[0.3, np.nan, -1.0, 0.2]], np.float32)
+    assert np.isnan(loss(logits, np.array([[1, 0, 0, 1]], np.int8)))
+    assert np.isnan(loss(logits, np.array([[1, 1, 0, 1]], np.int8)))
+    assert np.isfinite(loss(logits, np.array([[1, -1, 0, 1]], np.int8)))
+    unknown, outside = (loss(logits, np.array([[1, -1, value, 1]], np.int8)) for value in (-1, 7))
+    np.testing.assert_array_equal(unknown, outside)

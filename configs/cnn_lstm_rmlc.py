@@ -55,8 +55,10 @@ TABLES = {
     "voc2007": ("cnn_lstm_rmlc",),
 }
 STARTS = ("random", "ilsvrc")
-# (learning rate, epochs) of the heads on frozen features.
-FROZEN = {"voc2007_subset": (3e-3, 24), "corel5k": (3e-3, 8), "cifar10_jpeg": (3e-3, 10)}
+# Learning rate, weight decay and epochs of the heads on frozen features. The VOC subset's were selected on a clean
+# quarter of train, over seeds 1 to 3 and noise of 0, 20 and 40 %: the same for every loss, since each of them wants the
+# strong decay. The ramp needs it most: small weights keep margins on its slope, where there is a gradient.
+FROZEN = {"voc2007_subset": (0.03, 10.0, 24), "corel5k": (3e-3, 0.1, 8), "cifar10_jpeg": (3e-3, 1.0, 10)}
 
 
 def parse(arg=None):
@@ -118,12 +120,12 @@ def get_config(arg=None):
     elif dataset == "voc2007_subset":
         config.eval.min_positives = 5
     if mode == "frozen":
-        lr, epochs = FROZEN.get(dataset, (3e-3, 20))
+        lr, decay, epochs = FROZEN.get(dataset, (3e-3, 0.1, 20))
         config.model.batch_norm = "frozen"
         config.optim.groups = (("trunk/.*", None), (".*", 1.0))
         config.optim.name = "adamw"
         config.optim.lr = lr
-        config.optim.weight_decay = 0.1
+        config.optim.weight_decay = decay
         config.optim.schedule = "cosine"
         config.train.duration = f"{epochs} epochs"
         config.train.batch_size = 32

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from jaxmlic import cli, evaluate, losses, sharding, train
+from jaxmlic import cli, evaluate, features, losses, sharding, train
 from jaxmlic import config as config_lib
 from jaxmlic.data import builders
 from jaxmlic.errors import UserError
 from jaxmlic.models import pixels, trunks
 from jaxmlic.models.heads import cnn_lstm_rmlc, linear
 from jaxmlic.models.peephole_lstm import PeepholeLSTM
+from jaxmlic.models.trunks import pretrained
 
 CIFAR = {"units": (64, 32, 16), "pool": "flatten", "hidden": 20}
 
@@ -288,7 +289,7 @@ def run_config(data_dir, recurrent, **overrides):
     return config_lib.override(config, values)
 
 
-@pytest.mark.parametrize("recurrent", FORMS)
+@pytest.mark.parametrize("recurrent", ["positions", "path"])  # without LSTM: feature_file_test
 def test_train_evaluate_predict(recurrent, data_dir, tmp_path, capsys):
     config = run_config(data_dir, recurrent, **{"train.duration": "6 steps", "train.eval_every": "6 steps"})
     trainer = train.Trainer(config, str(tmp_path / "run"), sharding.make_mesh(jax.devices()[:1]))
@@ -300,6 +301,27 @@ def test_train_evaluate_predict(recurrent, data_dir, tmp_path, capsys):
     capsys.readouterr()
     assert cli.run(["predict", f"--workdir={tmp_path / 'run'}", str(tmp_path / "a.png")]) == 0
     assert ("the decoder chose" in capsys.readouterr().out) == (recurrent == "path")
+
+
+def test_the_lstm_reads_stored_feature_maps(data_dir, tmp_path, monkeypatch):
+    """Positions of a cached map are its time steps, and the LSTM learns from them."""
+
+    def load(path, trunk):
+        module, fields = trunks.get(trunk)
+        return jax.jit(lambda: module.Trunk(**fields).init(jax.random.key(7), jnp.zeros((1, 16, 16, 3)), False))()
+
+    monkeypatch.setattr(pretrained, "load", load)
+    (tmp_path / "w.npz").write_bytes(b"stands for weights")
+    stored = {"pretrained": str(tmp_path / "w.npz"), "data.source": "features", "features.store": "map"}
+    config = run_config(data_dir, "positions", **stored, **{"data.resize": 0})
+    features.compute(config)
+    trainer = train.Trainer(config, "unused", sharding.make_mesh(jax.devices()[:1]))
+    batch = trainer.readers()[0](np.arange(8))
+    assert batch["features"].shape == (8, 2, 2, 2, 96)  # two views of 2 x 2 positions
+    before = trainer.initial_state()
+    old = jax.device_get(before.params["lstm0"]["recurrent"])
+    state, scalars = trainer.train_step(before, sharding.put(batch, trainer.mesh))
+    assert np.isfinite(scalars["loss"]) and np.abs(state.params["lstm0"]["recurrent"] - old).max() > 1e-3
 
 
 @pytest.mark.parametrize("recurrent", ["positions", "path"])

@@ -68,8 +68,8 @@ def test_average_of_a_dense_layer_at_each_step():
     values = np.random.default_rng(2).normal(size=(2, 2, 3, 5)).astype(np.float32)
     model = cnn_lstm_rmlc.Model(4, trunk="small_cnn", units=(6, 3))
     features = trunks.Features(jnp.asarray(values))
-    params = drawn(model.init(jax.random.key(0), features)["params"])
-    outputs = model.apply({"params": params}, features)
+    params = drawn(jax.jit(model.init)(jax.random.key(0), features)["params"])
+    outputs = jax.jit(model.apply)({"params": params}, features)
     dense = {key: np.asarray(value, np.float64) for key, value in params["classifier"].items()}
     for image in range(2):
         y = algorithm_1(params["lstm0"], values[image].reshape(6, 5), np.tanh)  # row by row
@@ -105,7 +105,7 @@ def test_without_lstm_it_is_the_linear_head(pool):
     values = np.random.default_rng(3).normal(size=(2, 3, 3, 5)).astype(np.float32)
     features = trunks.Features(jnp.asarray(values))
     model = cnn_lstm_rmlc.Model(4, trunk="small_cnn", recurrent="none", pool=pool)
-    params = drawn(model.init(jax.random.key(0), features)["params"])
+    params = drawn(jax.jit(model.init)(jax.random.key(0), features)["params"])
     assert set(params) == {"classifier"}
     wanted = linear.Model(4, trunk="small_cnn", pool=pool).apply({"params": params}, features)
     np.testing.assert_allclose(model.apply({"params": params}, features)["logits"], wanted["logits"], rtol=1e-5)
@@ -121,7 +121,7 @@ def path_model(**fields):
 def path_run():
     features = trunks.Features(jnp.asarray(np.random.default_rng(4).normal(size=(3, 2, 2, 7)), jnp.float32))
     model = path_model()
-    fresh = model.init(jax.random.key(0), features)
+    fresh = jax.jit(model.init)(jax.random.key(0), features)
     return (
         model,
         {"params": drawn(fresh["params"], scale=0.8), "constants": {"order": jnp.array([2, 0, 3, 1])}},
@@ -144,7 +144,7 @@ def test_step_labels_by_hand():
 def test_training_and_decoding_see_the_same_scores(path_run):
     model, variables, features = path_run
     labels = jnp.array([[1, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]], jnp.int8)
-    outputs = model.apply(variables, features, labels=labels)
+    outputs = jax.jit(model.apply)(variables, features, labels=labels)
     path, own = cnn_lstm_rmlc.make_path(model), {"params": variables["params"]["path"]}
     truth = [[0, 3, 1], [2], []]  # by the order 2, 0, 3, 1
     for image, labels_so_far in enumerate(truth):
@@ -188,7 +188,7 @@ def test_the_scale_alone_learns_from_the_softmax(path_run):
     """Far beyond the ramp nothing but the scale has a gradient; within, the loss is the mean over the path's steps."""
     model, variables, features = path_run
     labels = jnp.array([[1, 1, 0, 1], [0, 0, 1, 0], [0, -1, 0, 0]], jnp.int8)
-    outputs = model.apply(variables, features, labels=labels)
+    outputs = jax.jit(model.apply)(variables, features, labels=labels)
 
     def loss(scores, scale):
         given = outputs | {"step_logits": scores, "scale": scale}
@@ -212,14 +212,14 @@ def test_the_scale_alone_learns_from_the_softmax(path_run):
 def test_padding_has_no_loss(path_run):
     model, variables, features = path_run
     labels = -jnp.ones((3, 4), jnp.int8)
-    outputs = model.apply(variables, features, labels=labels)
+    outputs = jax.jit(model.apply)(variables, features, labels=labels)
     np.testing.assert_array_equal(cnn_lstm_rmlc.loss_fn(outputs, labels, name="rmlc")[0], 0)
 
 
 def test_regulariser_is_lambda_times_half_the_trace():
     features = trunks.Features(jnp.ones((2, 1, 1, 5)))
     model = cnn_lstm_rmlc.Model(4, trunk="small_cnn", recurrent="none", dropout=0.0)
-    params = drawn(model.init(jax.random.key(0), features)["params"])
+    params = drawn(jax.jit(model.init)(jax.random.key(0), features)["params"])
     labels = jnp.array([[1, 0, 0, 1], [0, 0, 1, -1]], jnp.int8)
 
     def mean(params, regulariser):

@@ -20,6 +20,7 @@ CPU only:   dataset=voc2007_subset | corel5k | cifar10_jpeg are EfficientNet-Lit
             jaxmlic sweep --config=cnn_lstm_rmlc:dataset=voc2007_subset,noise --workdir=runs/noise --seeds=3 \\
                 --config.pretrained=efficientnet_lite0_imagenet.npz --config.data.source=features
             python -m jaxmlic.analysis.noise_curves runs/noise
+Time:       not run at the paper's sizes yet.
 
 Read into the paper: s = -0.75; the epochs are not named (30); momentum is Adam's beta 1; mean over images instead of
 the sum; CIFAR-10's ten folds are of train, nine to train on and the tenth to select the checkpoint, with the accuracy

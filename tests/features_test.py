@@ -12,6 +12,7 @@ import pytest
 from conftest import tiny_config
 
 from jaxmlic import cli, evaluate, features, predict, progress, train
+from jaxmlic import config as config_lib
 from jaxmlic import state as state_lib
 from jaxmlic.checkpoint import Checkpoints
 from jaxmlic.data import builders, pipeline
@@ -104,6 +105,61 @@ def test_a_run_from_features_evaluates_and_predicts_on_photographs(data_dir, wei
     source = builders.load("tiny", data_dir).source("test")
     (tmp_path / "a.png").write_bytes(source[0]["image"])
     assert predict.run(str(workdir), [str(tmp_path / "a.png")]) == 0
+
+
+STAGES = {
+    "head": "mscnn_lce_mic",
+    "model.map_size": 3,
+    "model.global_dim": 8,
+    "model.gcn_hidden": 6,
+    "model.gcn_dim": 10,
+    "model.word_vectors": "one_hot",
+    "model.mfb_dim": 12,
+    "features.store": "stages",
+    "data.resize": 0,
+    "augment.crop_area": (1.0, 1.0),
+    "optim.groups": (("trunk/.*", None), (".*", 1.0)),
+    "optim.name": "adamw",
+    "optim.lr": 0.01,
+}
+
+
+def stages_config(data_dir, weights, **more):
+    """MSCNN-LCE-MIC's experiment on the tiny data set, with a frozen small CNN."""
+    tiny = config_lib.flatten(tiny_config(data_dir))
+    keys = [key for key in tiny if key.split(".")[0] in ("data", "train") and not isinstance(tiny[key], list)]
+    values = {key: tiny[key] for key in keys} | {"model.trunk": "small_cnn", "pretrained": str(weights)}
+    return config_lib.override(config_lib.load("mscnn_lce_mic"), values | STAGES | more)
+
+
+def test_stages_stand_for_the_frozen_trunk(data_dir, weights, tmp_path):
+    """Same draws, same steps as with the trunk; one cache for heads that read all stages or one, attended or not."""
+    config = stages_config(data_dir, weights)
+    train.run(config, str(tmp_path / "frozen"))
+    features.compute(config)
+    cached = stages_config(data_dir, weights, **{"data.source": "features"})
+    reader = train.Trainer(cached, str(tmp_path / "cached")).readers()[0]
+    batch = reader(np.arange(4))
+    shapes = {key: batch[key].shape for key in batch if key.startswith("stage:")}
+    assert shapes == {
+        "stage:stage1": (4, 2, 3, 3, 32),
+        "stage:stage2": (4, 2, 3, 3, 64),
+        "stage:stage3": (4, 2, 2, 2, 96),
+    }
+    train.run(cached, str(tmp_path / "cached"))
+    ours, theirs = (params_of(tmp_path / name, c) for name, c in (("cached", cached), ("frozen", config)))
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, rtol=5e-3, atol=5e-3, err_msg=name)
+    assert np.abs(theirs["fusion/kernel"]).max() > 0.05
+    dataset = builders.load("tiny", data_dir)
+    key = features.key_fields(config, dataset)
+    for fields in ({"model.attention": False, "model.stages": ("stage3",)}, {"model.pool": "max"}):
+        assert features.key_fields(stages_config(data_dir, weights, **fields), dataset) == key
+    for fields in ({"model.map_size": 2}, {"features.stages": ("stage3",)}):
+        assert features.key_fields(stages_config(data_dir, weights, **fields), dataset) != key
+    with pytest.raises(UserError, match=r"config\.features\.stages: trunk 'small_cnn' has no 'stage9'"):
+        features.compute(stages_config(data_dir, weights, **{"features.stages": ("stage9",)}))
 
 
 def test_views_of_crops(data_dir, weights):

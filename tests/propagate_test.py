@@ -48,7 +48,7 @@ def test_the_file_is_the_propagation_of_the_runs_features(file, finished_run, ow
     dataset = builders.load("tiny", own_dir)
     view = pipeline.select(tiny_config(own_dir).data, dataset, "train")
     values, source = propagate.image_features(run_folder.load(finished_run).config, view, str(finished_run))
-    assert values.shape == (72, 96) and values.dtype == np.float32 and f"{finished_run} at step" in source
+    assert values.shape == (72, 192) and values.dtype == np.float32 and f"{finished_run} at step" in source
     known = np.isin(np.arange(72), np.arange(0, 72, 4))
     labels = np.where(known[:, None], dataset.labels("train"), -1).astype(np.int8)
     graph = propagation.heat_kernel_graph(*propagation.knn(values, 5, "euclidean"))

@@ -204,6 +204,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--workdir", help="run whose best checkpoint gives the features; or:")
     parser.add_argument("--config", metavar="FILE[:ARG]", help="experiment whose trunk's features are stored")
+    parser.add_argument("--data-dir", help="where the data sets are now, if not where the run found them")
     parser.add_argument("--out", required=True, help="the file to write, an npz; numbers go beside it, as json")
     add_options(parser)
     options, overrides = parser.parse_known_args(argv)
@@ -213,6 +214,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"propagate: {overrides[0]} means nothing with --workdir: the run has its config")
     method = method_of(options)
     config = config_lib.load(options.config, overrides) if options.config else run_folder.load(options.workdir).config
+    if options.data_dir is not None:
+        config = config_lib.override(config, {"data.dir": options.data_dir})
     sharding.use_cpu_devices(config.train.cpu_devices, config.train.batch_size)
     run(config, method, labelled=options.labelled, out=options.out, split=options.split, workdir=options.workdir)
     return 0

@@ -38,12 +38,12 @@ def test_attention_is_equations_3_to_5(rng):
     fresh = init(layer, local, whole)
     attended, weights = apply(layer, fresh, local, whole)
     np.testing.assert_allclose(attended, local.mean((1, 2)), atol=1e-6)  # a start from the mean
-    variables = perturbed(fresh)
+    variables = perturbed(fresh, 3.0)
     attended, weights = apply(layer, variables, local, whole)
     projection = np.asarray(variables["params"]["projection"]["kernel"])
     assert projection.shape == (7, 5) and list(variables["params"]["projection"]) == ["kernel"]
     for b in range(2):
-        g = whole[b] @ projection
+        g = whole[b] @ projection / np.sqrt(7 * 5)
         scores = np.array([[np.dot(local[b, y, x], g) for x in range(4)] for y in range(3)])
         expected = np.exp(scores) / np.exp(scores).sum()
         np.testing.assert_allclose(weights[b], expected, rtol=2e-5)

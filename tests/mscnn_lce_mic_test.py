@@ -71,7 +71,8 @@ def test_the_whole_network_from_its_named_parts(stages):
     whole = joined @ params["global"]["kernel"] + params["global"]["bias"]
     attended = []
     for name, local in stages.stages.items():
-        scores = np.einsum("bhwd,bd->bhw", local, whole @ params[f"attention_{name}"]["projection"]["kernel"])
+        kernel = params[f"attention_{name}"]["projection"]["kernel"]
+        scores = np.einsum("bhwd,bd->bhw", local, whole @ kernel / np.sqrt(kernel.size))
         expected = np.exp(scores) / np.exp(scores).sum((1, 2), keepdims=True)
         weights = outputs[f"attention_{name}"]
         np.testing.assert_allclose(weights, expected, rtol=1e-4)

@@ -393,7 +393,8 @@ def _make_forward(config: ConfigDict) -> tuple[Callable[[np.ndarray], np.ndarray
 
     size = config.data.image_size
     shapes = jax.eval_shape(maps, variables, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
-    stages = {stage: list(x.shape[1:]) for stage, x in shapes.items()} if store == "stages" else {}
+    # In the order of the record; a dict that went through JAX has its keys sorted.
+    stages = {stage: list(shapes[stage].shape[1:]) for stage in _stage_names(config)} if store == "stages" else {}
     place = sharding.split(mesh)
     step = jax.jit(forward, in_shardings=(sharding.replicated(mesh), place), out_shardings=place)
     return lambda images: np.asarray(step(variables, jax.device_put(images, place))), stages

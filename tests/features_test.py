@@ -116,6 +116,7 @@ STAGES = {
     "model.word_vectors": "one_hot",
     "model.mfb_dim": 12,
     "features.store": "stages",
+    "features.stages": ("stage3", "stage1", "stage2"),  # not in the order of their names
     "data.resize": 0,
     "augment.crop_area": (1.0, 1.0),
     "optim.groups": (("trunk/.*", None), (".*", 1.0)),

@@ -19,7 +19,7 @@ CPU only:   dataset=voc2007_subset | corel5k | cifar10_jpeg are EfficientNet-Lit
             row=rml_cnn (pooled, for every row without LSTM) and once with row=cnn_lstm_rmlc (maps), then
             jaxmlic sweep --config=cnn_lstm_rmlc:dataset=voc2007_subset,noise --workdir=runs/noise --seeds=3 \\
                 --config.pretrained=efficientnet_lite0_imagenet.npz --config.data.source=features
-            python -m jaxmlic.analysis.noise_curves runs/noise
+            jaxmlic noise-curves runs/noise
 Time:       not run at the paper's sizes yet.
 
 Read into the paper: s = -0.75; the epochs are not named (30); momentum is Adam's beta 1; mean over images instead of
@@ -193,7 +193,7 @@ def sweep(arg=None):
     """(name, fields) of the rows that the argument leaves open.
 
     Names are ROW[_START][_noiseRATE][_foldN | _batchN], with the data set in front where the argument has none, and
-    `jaxmlic.analysis.noise_curves` reads them.
+    `jaxmlic noise-curves` reads them.
     """
     arg = parse(arg)
     entries = []

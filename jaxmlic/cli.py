@@ -25,6 +25,7 @@ COMMANDS = {
     "propagate": ("jaxmlic.propagate", "label unlabelled training images from the labelled ones near them"),
     "alternate": ("jaxmlic.alternate", "train on a labelled part, propagate, train on all, in rounds"),
     "convergence": ("jaxmlic.analysis.convergence", "draw validation scores of runs against their epochs"),
+    "noise-curves": ("jaxmlic.analysis.noise_curves", "draw a sweep's metric against the noise in its training labels"),
     "data": ("jaxmlic.data.commands", "prepare, check and divide data sets"),
 }
 

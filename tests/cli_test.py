@@ -49,7 +49,15 @@ def test_mistakes_are_folded_into_one_line():
 
 @pytest.mark.parametrize(
     "module",
-    ["jaxmlic.train", "jaxmlic.evaluate", "jaxmlic.predict", "jaxmlic.ensemble", "jaxmlic.sweep", "jaxmlic.data"],
+    [
+        "jaxmlic.train",
+        "jaxmlic.evaluate",
+        "jaxmlic.predict",
+        "jaxmlic.ensemble",
+        "jaxmlic.sweep",
+        "jaxmlic.data",
+        "jaxmlic.analysis.noise_curves",
+    ],
 )
 def test_commands_start_as_modules(module):
     done = subprocess.run([sys.executable, "-m", module, "--nonsense"], capture_output=True, text=True)

@@ -1,6 +1,6 @@
 """A metric by the share of wrong training labels, a curve a loss: Fig. 6 of CNN-LSTM-RMLC, from a sweep's runs.csv.
 
-    python -m jaxmlic.analysis.noise_curves RUNS [--metric=mAP] [--out=FILE.png]
+    jaxmlic noise-curves RUNS [--metric=mAP] [--out=FILE.png]
 
 Entries of a sweep are named SERIES[_noiseRATE][_foldN | _batchN]; RATE is in percent. Runs of one series and rate, over
 seeds, folds and batches, are averaged. So it also tabulates ten-fold runs without noise.
@@ -8,7 +8,6 @@ seeds, folds and batches, are averaged. So it also tabulates ten-fold runs witho
 
 import csv
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,7 +109,7 @@ def run(folder: str, metric: str = "mAP", out: str | None = None) -> Curves:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = Parser(prog="python -m jaxmlic.analysis.noise_curves", description=__doc__.splitlines()[0])
+    parser = Parser(prog="jaxmlic noise-curves", description=__doc__.splitlines()[0])
     parser.add_argument("folder", metavar="RUNS", help="--workdir of a `jaxmlic sweep`")
     parser.add_argument("--metric", default="mAP", help="a column of its runs.csv: mAP, accuracy, CF1, ...")
     parser.add_argument("--out", help="the picture, instead of RUNS/noise_curves.png")
@@ -120,8 +119,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as mistake:
-        print(f"jaxmlic: {mistake}", file=sys.stderr)
-        sys.exit(2)
+    from jaxmlic import cli
+
+    cli.main(["noise-curves"])

@@ -160,7 +160,8 @@ def beam_search_batch(
     rules = _Rules.of(num_labels, beam_size, max_length, min_length, length_penalty)
     batch = jax.tree.leaves(images)[0].shape[0]
     rows = batch * beam_size
-    sizes = [max(1, rows * k // 8) for k in range(8, 0, -1)]  # falling: all rows, seven eighths, ...
+    # Falling: all rows, seven eighths, ...; few rows are not worth the programs.
+    sizes = [rows * k // 8 for k in range(8, 0, -1)] if rows >= 32 else [rows]
 
     def flat(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.reshape(rows, *leaf.shape[2:]), tree)

@@ -313,6 +313,8 @@ def test_every_entry_of_the_sweep_is_a_network_of_its_own(arg):
     configs = [config_lib.override(base, values) for _, values in entries]
     for config in configs:
         Model(4, **config.model)._check()
+        attends = any("attention" in pattern for pattern, _ in config.optim.groups)
+        assert config.model.attention or not attends  # a pattern without a parameter is an error
     flat = [str(sorted(config_lib.flatten(config).items())) for config in configs]
     assert len(set(flat)) == len(flat)
 

@@ -58,8 +58,9 @@ TABLES = {
 # Longest path: no training image of Corel-5K has more than 5 labels, of the VOC subset more than 6.
 LONGEST = {"corel5k": 5, "voc2007_subset": 6, "voc2007": 8, "nus_wide_tags": 20}
 
-# On frozen Lite0 features: learning rate and epochs of the recurrent methods, weight decay as in the paper.
-ON_FEATURES = {"corel5k": (3e-4, 20), "voc2007_subset": (3e-4, 40)}
+# Epochs of the recurrent methods on frozen Lite0 features. Their optimizer was selected on 30 % of the VOC subset's
+# training images (one seed): AdamW had 72.3 mAP there, the paper's RMSProp 67.9.
+ON_FEATURES = {"corel5k": 12, "voc2007_subset": 40}
 
 
 def parse(arg=None):
@@ -147,8 +148,7 @@ def path_method(config, arg):
     config.loss = {}  # the path's cross-entropy has no fields
     rmsprop(config)
     if arg.dataset in ON_FEATURES:
-        config.optim.lr, epochs = ON_FEATURES[arg.dataset]
-        config.train.duration = f"{epochs} epochs"
+        recurrent_on_features(config, arg)
     if arg.dataset in ("nus_wide", "nus_wide_tags"):
         config.model.min_length = FORCED[arg.dataset]  # footnote 1
     elif arg.dataset == "coco2014":
@@ -166,6 +166,16 @@ def rmsprop(config):
     config.optim.schedule = "constant"
     config.optim.weight_decay = 1e-4
     config.train.duration = "50 epochs"
+
+
+def recurrent_on_features(config, arg):
+    """AdamW on stored features, the same for both recurrent heads."""
+    config.optim.name = "adamw"
+    config.optim.lr = 1e-3
+    config.optim.beta2 = 0.999
+    config.optim.schedule = "cosine"
+    config.optim.weight_decay = 0.1
+    config.train.duration = f"{ON_FEATURES[arg.dataset]} epochs"
 
 
 def sweep(arg=None):

@@ -38,8 +38,6 @@ TABLES = {
     ),
     "nus_wide": ("lsep", "warp", "order_free", "pla", "multi_order"),  # Table 3
 }
-# On frozen Lite0 features: learning rate and epochs.
-ON_FEATURES = {"corel5k": (3e-4, 20), "voc2007_subset": (3e-4, 40)}
 
 
 def get_config(arg=None):
@@ -86,8 +84,7 @@ def multi_order_method(config, arg):
     cnn_rnn.rmsprop(config)
     config.optim.groups = (("trunk/.*", None), (".*", 1.0))
     if on_features:
-        config.optim.lr, epochs = ON_FEATURES[arg.dataset]
-        config.train.duration = f"{epochs} epochs"
+        cnn_rnn.recurrent_on_features(config, arg)
     else:
         config.optim.groups = (("classifier/.*", None), *config.optim.groups)
     config.update_from_flattened_dict(MULTI_ORDER[arg.method])

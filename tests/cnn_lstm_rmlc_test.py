@@ -311,7 +311,7 @@ def test_the_lstm_reads_stored_feature_maps(data_dir, tmp_path, monkeypatch):
         return jax.jit(lambda: module.Trunk(**fields).init(jax.random.key(7), jnp.zeros((1, 16, 16, 3)), False))()
 
     monkeypatch.setattr(pretrained, "load", load)
-    (tmp_path / "w.npz").write_bytes(b"stands for weights")
+    (tmp_path / "w.npz").write_bytes(b"stands for the weights of seed 7")
     stored = {"pretrained": str(tmp_path / "w.npz"), "data.source": "features", "features.store": "map"}
     config = run_config(data_dir, "positions", **stored, **{"data.resize": 0})
     features.compute(config)

@@ -78,8 +78,10 @@ def test_targets_replace_labels_and_weigh_losses(data_dir, tmp_path):
 
     state, key = trainer.initial_state(), jax.random.key(0)
     arguments = (trainer.head, trainer.model, trainer.config, trainer.paces, state)
-    mean = lambda weight: train.loss_and_grads(*arguments, {**batch, "weight": weight}, key)  # noqa: E731
-    plain = train.loss_and_grads(*arguments, {k: v for k, v in batch.items() if k != "weight"}, key)
+    mean = jax.jit(lambda weight: train.loss_and_grads(*arguments, {**batch, "weight": weight}, key))
+    plain = jax.jit(lambda b: train.loss_and_grads(*arguments, b, key))(
+        {k: v for k, v in batch.items() if k != "weight"}
+    )
     half, _, _, half_grads = mean(np.full(8, 0.5, np.float32))
     np.testing.assert_allclose(half, plain[0] / 2, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b / 2, rtol=1e-4, atol=1e-7), half_grads, plain[3])

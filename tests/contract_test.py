@@ -42,7 +42,7 @@ def head_with_constants(monkeypatch):
 
 
 def test_constants_come_from_the_training_split_and_stay(head_with_constants, data_dir, tmp_path):
-    config = tiny_config(data_dir)
+    config = tiny_config(data_dir, **{"train.duration": "4 steps"})
     trainer = train.Trainer(config, str(tmp_path / "run"))
     facts = contract.Facts(trainer.train_view.labels, ["red", "green", "blue"])
     wanted = constants(config, facts)["prior"]

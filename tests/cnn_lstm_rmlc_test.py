@@ -324,7 +324,7 @@ def test_the_lstm_reads_stored_feature_maps(data_dir, tmp_path, monkeypatch):
     assert np.isfinite(scalars["loss"]) and np.abs(state.params["lstm0"]["recurrent"] - old).max() > 1e-3
 
 
-@pytest.mark.parametrize("recurrent", ["positions", "path"])
+@pytest.mark.parametrize("recurrent", ["positions", pytest.param("path", marks=pytest.mark.slow)])
 def test_one_device_equals_eight(recurrent, data_dir):
     config = run_config(data_dir, recurrent, **{"model.dropout": 0.0, "optim.name": "sgd"})
     trainers = [train.Trainer(config, "unused", sharding.make_mesh(jax.devices()[:n])) for n in (1, 8)]

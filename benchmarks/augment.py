@@ -47,7 +47,7 @@ def main() -> None:
         )
     # What follows the step pays for the memory that it gave back: a run of its own, not counted.
     runs = {"after the step": runs["M1"], **runs, "step": step(options, labels)}
-    seconds = measure(runs, options.rounds)
+    seconds = {name: np.median(times) for name, times in measure(runs, options.rounds).items()}
     print(f"{options.trunk}, {batch} images of {size} px; training step with M1: {1e3 * seconds['step']:.0f} ms")
     for name in ("M1", "M2", "M3"):
         print(f"{name} alone: {1e3 * seconds[name]:.1f} ms, {100 * seconds[name] / seconds['step']:.2f} % of that step")

@@ -12,7 +12,6 @@ Medians of interleaved runs, and the median of the rounds' ratios. Run it on an 
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -20,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from trunks import measure
 
 from jaxmlic import cli
 from jaxmlic.models import cells, trunks
@@ -199,19 +199,6 @@ def torch_training(arrays: dict, features: np.ndarray, labels: np.ndarray, max_l
         return float(loss.detach())
 
     return run
-
-
-def measure(runs: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run in each round, after one to compile; the runs take turns."""
-    for run in runs.values():
-        run()
-    times = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return times
 
 
 def report(times: dict[str, list[float]], images: dict[str, int]) -> None:

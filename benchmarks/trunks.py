@@ -75,8 +75,8 @@ def torch_runs(name: str, size: int, batch: int) -> dict[str, Callable[[], None]
     }
 
 
-def measure(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, after one to compile; the runs take turns, so that all meet the same machine."""
+def measure(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each in every round, after one to compile; the runs take turns, so that all meet the same machine."""
     for run in runs.values():
         run()
     times = {name: [] for name in runs}
@@ -85,7 +85,7 @@ def measure(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float
             start = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - start)
-    return {name: float(np.median(values)) for name, values in times.items()}
+    return times
 
 
 def keep_memory() -> None:
@@ -112,7 +112,7 @@ def main() -> None:
             runs |= {("PyTorch", title): run for title, run in torch_runs(name, size, options.batch).items()}
     except ImportError:
         print("PyTorch is not installed: jaxmlic alone")
-    seconds = measure(runs, options.rounds)
+    seconds = {name: np.median(times) for name, times in measure(runs, options.rounds).items()}
     for title, batch in batches.items():
         ours = batch / seconds["jaxmlic", title]
         line = f"{title:42s} jaxmlic {ours:6.1f} img/s"

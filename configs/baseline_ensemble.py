@@ -22,7 +22,6 @@ training, as in the authors' code. "Fully connected layer(s)" at 0.1 are VGG's t
 """
 
 from jaxmlic.configs import common
-from jaxmlic.configs.linear import TESTED_ON_VAL
 
 from jaxmlic.errors import UserError
 
@@ -61,7 +60,7 @@ def row(dataset, trunk, mode, size):
     hidden = (("trunk/fc.*", 1.0),) if trunk.endswith("_fc") else ()
     return {
         "data.name": dataset,
-        "data.test_split": "val" if dataset in TESTED_ON_VAL else "test",
+        "data.test_split": common.test_split(dataset),
         "data.drop_empty": dataset in ("coco2014", "nus_wide"),  # Table 1: 82,081 and 40,137 of MS-COCO's images
         "data.difficult": "positive" if dataset == "voc2007" else "ignore",
         "data.image_size": size,

@@ -28,7 +28,7 @@ on test; STL-10's are its owners', with the accuracy on test; RML-CNN and CNN-RM
 """
 
 from jaxmlic.configs import common
-from jaxmlic.configs.linear import SIDES, TESTED_ON_VAL
+from jaxmlic.configs.linear import SIDES
 
 from jaxmlic.errors import UserError
 
@@ -104,7 +104,7 @@ def get_config(arg=None):
         "regulariser": 0.0,  # lambda of eq. 1 over the number of images, on the last layer; for hand-crafted features
     }
     config.data.name = dataset
-    config.data.test_split = "val" if dataset in TESTED_ON_VAL else "test"
+    common.test_rules(config)
     config.data.cache = dataset in (*CPU, "cifar10", "stl10")
     config.optim.name = "adam"
     config.optim.lr = 0.005
@@ -116,11 +116,6 @@ def get_config(arg=None):
         config.eval.metric = "accuracy"
     elif dataset in ("coco2014", "nus_wide"):
         config.eval.protocol = "top3_forced"
-    elif dataset == "corel5k":
-        config.eval.protocol = "top5_forced"
-        config.eval.trained_classes_only = True
-    elif dataset == "voc2007_subset":
-        config.eval.min_positives = 5
     if mode == "frozen":
         lr, decay, epochs = FROZEN.get(dataset, (3e-3, 0.1, 20))
         config.model.batch_norm = "frozen"

@@ -21,7 +21,7 @@ The trunk is frozen, VGG16 with its two fully connected layers; end to end:
 """
 
 from jaxmlic.configs import common
-from jaxmlic.configs.linear import FROZEN, SIDES, TESTED_ON_VAL
+from jaxmlic.configs.linear import FROZEN, SIDES
 
 from jaxmlic.errors import UserError, did_you_mean
 from jaxmlic.models import trunks
@@ -105,13 +105,7 @@ def data_and_trunk(arg, trunk):
     config.optim.groups = (("trunk/.*", None), (".*", 1.0))
     config.train.batch_size = 32
     config.train.checkpoint_every = "10%"
-    if arg.dataset in TESTED_ON_VAL:
-        config.data.test_split = "val"
-    if arg.dataset == "corel5k":  # five words an image, means over the words that occur in train and test
-        config.eval.protocol = "top5_forced"
-        config.eval.trained_classes_only = True
-    if arg.dataset == "voc2007_subset":
-        config.eval.min_positives = 5
+    common.test_rules(config)
     if arg.dataset in FORCED:
         config.eval.protocol = f"top{FORCED[arg.dataset]}_forced"
     return config

@@ -111,6 +111,25 @@ def base() -> ConfigDict:
     return config
 
 
+# The labels of their tests were never published.
+TESTED_ON_VAL = ("coco2014", "coco2017", "coco_images", "voc2012")
+
+
+def test_split(dataset: str) -> str:
+    """The split that a data set is tested on."""
+    return "val" if dataset in TESTED_ON_VAL else "test"
+
+
+def test_rules(config: ConfigDict) -> None:
+    """Where the data set of `config.data.name` is tested, and how, if it has a way of its own."""
+    config.data.test_split = test_split(config.data.name)
+    if config.data.name == "corel5k":  # five words an image, means over the words that occur in train and test
+        config.eval.protocol = "top5_forced"
+        config.eval.trained_classes_only = True
+    if config.data.name == "voc2007_subset":  # some of its classes have one or two test positives
+        config.eval.min_positives = 5
+
+
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
     """`"dataset=voc2007,smoke"` -> ConfigDict(dataset="voc2007", smoke=True), typed like `defaults`.
 

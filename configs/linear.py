@@ -14,8 +14,6 @@ from jaxmlic.errors import UserError
 
 SIDES = {"corel5k": 160}  # its pictures are 192 x 128; others: 224
 
-TESTED_ON_VAL = ("coco2014", "coco2017", "coco_images", "voc2012")  # the labels of their tests were never published
-
 # Learning rate and weight decay of the frozen recipes were selected on a tenth of train (seeds 0 to 2), the epochs by
 # the time they take; the runs then use every training picture, without selection.
 FROZEN = {"corel5k": (3e-3, 0.1, 8), "voc2007_subset": (0.05, 0.3, 24)}
@@ -36,13 +34,7 @@ def get_config(arg=None):
     config.model.batch_norm = "frozen"
     config.optim.schedule = "cosine"
     config.train.batch_size = 32
-    if arg.dataset == "corel5k":  # five words an image, means over the words that occur in train and test
-        config.eval.protocol = "top5_forced"
-        config.eval.trained_classes_only = True
-    if arg.dataset in TESTED_ON_VAL:
-        config.data.test_split = "val"
-    if arg.dataset == "voc2007_subset":
-        config.eval.min_positives = 5
+    common.test_rules(config)
     if arg.mode == "frozen":
         lr, decay, epochs = FROZEN.get(arg.dataset, (3e-3, 0.1, 20))
         config.optim.groups = (("trunk/.*", None), (".*", 1.0))

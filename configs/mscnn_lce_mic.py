@@ -31,7 +31,6 @@ and more do not divide its m = 358: m is the next multiple there. "No multi-stag
 """
 
 from jaxmlic.configs import common
-from jaxmlic.configs.linear import TESTED_ON_VAL
 
 from jaxmlic.errors import UserError
 from jaxmlic.models import trunks
@@ -58,7 +57,6 @@ def get_config(arg=None):
     config.head = "mscnn_lce_mic"
     config.data.name = arg.dataset
     config.data.train_split = f"{arg.labelled}/labelled" if arg.labelled else "train"
-    config.data.test_split = "val" if arg.dataset in TESTED_ON_VAL else "test"
     config.data.val_fraction = 0.0  # all training images, the last checkpoint
     config.data.image_size = arg.size or (64 if arg.smoke else SIDES.get(arg.dataset, 448))
 
@@ -87,11 +85,7 @@ def get_config(arg=None):
     config.train.duration = "30 epochs"
     config.train.batch_size = 32
     config.train.checkpoint_every = "10%"
-    if arg.dataset == "corel5k":  # five words an image, means over the words that occur in train and test
-        config.eval.protocol = "top5_forced"
-        config.eval.trained_classes_only = True
-    if arg.dataset == "voc2007_subset":
-        config.eval.min_positives = 5
+    common.test_rules(config)
     if arg.dataset in FROZEN:
         _freeze(config, *FROZEN[arg.dataset])
     return common.smoke(config) if arg.smoke else config

@@ -281,10 +281,11 @@ class Trainer:
     def fit(self) -> Outcome:
         """Trains to the end, or until SIGTERM or Ctrl-C, which save first; continues what the run folder holds."""
         run_folder.claim(self.workdir, self.config, self.train_view)
-        pseudo_labels.keep(self.config, self.workdir)
-        if self.config.data.noise_rate and jax.process_index() == 0:
-            noise.save(self.workdir, self.train_view)
-            print(noise.describe(self.train_view, self.config.data))
+        if jax.process_index() == 0:
+            pseudo_labels.keep(self.config, self.workdir)
+            if self.config.data.noise_rate:
+                noise.save(self.workdir, self.train_view)
+                print(noise.describe(self.train_view, self.config.data))
         readers = self.readers()
         iterator = pipeline.train_iterator(
             readers[0],

@@ -30,7 +30,7 @@ _ODDS = 40.0
 _TIE = 50.0
 
 
-class _Search(NamedTuple):
+class Search(NamedTuple):
     """The search after `length` labels; an empty place among the live or the done has log-probability -inf."""
 
     length: Array  # int32 [], labels on every live path
@@ -68,7 +68,7 @@ def greedy(
         path = jnp.where(jnp.arange(max_length) == length, label, path)  # END changes nothing
         return path, log_prob + step_log_probs[label], label.astype(jnp.int32)
 
-    def going_on(carry: tuple) -> Array:
+    def unfinished(carry: tuple) -> Array:
         *_, log_prob, label = carry
         return (label != num_labels) & (log_prob != -jnp.inf)
 
@@ -81,7 +81,7 @@ def greedy(
     chex.assert_shape(step_log_probs, (num_labels + 1,))
     path = jnp.full(max_length, num_labels, jnp.int32)
     first = choose(jnp.int32(0), path, jnp.float32(0), step_log_probs)
-    *_, path, log_prob, _ = jax.lax.while_loop(going_on, step, (jnp.int32(1), state, *first))
+    *_, path, log_prob, _ = jax.lax.while_loop(unfinished, step, (jnp.int32(1), state, *first))
     return jnp.where(log_prob == -jnp.inf, num_labels, path), log_prob
 
 
@@ -121,82 +121,13 @@ def beam_search(
       ValueError: num_labels, beam_size or max_length is below 1, length_penalty is negative, min_length is negative or
         more than a path can have.
     """
-    rules = _Rules.of(num_labels, beam_size, max_length, min_length, length_penalty)
+    rules = Rules.of(num_labels, beam_size, max_length, min_length, length_penalty)
 
-    def step(search: _Search) -> _Search:
-        state, step_log_probs = jax.vmap(step_fn)(search.state, _last_labels(rules, search))
-        return _extend(rules, search._replace(state=state), step_log_probs)
+    def step(search: Search) -> Search:
+        state, step_log_probs = jax.vmap(step_fn)(search.state, last_labels(rules, search))
+        return extend(rules, search._replace(state=state), step_log_probs)
 
-    search = jax.lax.while_loop(partial(_going_on, rules), step, _begin(rules, *step_fn(init_state, jnp.int32(START))))
-    return search.done_paths, search.done_log_probs
-
-
-def beam_search_batch(
-    step_fn: Callable[[Any, State, Array], tuple[State, Array]],
-    images: Any,
-    init_state: State,
-    *,
-    num_labels: int,
-    beam_size: int,
-    max_length: int,
-    min_length: int = 0,
-    length_penalty: float = 0.0,
-) -> tuple[Array, Array]:
-    """`beam_search` of a batch, with the same result: only paths that can still enter it are taken a step further.
-
-    Under `jax.vmap` every image waits for the slowest, and an image's worst path is computed as long as its best. Here
-    the paths of all images that can still beat their image's N-th candidate are gathered, and the model takes seven
-    eighths, six, ... of the rows as soon as that is enough for them. It pays where the model's step is what costs, on a
-    CPU; rows do not stay with their image, so a batch that is divided over devices is better vmapped.
-
-    Args:
-      step_fn: (image, state, previous_label) -> (state, log_probs [C + 1]), for one image and one path.
-      images: pytree of arrays [B, ...], what `step_fn` gets of an image.
-      init_state, num_labels, beam_size, max_length, min_length, length_penalty: as in beam_search.
-
-    Returns:
-      (paths int32 [B, N, max_length], log_probs float32 [B, N]).
-    """
-    rules = _Rules.of(num_labels, beam_size, max_length, min_length, length_penalty)
-    batch = jax.tree.leaves(images)[0].shape[0]
-    rows = batch * beam_size
-    # Falling: all rows, seven eighths, ...; few rows are not worth the programs.
-    sizes = [rows * k // 8 for k in range(8, 0, -1)] if rows >= 32 else [rows]
-
-    def flat(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.reshape(rows, *leaf.shape[2:]), tree)
-
-    def unflat(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.reshape(batch, beam_size, *leaf.shape[1:]), tree)
-
-    def advance(size: int, order: Array, search: _Search) -> tuple[State, Array]:
-        chosen = order[:size] if size < rows else jnp.arange(rows)  # [size], of the rows [batch * beam]
-        state, last = flat((search.state, jax.vmap(partial(_last_labels, rules))(search)))  # [rows, ...]
-        inputs = jax.tree.map(lambda leaf: leaf[chosen // beam_size], images)  # [size, ...]
-        if size == rows:
-            return unflat(jax.vmap(step_fn)(inputs, state, last))
-        found = jax.vmap(step_fn)(inputs, *jax.tree.map(lambda leaf: leaf[chosen], (state, last)))  # [size, ...]
-        # What the other rows say is not looked at.
-        return unflat(jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype).at[chosen].set(x), found))
-
-    def step(search: _Search) -> _Search:
-        going_on = jax.vmap(partial(_going_on, rules))(search)  # [batch]
-        wanted = going_on[:, None] & jax.vmap(partial(_can_win, rules))(search)  # [batch, beam]
-        order = jnp.argsort(~wanted.reshape(rows))  # [batch * beam], the wanted first
-        branch = jnp.sum(jnp.sum(wanted) <= jnp.array(sizes)) - 1  # the smallest that is enough
-        state, step_log_probs = jax.lax.switch(branch, [partial(advance, size) for size in sizes], order, search)
-        # A path that cannot win has nowhere to go, nor do its extensions, whose places no other could win from.
-        step_log_probs = jnp.where(wanted[:, :, None], step_log_probs.astype(jnp.float32), -jnp.inf)
-        new = jax.vmap(partial(_extend, rules))(search._replace(state=state), step_log_probs)
-        kept = {
-            name: jnp.where(going_on.reshape(batch, *(1,) * (x.ndim - 1)), x, getattr(search, name))
-            for name, x in new._asdict().items()
-            if name != "state"  # that of a finished image is not read again
-        }
-        return _Search(state=new.state, **kept)
-
-    first = jax.vmap(lambda image: _begin(rules, *step_fn(image, init_state, jnp.int32(START))))(images)
-    search = jax.lax.while_loop(lambda search: jax.vmap(partial(_going_on, rules))(search).any(), step, first)
+    search = jax.lax.while_loop(partial(going_on, rules), step, begin(rules, *step_fn(init_state, jnp.int32(START))))
     return search.done_paths, search.done_log_probs
 
 
@@ -284,7 +215,7 @@ def max_over_steps(step_log_probs: Array, path: Array) -> Array:
     return (highest - jnp.log(-jnp.expm1(highest))).clip(-_ODDS, _ODDS)
 
 
-class _Rules(NamedTuple):
+class Rules(NamedTuple):
     """What a search is asked for; `longest` is the labels of the longest path there can be."""
 
     num_labels: int
@@ -295,7 +226,7 @@ class _Rules(NamedTuple):
     longest: int
 
     @classmethod
-    def of(cls, num_labels: int, beam_size: int, max_length: int, min_length: int, length_penalty: float) -> "_Rules":
+    def of(cls, num_labels: int, beam_size: int, max_length: int, min_length: int, length_penalty: float) -> "Rules":
         longest = _check_lengths(num_labels, max_length, min_length)
         if beam_size < 1:
             raise ValueError(f"beam_size {beam_size} is below 1")
@@ -307,12 +238,12 @@ class _Rules(NamedTuple):
         return ((5.0 + jnp.float32(num_tokens)) / 6.0) ** self.length_penalty
 
 
-def _begin(rules: _Rules, state: State, step_log_probs: Array) -> _Search:
+def begin(rules: Rules, state: State, step_log_probs: Array) -> Search:
     """The search after the first call, which is made once and not for N equal paths: the other places start empty."""
     chex.assert_shape(step_log_probs, (rules.num_labels + 1,))
     no_paths = jnp.full((rules.beam_size, rules.max_length), rules.num_labels, jnp.int32)
     nothing = jnp.full(rules.beam_size, -jnp.inf, jnp.float32)
-    search = _Search(
+    search = Search(
         length=jnp.int32(0),
         state=jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rules.beam_size, *jnp.shape(leaf))), state),
         live_paths=no_paths,
@@ -321,10 +252,10 @@ def _begin(rules: _Rules, state: State, step_log_probs: Array) -> _Search:
         done_log_probs=nothing,
         done_scores=nothing,
     )
-    return _extend(rules, search, jnp.broadcast_to(step_log_probs, (rules.beam_size, rules.num_labels + 1)))
+    return extend(rules, search, jnp.broadcast_to(step_log_probs, (rules.beam_size, rules.num_labels + 1)))
 
 
-def _extend(rules: _Rules, search: _Search, step_log_probs: Array) -> _Search:
+def extend(rules: Rules, search: Search, step_log_probs: Array) -> Search:
     """One step of the search, given what the model says after each live path: float [beam, labels + 1]."""
     num_labels, beam_size = rules.num_labels, rules.beam_size
     step_log_probs = _masked(
@@ -347,7 +278,7 @@ def _extend(rules: _Rules, search: _Search, step_log_probs: Array) -> _Search:
     parent = extension // best.shape[1]  # [beam]
     label = labels.reshape(-1)[extension]  # [beam]
     at_length = jnp.arange(rules.max_length) == search.length  # [max_length]
-    return _Search(
+    return Search(
         length=search.length + 1,
         state=jax.tree.map(lambda leaf: leaf[parent], search.state),
         live_paths=jnp.where(at_length[None], label[:, None], search.live_paths[parent]),
@@ -358,28 +289,28 @@ def _extend(rules: _Rules, search: _Search, step_log_probs: Array) -> _Search:
     )
 
 
-def _last_labels(rules: _Rules, search: _Search) -> Array:
+def last_labels(rules: Rules, search: Search) -> Array:
     """int32 [beam]. An empty place may hold any label, END too, which a model need not be able to read."""
     return jnp.take(search.live_paths, search.length - 1, axis=1).clip(max=rules.num_labels - 1)
 
 
-def _can_win(rules: _Rules, search: _Search) -> Array:
+def can_win(rules: Rules, search: Search) -> Array:
     """Which live paths may still lead to a candidate better than the N-th: bool [beam]."""
     bound = search.live_log_probs / rules.divisor(rules.longest + 1)
     # Not "bound > ...": a NaN from the model must reach the result.
     return ~(bound <= search.done_scores[-1])
 
 
-def _going_on(rules: _Rules, search: _Search) -> Array:
+def going_on(rules: Rules, search: Search) -> Array:
     """Whether a search can still find something: bool []."""
-    return (search.length <= rules.longest) & _can_win(rules, search)[0]  # the first live path is the best
+    return (search.length <= rules.longest) & can_win(rules, search)[0]  # the first live path is the best
 
 
 def _until_end(step_log_probs: Array, path: Array) -> Array:
     """Which steps a path takes, its END's included: bool [T + 1] for T labels or END."""
     chex.assert_axis_dimension(step_log_probs, 0, path.shape[0] + 1)
-    going_on = jnp.cumprod(path != step_log_probs.shape[1] - 1)
-    return jnp.concatenate([jnp.array([True]), going_on.astype(bool)])
+    labels_left = jnp.cumprod(path != step_log_probs.shape[1] - 1)
+    return jnp.concatenate([jnp.array([True]), labels_left.astype(bool)])
 
 
 def _masked(

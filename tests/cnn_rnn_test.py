@@ -144,10 +144,14 @@ def searched(count=5, **fields):
             greedy = decode.greedy(step_fn, start, num_labels=CLASSES, max_length=model.max_length)
             return rescored, step_fn(start, jnp.int32(decode.START))[1], greedy
 
-        found = cnn_rnn.search(model, variables, inputs, compact=False)
-        return found, cnn_rnn.predict_fn(model, variables, inputs), jax.vmap(one)(outputs["image_embedding"], found[0])
+        found = cnn_rnn.search(model, variables, inputs, shared=False)
+        shared = cnn_rnn.search(model, variables, inputs, shared=True)
+        more = jax.vmap(one)(outputs["image_embedding"], found[0])
+        return shared, found, cnn_rnn.predict_fn(model, variables, inputs), more
 
-    return variables, inputs, *jax.device_get(run(variables, inputs))
+    shared, found, prediction, more = jax.device_get(run(variables, inputs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), shared, found)
+    return variables, inputs, found, prediction, more
 
 
 @pytest.mark.parametrize("cell", ["lstm", "paper", "none"])

@@ -53,21 +53,26 @@ class Weights:
         """One step from gate inputs [..., G]: the new state and the output [..., H]. The LSTM's state is (h, c)."""
         if self.kind == "none":
             return (), projected
-        gates = jnp.split(projected + state[0] @ self.recurrent_kernel, 4, axis=-1)  # 4 of [..., H]
-        if self.kind == "lstm":
-            kept = jax.nn.sigmoid(gates[1]) * state[1]
-            memory = kept + jax.nn.sigmoid(gates[0]) * jnp.tanh(gates[2])
-            output = jax.nn.sigmoid(gates[3]) * jnp.tanh(memory)
-            return (output, memory), output
-        candidate, i, f, o = jax.nn.relu(gates[0]), *map(jax.nn.sigmoid, gates[1:])
-        recurrent = f * state[0] + i * candidate
-        return (recurrent,), recurrent * o
+        return activate(self.kind, state, projected + state[0] @ self.recurrent_kernel)
 
     def scan(self, state: State, projected: Array) -> tuple[State, Array]:
         """All steps of gate inputs [T, B, G]: the last state and the outputs [T, B, H]."""
         if self.kind == "none":
             return (), projected
         return jax.lax.scan(self.step, state, projected)
+
+
+def activate(kind: str, state: State, gates: Array) -> tuple[State, Array]:
+    """What an "lstm" or "paper" cell makes of its gates [..., 4 * H], element by element: state, output [..., H]."""
+    gates = jnp.split(gates, 4, axis=-1)  # 4 of [..., H]
+    if kind == "lstm":
+        kept = jax.nn.sigmoid(gates[1]) * state[1]
+        memory = kept + jax.nn.sigmoid(gates[0]) * jnp.tanh(gates[2])
+        output = jax.nn.sigmoid(gates[3]) * jnp.tanh(memory)
+        return (output, memory), output
+    candidate, i, f, o = jax.nn.relu(gates[0]), *map(jax.nn.sigmoid, gates[1:])
+    recurrent = f * state[0] + i * candidate
+    return (recurrent,), recurrent * o
 
 
 class Cell(nn.Module):

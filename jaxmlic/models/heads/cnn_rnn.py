@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmlic import decode, label_order, losses
+from jaxmlic import decode, decode_batch, label_order, losses
 from jaxmlic.errors import UserError, check_choice, check_least
-from jaxmlic.models import cells, trunks
+from jaxmlic.models import cells, prefix_tree, trunks
 from jaxmlic.models.heads.contract import Facts, Prediction, Trace
 from jaxmlic.models.heads.linear import POOLS
 
@@ -44,7 +44,11 @@ class Decoder:
 
     def logits(self, outputs: Array, image_embedding: Array, keep: Array | float = 1.0) -> Array:
         """Eqs. 4 and 5: outputs o(t) [..., H] and image embeddings [..., E] -> s(t) [..., C + 1]; keep: dropout."""
-        x = jax.nn.relu(outputs @ self.output_projection + image_embedding) * keep  # [..., E]
+        return self.say(outputs @ self.output_projection, image_embedding, keep)
+
+    def say(self, projected: Array, image_embedding: Array, keep: Array | float = 1.0) -> Array:
+        """The same from U_o o(t) [..., E]."""
+        x = jax.nn.relu(projected + image_embedding) * keep  # [..., E]
         return x @ self.score.T  # [..., C + 1]
 
     def step_fn(self, table: Array, image_embedding: Array) -> decode.StepFn:
@@ -169,21 +173,36 @@ class Model(nn.Module):
             )
 
 
+def one_cpu() -> bool:
+    """Whether rows may leave their image for less work: on CPUs, in a program of one device."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
 def log_softmax(logits: Array, known: Array) -> Array:
     """Log-probabilities over the tokens that are known: float32 [..., C + 1]."""
     return jax.nn.log_softmax(jnp.where(known, logits, losses.NOTHING))
 
 
-def along_paths(decoder: Decoder, image_embedding: Array, keep: Array, known: Array, paths: Array) -> Array:
+def along_paths(
+    decoder: Decoder, image_embedding: Array, keep: Array, known: Array, paths: Array, as_tree: bool | None = None
+) -> Array:
     """Teacher forcing: float32 [B, T + 1, C + 1], what is said before each label of paths [B, T] and after the last.
 
-    Steps after a path's END read START and mean nothing.
+    Steps after a path's END mean nothing.
+
+    as_tree: whether what paths begin with alike is computed once; None: where this pays, on one CPU.
     """
-    # END, the number C, finds the row of START.
-    tokens = jnp.pad(paths.T, ((1, 0), (0, 0)), constant_values=decode.START)  # [T + 1, B]
-    projected = decoder.cell.project(decoder.read[tokens])  # [T + 1, B, G]
-    _, outputs = decoder.cell.scan(decoder.cell.initial(image_embedding.shape[:1]), projected)  # [T + 1, B, H]
-    logits = decoder.logits(outputs, image_embedding[None], keep)  # [T + 1, B, C + 1]
+    as_tree = one_cpu() if as_tree is None else as_tree
+    if as_tree and decoder.cell.recurrent_kernel is not None:
+        tree = prefix_tree.tree(paths, decoder.score.shape[0] - 1)
+        found = prefix_tree.outputs(decoder.cell, decoder.read, tree) @ decoder.output_projection  # [N, E]
+        logits = decoder.say(found[tree.node], image_embedding[None], keep)  # [T + 1, B, C + 1]
+    else:
+        # END, the number C, finds the row of START.
+        tokens = jnp.pad(paths.T, ((1, 0), (0, 0)), constant_values=decode.START)  # [T + 1, B]
+        projected = decoder.cell.project(decoder.read[tokens])  # [T + 1, B, G]
+        _, outputs = decoder.cell.scan(decoder.cell.initial(image_embedding.shape[:1]), projected)  # [T + 1, B, H]
+        logits = decoder.logits(outputs, image_embedding[None], keep)  # [T + 1, B, C + 1]
     return log_softmax(logits, known[None]).transpose(1, 0, 2)
 
 
@@ -226,10 +245,10 @@ def constants(config: ConfigDict, facts: Facts) -> dict[str, np.ndarray]:
     return {"order": np.asarray(order(jax.random.key(0)))}
 
 
-def search(model: Model, variables: dict, images: Array, compact: bool | None = None) -> tuple[Array, ...]:
+def search(model: Model, variables: dict, images: Array, shared: bool | None = None) -> tuple[Array, ...]:
     """Beam search for each image.
 
-    compact: whether by decode.beam_search_batch, which computes less and moves more; None: on CPUs only.
+    shared: whether images share the states of paths that begin alike; None: where this pays, on one CPU.
 
     Returns paths int32 [B, N, T] and their log_probs float32 [B, N], best first; scores float32 [B, C]; and
     step_log_probs float32 [B, T + 1, C + 1] along the best path.
@@ -240,7 +259,7 @@ def search(model: Model, variables: dict, images: Array, compact: bool | None = 
     start = decoder.cell.initial()
     names = ("num_labels", "beam_size", "max_length", "min_length", "length_penalty")
     paths, log_probs = find_paths(
-        decoder, table, outputs["image_embedding"], compact, **{name: getattr(model, name) for name in names}
+        decoder, table, outputs["image_embedding"], shared, **{name: getattr(model, name) for name in names}
     )
 
     def one(image_embedding: Array, paths: Array, log_probs: Array) -> tuple[Array, Array]:
@@ -253,13 +272,18 @@ def search(model: Model, variables: dict, images: Array, compact: bool | None = 
 
 
 def find_paths(
-    decoder: Decoder, table: Array, image_embeddings: Array, compact: bool | None = None, **options
+    decoder: Decoder, table: Array, image_embeddings: Array, shared: bool | None = None, **options
 ) -> tuple[Array, Array]:
     """Paths int32 [B, N, T] and their log-probabilities [B, N] for image embeddings [B, E]; options of beam_search."""
     start = decoder.cell.initial()
-    if jax.default_backend() == "cpu" if compact is None else compact:
-        step_fn = lambda image, state, last: decoder.step_fn(table, image)(state, last)  # noqa: E731
-        return decode.beam_search_batch(step_fn, image_embeddings, start, **options)
+    if one_cpu() if shared is None else shared:
+
+        def advance(state: cells.State, last: Array) -> tuple[cells.State, Array]:
+            state, output = decoder.cell.step(state, table[last])
+            return state, output @ decoder.output_projection
+
+        say = lambda image, projected: jax.nn.log_softmax(decoder.say(projected, image))  # noqa: E731
+        return decode_batch.beam_search_batch(advance, say, image_embeddings, start, **options)
     return jax.vmap(lambda image: decode.beam_search(decoder.step_fn(table, image), start, **options))(image_embeddings)
 
 

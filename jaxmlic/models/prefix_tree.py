@@ -19,9 +19,10 @@ from jaxmlic.models import cells
 
 Array = jax.Array
 
-TILE = (
-    64  # nodes computed together: enough for one product to be worth it, few enough to leave little of the last empty
-)
+
+def tile_of(batch: int) -> int:
+    """Nodes computed together: enough for a good product, few enough to leave little of a step's last tile empty."""
+    return min(batch, max(8, min(64, batch // 4)))
 
 
 class Tree(NamedTuple):
@@ -40,39 +41,40 @@ class Tree(NamedTuple):
     tiles: Array
 
 
-def tree(paths: Array, num_labels: int, tile: int = TILE) -> Tree:
-    """The tree of paths int32 [B, T] that end in END, the number `num_labels`."""
+def tree(paths: Array, num_labels: int, tile: int = 0) -> Tree:
+    """The tree of paths int32 [B, T] that end in END, the number `num_labels`; a tile of 0 is `tile_of` the batch."""
     chex.assert_rank(paths, 2)
     batch, longest = paths.shape
-    tile = min(tile, batch)
+    tile = min(tile or tile_of(batch), batch)
     rows = jnp.arange(batch, dtype=jnp.int32)
+    labels = paths.T.astype(jnp.int32)  # [T, B]
     places = (longest + 1) * -(-batch // tile) * tile  # N
 
     def deeper(alike: Array, labels: Array) -> tuple[Array, Array]:
         alike &= labels[:, None] == labels[None, :]  # [B, B]
         return alike, jnp.min(jnp.where(alike, rows[None], batch), axis=1)
 
-    first = jax.lax.scan(deeper, jnp.ones((batch, batch), bool), paths.T)[1]  # [T, B], the first path that begins so
+    first = jax.lax.scan(deeper, jnp.ones((batch, batch), bool), labels)[1]  # [T, B], the first path that begins so
     first = jnp.concatenate([jnp.zeros((1, batch), jnp.int32), first])  # [T + 1, B]
-    going_on = jnp.cumprod(jnp.pad(num_labels != paths.T, ((1, 0), (0, 0)), constant_values=True), axis=0)
+    is_label = jnp.pad(labels < num_labels, ((1, 0), (0, 0)), constant_values=True)
+    going_on = jnp.cumprod(is_label, axis=0)  # [T + 1, B], whether END has not been said before
     own = (first == rows[None]) & (going_on == 1)  # [T + 1, B], whether a path's beginning is a node of its own
     counts = own.sum(axis=1)
     ends = jnp.cumsum(-(-counts // tile) * tile)  # [T + 1], in whole tiles
     places_of = (jnp.cumsum(own, axis=1) - 1 + jnp.pad(ends, (1, 0))[:-1, None]).astype(jnp.int32)  # [T + 1, B]
     node = jnp.take_along_axis(places_of, first, axis=1).clip(min=0)  # [T + 1, B]
     before = jnp.pad(node, ((1, 0), (0, 0)), constant_values=places)[:-1]
-    labels = jnp.pad(paths.T, ((1, 0), (0, 0)), constant_values=-1)
     where = jnp.where(own, places_of, places)  # out of bounds is dropped
     nothing = jnp.full(places, places, jnp.int32)
     return Tree(
         parent=nothing.at[where].set(before, mode="drop"),
-        label=(nothing * 0).at[where].set(labels.astype(jnp.int32), mode="drop"),
+        label=(nothing * 0).at[where].set(jnp.pad(labels, ((1, 0), (0, 0)), constant_values=-1), mode="drop"),
         node=node,
         tiles=ends[-1] // tile,
     )
 
 
-def outputs(cell: cells.Weights, read: Array, tree: Tree, tile: int = TILE) -> Array:
+def outputs(cell: cells.Weights, read: Array, tree: Tree, tile: int = 0) -> Array:
     """The cell's output at each node: float32 [N, H]; rows that are no node mean nothing.
 
     Args:
@@ -83,7 +85,8 @@ def outputs(cell: cells.Weights, read: Array, tree: Tree, tile: int = TILE) -> A
     """
     kernel = jnp.concatenate([cell.recurrent_kernel, cell.input_kernel])  # [H + E, G]
     bias = jnp.zeros(kernel.shape[1]) if cell.bias is None else cell.bias
-    return _outputs(cell.kind, min(tile, tree.node.shape[1]), kernel, bias, read, tree)
+    batch = tree.node.shape[1]
+    return _outputs(cell.kind, min(tile or tile_of(batch), batch), kernel, bias, read, tree)
 
 
 def _rows(array: Array, start: Array, tile: int) -> Array:

@@ -488,3 +488,11 @@ def test_highest_probability_over_the_steps_until_end():
     np.testing.assert_allclose(score(np.array([0, 1])), np.log([0.6 / 0.4, 0.98 / 0.02]), rtol=1e-5)
     certain = decode.max_over_steps(jnp.array([[0.0, -jnp.inf, -jnp.inf]] * 2), jnp.array([2]))
     np.testing.assert_array_equal(certain, [40, -40])
+
+
+@pytest.mark.parametrize("tokens", [1025, 1300])
+def test_the_best_of_many_tokens(tokens):
+    """Of few values, so that there are ties, in a block and between blocks; infinities too."""
+    x = np.random.default_rng(0).integers(-4, 60, (6, tokens)).astype(np.float32)
+    x[1, :-2], x[2] = -np.inf, -np.inf
+    chex.assert_trees_all_equal(jax.jit(lambda x: decode._top_k(x, 5))(x), tuple(jax.lax.top_k(x, 5)))

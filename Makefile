@@ -26,7 +26,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/jaxmlic evaluate --workdir=$(RUNS)/quickstart
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow

@@ -48,17 +48,33 @@ class TrainState:
 
 def init_variables(model: nn.Module, config: ConfigDict, key: jax.Array) -> dict:
     """Fresh variables for images [B, S, S, 3] of the config's size, or for the features of its file."""
-    if config.data.source == "file":
-        inputs = Features(jnp.zeros((1, *feature_file.shape(config)), jnp.float32))
-    else:
-        inputs = jnp.zeros((1, config.data.image_size, config.data.image_size, 3), jnp.uint8)
+    shape, is_features = _input_of(config)
+    inputs = Features(jnp.zeros(shape, jnp.float32)) if is_features else jnp.zeros(shape, jnp.uint8)
     return model.init(key, inputs, train=False)
+
+
+def _input_of(config: ConfigDict) -> tuple[tuple[int, ...], bool]:
+    """The shape of the model's input, and whether that is features."""
+    if config.data.source == "file":
+        return (1, *feature_file.shape(config)), True
+    return (1, config.data.image_size, config.data.image_size, 3), False
+
+
+_known_shapes: dict[tuple, dict] = {}
+
+
+def _shapes(model: nn.Module, config: ConfigDict) -> dict:
+    """Shapes and dtypes of the variables, found once a model: tracing a trunk takes a second, and a run asks often."""
+    # Its text stands for a model, since a config's lists cannot be hashed.
+    key = (type(model), repr(model), _input_of(config))
+    if key not in _known_shapes:
+        _known_shapes[key] = jax.eval_shape(lambda: init_variables(model, config, jax.random.key(0)))
+    return _known_shapes[key]
 
 
 def parameter_names(config: ConfigDict, model: nn.Module) -> list[str]:
     """Names of all parameters, found without computing any."""
-    shapes = jax.eval_shape(lambda: init_variables(model, config, jax.random.key(0)))
-    return sorted(optim.flatten(shapes["params"]))
+    return sorted(optim.flatten(_shapes(model, config)["params"]))
 
 
 def create(
@@ -68,8 +84,13 @@ def create(
     paces: dict[str, float | None],
     key: jax.Array,
 ) -> TrainState:
-    """A new state from scratch; pure, so that it can be jitted or only traced for its shapes."""
-    variables = init_variables(model, config, key)
+    """A new state from scratch; pure, so that it can be jitted."""
+    return _state_of(config, tx, paces, init_variables(model, config, key))
+
+
+def _state_of(
+    config: ConfigDict, tx: optax.GradientTransformation, paces: dict[str, float | None], variables: dict
+) -> TrainState:
     trainable, _ = partition(variables["params"], paces)
     return TrainState(
         step=jnp.int32(0),
@@ -100,7 +121,7 @@ def optimizer(
 def abstract(config: ConfigDict, model: nn.Module, examples: int, mesh: jax.sharding.Mesh) -> TrainState:
     """Shapes, dtypes and (replicated) shardings of the state, to restore into."""
     tx, paces, _, _ = optimizer(config, model, examples)
-    shapes = jax.eval_shape(lambda: create(config, model, tx, paces, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda variables: _state_of(config, tx, paces, variables), _shapes(model, config))
     place = sharding.replicated(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
 

@@ -1,5 +1,6 @@
 """Pretrained weights: a PyTorch state dict on disk -> a trunk's variables, or a UserError that says what differs."""
 
+import functools
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,7 +31,7 @@ def load(path: str | Path, trunk: str, *, classifier: bool = False) -> dict[str,
     module, fields = trunks.get(trunk)
     if not hasattr(module, "torch_names"):
         raise UserError(f"trunk {trunk!r} has no pretrained weights to load; leave the path of weights empty")
-    wanted, features = _shapes(module, fields)
+    wanted, features = _shapes(module, tuple(sorted(fields.items())))
     state = read_state(path)
     names = _names(module, fields, state, classifier)
     found = {name for name in state if name in names.values() or not _left_out(name, module)}
@@ -42,7 +43,7 @@ def load(path: str | Path, trunk: str, *, classifier: bool = False) -> dict[str,
         )
     if classifier:
         classes = state[names["classifier", "bias"]].size  # any number; the kernel must agree
-        wanted |= {("classifier", "kernel"): (features, classes), ("classifier", "bias"): (classes,)}
+        wanted = wanted | {("classifier", "kernel"): (features, classes), ("classifier", "bias"): (classes,)}
     flat, wrong = {}, []
     for key, name in names.items():
         array = _in_torch_shape(state[name], _to_torch(wanted[key]))
@@ -72,10 +73,11 @@ def _left_out(name: str, module: ModuleType) -> bool:
     return name.rpartition(".")[0] in prefixes or name.endswith(".num_batches_tracked")
 
 
-def _shapes(module: ModuleType, fields: dict[str, Any]) -> tuple[dict[Key, tuple[int, ...]], int]:
+@functools.lru_cache(maxsize=16)
+def _shapes(module: ModuleType, fields: tuple[tuple[str, Any], ...]) -> tuple[dict[Key, tuple[int, ...]], int]:
     """The shape of every variable, and the features of the feature map."""
     image = jnp.zeros((1, module.STRIDE, module.STRIDE, 3))
-    trunk = module.Trunk(**fields)
+    trunk = module.Trunk(**dict(fields))
     (feature_map, _), variables = jax.eval_shape(lambda: trunk.init_with_output(jax.random.key(0), image, False))
     flat = flax.traverse_util.flatten_dict(variables)
     return {key: leaf.shape for key, leaf in flat.items()}, feature_map.shape[-1]

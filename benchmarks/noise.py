@@ -6,8 +6,8 @@
 
 Each run is a linear layer by the config's own recipe (loss, learning rate, weight decay, epochs, dropout, views), with
 the library's noise, losses and metrics, but in one compiled loop over all steps, so that hundreds of runs take minutes;
-their order of images and their start are not those of `jaxmlic sweep` with the same seed. OUT/runs.csv has the form of a
-sweep's.
+their order of images and their start are not those of `jaxmlic sweep` with the same seed. OUT/runs.csv has the form
+of a sweep's.
 
 --argument has more of the config's argument (batches=5,size=64: seed i then trains on batch i alone), --mode the kind
 of noise. Scores are those of the test split under the config's protocol.

@@ -7,7 +7,8 @@ the frozen trunk: evaluation and prediction take photographs as ever.
 
 A cache is the folder DATA_SET/1.0.0/features/KEY: manifest.json, and for each split an ArrayRecord file with one record
 an image, the raw float16 or bfloat16 values of [views, h, w, D]; where several stages are stored, their values one
-after the other, [views, 1, 1, sum of h w D]. View 0 is what evaluation sees; training draws from `Views.draw`.
+after the other, [views, 1, 1, sum of h w D]. View 0 is what evaluation sees; training draws from `Views.draw`. A stored
+split's features serve its named parts as well.
 """
 
 import dataclasses
@@ -221,12 +222,14 @@ class Reader(pipeline.RowReader):
         super().__init__(view)
         fields = key_fields(config, view.dataset) if fields is None else fields
         folder = folder_of(view.dataset, fields)
-        found = _manifest(folder, view, fields)
-        self._shape, self._dtype = tuple(found["splits"][view.split]), DTYPES[config.features.dtype]
+        num_views = Views.of(config).count if train else 1
+        found = _manifest(folder, view, fields, num_views)
+        split, self._rows = _place(view, found["splits"], num_views)
+        self._shape, self._dtype = tuple(found["splits"][split]), DTYPES[config.features.dtype]
         self._stages = found.get("stages", {}) if config.features.store == "stages" else {}
-        self._records = array_record_data_source.ArrayRecordDataSource([str(folder / _file_name(view.split))])
-        if len(self._records) != view.dataset.count(view.split):
-            raise _damaged(folder, f"{_file_name(view.split)} holds {len(self._records)} records")
+        self._records = array_record_data_source.ArrayRecordDataSource([str(folder / _file_name(split))])
+        if len(self._records) != view.dataset.count(split):
+            raise _damaged(folder, f"{_file_name(split)} holds {len(self._records)} records")
         self._num_views = self._shape[0] if train else 1
         self._values = self._read(np.arange(len(view))) if config.data.cache else None
 
@@ -245,17 +248,34 @@ class Reader(pipeline.RowReader):
         return arrays
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
-        records = self._records.__getitems__(self.view.indices[rows].tolist())
+        records = self._records.__getitems__(self._rows[rows].tolist())
         values = np.stack([np.frombuffer(record, self._dtype).reshape(self._shape) for record in records])
         return np.ascontiguousarray(values[:, : self._num_views])
 
 
-def _manifest(folder: Path, view: pipeline.View, fields: dict) -> dict:
+def _place(view: pipeline.View, splits: dict[str, list[int]], num_views: int) -> tuple[str, np.ndarray] | None:
+    """Which of a cache's splits holds the view's examples, and as which of its records, int64 [N]; None if none does.
+
+    The images of a named split lie in stored ones: features of a whole stored split serve every part of it, provided
+    that so many views were stored (of a split that only evaluation reads it is one).
+    """
+    if view.split in splits and splits[view.split][0] >= num_views:
+        return view.split, view.indices
+    rows = view.dataset.rows(view.split)
+    for split, shape in splits.items():
+        if split in view.dataset.splits and shape[0] >= num_views:
+            stored = view.dataset.rows(split)
+            if rows.min() >= stored[0] and rows.max() <= stored[-1]:
+                return split, (rows - stored[0])[view.indices]
+    return None
+
+
+def _manifest(folder: Path, view: pipeline.View, fields: dict, num_views: int) -> dict:
     """The manifest, with [views, h, w, D] of the split's records; UserError when there is no such cache, with what
     there is instead."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        there = view.split in manifest["splits"]
+        there = _place(view, manifest["splits"], num_views) is not None
     except FileNotFoundError:
         manifest, there = None, False
     except (OSError, ValueError, KeyError) as error:
@@ -276,7 +296,7 @@ def find(view: pipeline.View, config: ConfigDict) -> pipeline.RowReader | None:
     if config.data.source != "features" or not os.path.isfile(config.pretrained):
         return None
     fields = key_fields(config, view.dataset)
-    there = view.split in _splits_there(folder_of(view.dataset, fields), fields)
+    there = _place(view, _splits_there(folder_of(view.dataset, fields), fields), 1) is not None
     return Reader(view, config, train=False, fields=fields) if there else None
 
 
@@ -323,15 +343,18 @@ def compute(config: ConfigDict) -> Path:
     for split, train in needed_splits(config).items():
         whole = pipeline.View(dataset, split, np.arange(dataset.count(split)))
         splits = _splits_there(folder, fields)
-        if split in splits:
-            print(f"{split}: there already, {whole.dataset.count(split):,} images, {_described(splits[split])}")
+        found = _place(whole, splits, views.count if train else 1)
+        if found is not None:
+            also = "" if found[0] == split else f" (in {found[0]!r})"
+            print(f"{split}: there already{also}, {len(whole):,} images, {_described(splits[found[0]])}")
             continue
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / _file_name(split)
         partial = path.with_suffix(".partial")
         try:
-            splits[split] = _write(partial, whole, config, views if train else Views(), forward)
+            shape = _write(partial, whole, config, views if train else Views(), forward)
             partial.replace(path)
+            splits = _splits_there(folder, fields) | {split: shape}  # read anew: another process may have written
             manifest = json.dumps({"key": fields, "splits": splits, "stages": stages}, indent=1)
             (folder / f"{MANIFEST}.new").write_text(manifest, encoding="utf-8")
             (folder / f"{MANIFEST}.new").replace(folder / MANIFEST)

@@ -22,6 +22,9 @@ from jaxmlic.errors import UserError, did_you_mean
 RANKS = ("exact", "sampled")
 # Stands for log 0: finite, so that gradients of a logarithm over nothing are 0 and not NaN.
 NOTHING = -1e30
+# Positives of an example up to which ranking losses go through them one by one. A round costs a few passes over [B, C];
+# sorting and bisecting cost on a CPU what 50 to 100 rounds do.
+LOOPED = 32
 
 
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
@@ -276,26 +279,76 @@ def _sum_over_pairs(
     """sum_j sum_k F(r_j) h(z_j - z_k) over positives j and negatives k, without forming pairs.
 
     h is the ramp R_s, or for s = None the hinge H_1. Both are linear between their kinks, so that the sum is
-    `constant + sum_c slope_c z_c`. A pair has a slope where low_j < z_k <= high_j, low_j = z_j - 1, high_j = z_j - s:
-    in sorted order a range of negatives for a positive and a range of positives for a negative, both found by bisection
-    with the same comparisons. Ties fall within or without a range together, and differentiating the linear form gives
-    the exact gradient.
+    `constant + sum_c slope_c z_c`, and differentiating this form gives the exact gradient. A pair has a slope where
+    z_j - 1 < z_k <= z_j - s. The slopes are found positive after positive where no example of the batch has more than
+    LOOPED of them, else by sorting: two ways to the same numbers but for rounding.
 
     Args: the four arrays [..., C] of `_prepare`, and the options of `rmlc`.
     Returns float32 [...].
     """
-    order = jnp.argsort(jax.lax.stop_gradient(logits), axis=-1)
-    logits, positive, negative, weights = (
-        jnp.take_along_axis(x, order, axis=-1) for x in (logits, positive, negative, weights)
+    fixed = jax.lax.stop_gradient(logits)  # [..., C]
+    most = jnp.max(jnp.sum(positive, axis=-1), initial=0)
+    arrays = fixed, positive, negative, jnp.sqrt(weights)
+    if rank == "exact":
+        loop, sort = (lambda *x: _by_looping(*x, s, most)), (lambda *x: _by_sorting(*x, s, rank, key))
+        constant, slope = jax.lax.cond(most <= LOOPED, loop, sort, *arrays)
+    else:
+        constant, slope = _by_sorting(*arrays, s, rank, key)
+    # The slopes of an example sum to 0, so any centre will do: near the logits, little is lost to rounding.
+    return constant + jnp.sum(slope * (logits - jnp.mean(fixed, axis=-1, keepdims=True)), axis=-1)
+
+
+def _by_looping(
+    logits: jax.Array, positive: jax.Array, negative: jax.Array, root: jax.Array, s: float | None, most: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Constant [...] and slope [..., C] of `_sum_over_pairs`; root [..., C] = sqrt(weights), `most` positives int32 [].
+
+    Time grows as the number of positives times C, with a small factor: no sorting, no gathering.
+    """
+    number = jnp.cumsum(positive, axis=-1)  # [..., C]; the p-th positive is the first label of number p
+    harmonic = _harmonic(logits.shape[-1])
+    pick = lambda mask, values: jnp.sum(jnp.where(mask, values, 0.0), axis=-1, keepdims=True)  # noqa: E731
+
+    def add(p: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        constant, slope = found
+        mask = positive & (number == p)  # [..., C], one label or none
+        own = pick(mask, logits)  # [..., 1], z_j
+        above = negative & (logits > own - 1.0)
+        on = above if s is None else above & (logits <= own - s)
+        factor = pick(mask, root) * harmonic[jnp.sum(above, axis=-1, keepdims=True)]  # 0 without a p-th positive
+        sloping = pick(on, root)
+        cost = sloping if s is None else sloping + (1.0 - s) * pick(above & ~on, root)  # beyond the ramp: 1 - s
+        slope += factor * jnp.where(on, root, 0.0) - jnp.where(mask, factor * sloping, 0.0)
+        return constant + (factor * cost)[..., 0], slope
+
+    start = jnp.zeros_like(logits[..., 0]), jnp.zeros_like(logits)
+    return jax.lax.fori_loop(1, most + 1, add, start)
+
+
+def _by_sorting(
+    logits: jax.Array,
+    positive: jax.Array,
+    negative: jax.Array,
+    root: jax.Array,
+    s: float | None,
+    rank: str,
+    key: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """As `_by_looping`, whatever the number of positives.
+
+    In sorted order the pairs with a slope are a range of negatives for a positive and a range of positives for a
+    negative, both found by bisection with the same comparisons. Ties fall within or without a range together.
+    """
+    order = jnp.argsort(logits, axis=-1)
+    logits, positive, negative, root = (
+        jnp.take_along_axis(x, order, axis=-1) for x in (logits, positive, negative, root)
     )
-    fixed = jax.lax.stop_gradient(logits)  # [..., C], ascending
-    bounds = jnp.stack([fixed - 1.0] if s is None else [fixed - 1.0, fixed - s])  # low (and high), ascending as well
-    from_negative = _bisect_right(fixed[None], bounds)  # negatives from here on are above the bound of positive j
-    to_positive = _bisect_left(bounds, fixed[None])  # positives before this have their bound below negative k
-    zero, end = jnp.zeros(fixed.shape, jnp.int32), jnp.full(fixed.shape, fixed.shape[-1], jnp.int32)
+    bounds = jnp.stack([logits - 1.0] if s is None else [logits - 1.0, logits - s])  # low (and high), ascending as well
+    from_negative = _bisect_right(logits[None], bounds)  # negatives from here on are above the bound of positive j
+    to_positive = _bisect_left(bounds, logits[None])  # positives before this have their bound below negative k
+    zero, end = jnp.zeros(logits.shape, jnp.int32), jnp.full(logits.shape, logits.shape[-1], jnp.int32)
     first, last = from_negative[0], end if s is None else from_negative[1]
 
-    root = jnp.sqrt(weights)
     negatives = jnp.where(negative, root, 0.0)
     negative_sums = _prefix_sums(negatives)
     _, violators = _between(negative_sums, first, end)
@@ -306,9 +359,7 @@ def _sum_over_pairs(
     if s is not None:
         beyond, _ = _between(negative_sums, last, end)  # these cost the whole 1 - s
         constant += positives * (1.0 - s) * beyond
-    # The slopes of an example sum to 0, so any centre will do: near the logits, little is lost to rounding.
-    centred = logits - jnp.mean(fixed, axis=-1, keepdims=True)
-    return jnp.sum(constant + slope * centred, axis=-1)
+    return jnp.sum(constant, axis=-1), jnp.put_along_axis(jnp.zeros_like(slope), order, slope, axis=-1, inplace=False)
 
 
 def _rank_weight(
@@ -327,8 +378,12 @@ def _rank_weight(
         # The number of draws until the first violator is geometric: one random number instead of a loop.
         draws = jax.random.geometric(key, jnp.where(violators > 0, share, 1.0), dtype=jnp.int32)
         violators = jnp.where(violators > 0, (known - 1) // draws, 0)
-    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, positive.shape[-1] + 1))])
-    return jnp.asarray(harmonic, jnp.float32)[violators.astype(jnp.int32)]
+    return _harmonic(positive.shape[-1])[violators.astype(jnp.int32)]
+
+
+def _harmonic(count: int) -> jax.Array:
+    """F(0), ..., F(count): float32 [count + 1]."""
+    return jnp.asarray(np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, count + 1))]), jnp.float32)
 
 
 @functools.partial(jnp.vectorize, signature="(n),(m)->(m)")

@@ -211,6 +211,37 @@ def test_view_0_is_the_trunk_on_the_image(data_dir, weights):
     np.testing.assert_allclose(stored[:, 0].astype(np.float32), wanted, rtol=1e-3, atol=1e-3)
 
 
+def test_features_of_a_stored_split_serve_its_parts(data_dir, weights, tmp_path, capsys):
+    shutil.copytree(Path(data_dir) / "tiny", tmp_path / "tiny")
+    dataset = builders.load("tiny", tmp_path)
+    chosen = np.array([50, 3, 71])
+    builders.write_named_split(
+        dataset, "some", {"train0": chosen, "both": np.array([70, 75]), "test0": np.array([80])}, {}
+    )
+    config = config_of(str(tmp_path), weights, **{"features.store": "map"})
+    features.compute(config)
+    whole = features.Reader(pipeline.select(config.data, dataset, "train"), config, train=True)(chosen)
+    view = pipeline.select(config.data, dataset, "some/train0")
+    part = features.Reader(view, config, train=True)(np.array([2, 0]))
+    np.testing.assert_array_equal(part["features"], whole["features"][[2, 0]])
+    np.testing.assert_array_equal(part["labels"], whole["labels"][[2, 0]])
+    assert (
+        features.find(
+            pipeline.select(config.data, dataset, "some/test0"),
+            config_lib.override(config, {"data.source": "features"}),
+        )
+        is not None
+    )
+    with pytest.raises(UserError, match="no features of split 'some/test0'"):  # one view, and training needs two
+        features.Reader(pipeline.select(config.data, dataset, "some/test0"), config, train=True)
+    with pytest.raises(UserError, match="no features of split 'some/both'"):  # it lies in two stored splits
+        features.Reader(pipeline.select(config.data, dataset, "some/both"), config, train=False)
+    capsys.readouterr()
+    features.compute(config_lib.override(config, {"data.train_split": "some/train0", "data.test_split": "some/test0"}))
+    out = capsys.readouterr().out
+    assert "some/train0: there already (in 'train'), 3 images" in out and "some/test0: there already (in 'test')" in out
+
+
 STALE = {
     "size": ({"data.image_size": 24}, "image_size 16, not 24"),
     "flips": ({"augment.flip": False}, "views"),

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -73,15 +74,18 @@ PAIRWISE = {
 
 
 @functools.cache
-def compiled(name, **options):
-    """(logits, labels, weights) -> the loss [B] and the gradient [B, C] of its sum, one program for a whole session."""
+def compiled(name, looped=losses.LOOPED, **options):
+    """(logits, labels, weights) -> the loss [B] and the gradient [B, C] of its sum, one program for a whole session.
+
+    looped: stands for losses.LOOPED, -1 = ranking losses always sort."""
 
     def total(logits, labels, weights):
         values = getattr(losses, name)(logits, labels, weights, **options)
         return values.sum(), values
 
     def call(logits, labels, weights=1.0):
-        (_, values), gradients = program(logits, labels, np.broadcast_to(np.float32(weights), labels.shape))
+        with mock.patch.object(losses, "LOOPED", looped):
+            (_, values), gradients = program(logits, labels, np.broadcast_to(np.float32(weights), labels.shape))
         return np.asarray(values), np.asarray(gradients)
 
     program = jax.jit(jax.value_and_grad(total, has_aux=True))
@@ -188,9 +192,13 @@ def test_lsep_by_hand():
     np.testing.assert_allclose(values, np.log(1 + (3 + 5) * (1 / 1 + 1 / 2)), rtol=1e-6)
 
 
+WAYS = pytest.mark.parametrize("looped", [losses.LOOPED, -1], ids=["looping", "sorting"])
+
+
+@WAYS
 @pytest.mark.parametrize("name", PAIRWISE)
 @pytest.mark.parametrize("kind", ["random", "ties", "one class", "wide", "weights"])
-def test_pairwise_losses_equal_loops(name, kind):
+def test_pairwise_losses_equal_loops(name, kind, looped):
     logits, labels = example_batch(1, (8, 1) if kind == "one class" else (8, 9))
     weights = None
     if kind == "ties":  # quarters: many pairs are equal, and many on the kinks of the ramp
@@ -201,18 +209,19 @@ def test_pairwise_losses_equal_loops(name, kind):
         weights = np.random.default_rng(2).choice([0.0, 0.5, 1.0, 3.0], labels.shape)
     known = labels if weights is None else np.where(weights > 0, labels, -1)
     loss, options = PAIRWISE[name]
-    found, _ = compiled(loss, **options)(logits, labels, 1.0 if weights is None else weights)
+    found, _ = compiled(loss, looped, **options)(logits, labels, 1.0 if weights is None else weights)
     np.testing.assert_allclose(found, pairwise(name, logits, known, weights), rtol=2e-5, atol=1e-5)
 
 
+@WAYS
 @pytest.mark.parametrize("name", PAIRWISE)
 @pytest.mark.parametrize("kind", ["random", "ties"])
-def test_pairwise_gradients_equal_finite_differences(name, kind):
+def test_pairwise_gradients_equal_finite_differences(name, kind, looped):
     logits, labels = example_batch(3)
     if kind == "ties":  # differences 0, 0.4, 0.8, ...: pairs of equals, none on a kink
         logits = np.float32(np.round(logits) * 0.4)
     loss, options = PAIRWISE[name]
-    _, found = compiled(loss, **options)(logits, labels)
+    _, found = compiled(loss, looped, **options)(logits, labels)
     base, step, expected = logits.astype(np.float64), 1e-6, np.zeros(logits.shape)
     for c in range(logits.shape[1]):  # examples are independent: move the same label in all of them
         delta = np.zeros(logits.shape)
@@ -225,12 +234,13 @@ def test_pairwise_gradients_equal_finite_differences(name, kind):
 
 @pytest.mark.parametrize(("name", "options"), [("warp", {}), ("rmlc", {"s": -0.3, "k": 0.0})])
 @pytest.mark.parametrize("kind", ["far from 0", "bfloat16 grid"])
-def test_a_thousand_classes(name, options, kind):
+@pytest.mark.parametrize("looped", [1000, losses.LOOPED], ids=["looping", "sorting, about 100 positives"])
+def test_a_thousand_classes(name, options, kind, looped):
     """All pairs at once in numpy float64; the grid puts many pairs within rounding of a kink (0.3 is not on it)."""
     rng = np.random.default_rng(13)
     logits, labels = rng.normal(size=(4, 1000)) * 5, (rng.random((4, 1000)) < 0.1).astype(np.int8)
     logits = np.float32(logits + 100) if kind == "far from 0" else np.float32(logits.astype(jnp.bfloat16))
-    values, gradients = compiled(name, **options)(logits, labels)
+    values, gradients = compiled(name, looped, **options)(logits, labels)
     harmonic = np.concatenate([[0], np.cumsum(1 / np.arange(1, 1001))])
     for z, y, value, gradient in zip(logits.astype(np.float64), labels, values, gradients, strict=True):
         t = z[y == 1][:, None] - z[y == 0]
@@ -243,13 +253,14 @@ def test_a_thousand_classes(name, options, kind):
         np.testing.assert_allclose(gradient[y == 0], slope.sum(0), rtol=2e-5, atol=1e-4)
 
 
-def test_ordered_pairs_have_a_gradient_of_exactly_zero():
+@WAYS
+def test_ordered_pairs_have_a_gradient_of_exactly_zero(looped):
     """Weights that do not sum exactly, and negatives below every positive's margin, hidden among far pairs."""
     rng = np.random.default_rng(4)
     logits = np.concatenate([rng.uniform(-9, -8, 40), rng.uniform(0, 0.5, 40), rng.uniform(8, 9, 40)])
     labels = np.concatenate([np.zeros(40, int), np.tile([0, 1], 20), np.ones(40, int)])
     weights = jnp.float32(rng.uniform(0.1, 1, 120))
-    _, slopes = compiled("warp")(np.float32(logits), labels, weights)
+    _, slopes = compiled("warp", 120 if looped > 0 else -1)(np.float32(logits), labels, weights)
     assert not slopes[:40].any() and not slopes[80:].any() and (slopes[40:80] != 0).all()
 
 
@@ -285,13 +296,11 @@ def test_sampled_rank_has_the_distribution_of_drawing_with_replacement(name):
 
 
 @pytest.mark.parametrize("name", ["rmlc", "warp", "lsep"])
-def test_no_array_of_pairs(name):
+@pytest.mark.parametrize("rank", losses.RANKS)
+def test_no_array_of_pairs(name, rank):
     """Neither the loss nor its gradient has, at any depth, an array that grows as C^2."""
     logits, labels = jnp.zeros((2, 1000)), jnp.zeros((2, 1000), jnp.int8)
-    if name == "lsep":
-        loss = losses.lsep
-    else:
-        loss = functools.partial(getattr(losses, name), key=jax.random.key(0), rank="sampled")
+    loss = losses.lsep if name == "lsep" else functools.partial(getattr(losses, name), key=jax.random.key(0), rank=rank)
     jaxpr = jax.make_jaxpr(jax.value_and_grad(lambda z: loss(z, labels).sum()))(logits).jaxpr
 
     def sizes(jaxpr):

@@ -1,6 +1,6 @@
 """Cost of each loss, value and gradient, at C = 80, 1,000 and 10,000 classes and B = 256, beside plain PyTorch.
 
-    python benchmarks/losses.py [--classes 80 1000 10000] [--batch 256] [--rounds 5] [--memory-gib 12]
+    python benchmarks/losses.py [--classes 80 1000 10000] [--batch 256] [--rounds 5] [--memory-gib 7]
 
 Beside the pairwise losses stand plain PyTorch ones that form every pair, [B, C, C]; beside the others their plain
 formulas. Each runs in a process of its own, so that its peak memory is its own: what the process held at most, less
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs="+", default=[80, 1000, 10_000])
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory-gib", type=float, default=12.0)
+    parser.add_argument("--memory-gib", type=float, default=7.0)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:

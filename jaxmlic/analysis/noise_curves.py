@@ -1,6 +1,6 @@
 """A metric by the share of wrong training labels, a curve a loss: Fig. 6 of CNN-LSTM-RMLC, from a sweep's runs.csv.
 
-    jaxmlic noise-curves RUNS [--metric=mAP] [--out=FILE.png]
+    jaxmlic noise-curves RUNS [--metric=mAP] [--out=FILE.png] [--title=TEXT]
 
 Entries of a sweep are named SERIES[_noiseRATE][_foldN | _batchN]; RATE is in percent. Runs of one series and rate, over
 seeds, folds and batches, are averaged. So it also tabulates ten-fold runs without noise.
@@ -70,38 +70,42 @@ def table(curves: Curves, metric: str) -> str:
 
 
 def plot(path: str | Path, curves: Curves, metric: str, title: str = "") -> None:
-    """A PNG: the mean as a line, the standard deviation over runs as a band around it."""
+    """A PNG: the mean as a line, the standard deviation over runs as bars; the legend in the order of the line ends."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure  # slow to import, and only needed here; no pyplot, hence no global state
 
-    figure = Figure(figsize=(7.2, 4.6), dpi=130, layout="constrained")
+    figure = Figure(figsize=(8.0, 4.6), dpi=130, layout="constrained")
     axes = figure.subplots()
+    widest = max(rate for curve in curves.values() for rate in curve)
+    lines = []
     for number, (name, curve) in enumerate(curves.items()):
         rates = sorted(curve)
         means, deviations = 100 * np.array([spread(curve[rate]) for rate in rates]).T
-        colour = colormaps["tab10"](number % 10)
-        marker = "osD^vPX<>*"[number % 10]
-        axes.plot(rates, means, color=colour, marker=marker, markersize=5, linewidth=1.6, label=name)
-        if np.isfinite(deviations).any():
-            low, high = means - np.nan_to_num(deviations), means + np.nan_to_num(deviations)
-            axes.fill_between(rates, low, high, color=colour, alpha=0.15, linewidth=0)
+        aside = 0.004 * widest * (number - (len(curves) - 1) / 2)  # so that bars do not hide one another
+        style = {"color": colormaps["tab10"](number % 10), "marker": "osD^vPX<>*"[number % 10], "markersize": 5}
+        bars = np.nan_to_num(deviations)
+        line = axes.errorbar(np.array(rates) + aside, means, bars, label=name, capsize=2.5, elinewidth=0.9, **style)
+        lines.append((means[-1], line))
     axes.set_xlabel("wrong training labels (%)")
+    axes.set_xticks(sorted({rate for curve in curves.values() for rate in curve}))
     axes.set_ylabel(f"{metric} (%)")
     axes.grid(color="0.9")
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+    lines = [line for _, line in sorted(lines, key=lambda pair: -pair[0])]
+    axes.legend(handles=lines, frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set_title(title, fontsize=11, parse_math=False)
     figure.savefig(Path(path), format="png")
 
 
-def run(folder: str, metric: str = "mAP", out: str | None = None) -> Curves:
+def run(folder: str, metric: str = "mAP", out: str | None = None, title: str | None = None) -> Curves:
     """Prints the table; where there is more than one rate, draws the curves into `out` (FOLDER/noise_curves.png)."""
     curves = read(folder, metric)
     print(table(curves, metric))
     if len({rate for curve in curves.values() for rate in curve}) > 1:
         out = out or str(Path(folder) / "noise_curves.png")
         try:
-            plot(out, curves, metric, f"{metric} under label noise: {Path(folder).resolve().name}")
+            plot(out, curves, metric, title or f"{metric} under label noise: {Path(folder).resolve().name}")
         except OSError as error:
             raise UserError(f"--out={out}: cannot be written ({error.strerror})") from None
         print(f"\nwritten: {out}")
@@ -113,8 +117,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("folder", metavar="RUNS", help="--workdir of a `jaxmlic sweep`")
     parser.add_argument("--metric", default="mAP", help="a column of its runs.csv: mAP, accuracy, CF1, ...")
     parser.add_argument("--out", help="the picture, instead of RUNS/noise_curves.png")
+    parser.add_argument("--title", help="of the picture, instead of one with the folder's name")
     options = parser.parse_args(argv)
-    run(options.folder, options.metric, options.out)
+    run(options.folder, options.metric, options.out, options.title)
     return 0
 
 

@@ -344,6 +344,16 @@ def test_damaged_folders_are_one_line(tmp_path, victim, how):
     assert "damaged" in str(caught.value) and "--overwrite" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_stored_label_that_is_none(tmp_path):
+    path = write(tmp_path)
+    with np.load(path / "labels-train.npz") as file:
+        arrays = dict(file)
+    arrays["labels"][1, 0] = 2
+    np.savez(path / "labels-train.npz", **arrays)
+    with pytest.raises(UserError, match=r"damaged \(labels-train.npz: '.*' has the label 2 for '.*', which is none of"):
+        builders.load("small", tmp_path).labels("train")
+
+
 def test_a_shard_that_is_cut_or_altered(tmp_path):
     path = write(tmp_path, splits={"train": make(200)})
     (file,) = path.glob("small-train.array_record-*")

@@ -392,6 +392,13 @@ class Dataset:
             raise _damaged(self.path, f"{path.name}: {error}") from None
         if arrays["labels"].shape != (self.splits[split], len(self.class_names)):
             raise _damaged(self.path, f"{path.name} has the shape {arrays['labels'].shape}")
+        wrong = np.argwhere(~np.isin(arrays["labels"], (1, 0, -1)))
+        if len(wrong):  # losses would take it for unknown, metrics refuse it
+            row, label = wrong[0]
+            what = (
+                f"the label {arrays['labels'][row, label]} for {self.class_names[label]!r}, which is none of 1, 0, -1"
+            )
+            raise _damaged(self.path, f"{path.name}: {str(arrays['ids'][row])!r} has {what}")
         return arrays
 
 

@@ -1,6 +1,7 @@
 """Cost of each loss, value and gradient, at C = 80, 1,000 and 10,000 classes and B = 256, beside plain PyTorch.
 
     python benchmarks/losses.py [--classes 80 1000 10000] [--batch 256] [--rounds 5] [--memory-gib 7]
+                                [--losses warp rmlc ...]
 
 Beside the pairwise losses stand plain PyTorch ones that form every pair, [B, C, C]; beside the others their plain
 formulas. Each runs in a process of its own, so that its peak memory is its own: what the process held at most, less
@@ -35,10 +36,10 @@ def ours(name: str, logits: np.ndarray, labels: np.ndarray):
 
     from jaxmlic import losses
 
-    step = jax.jit(jax.value_and_grad(lambda z: jnp.mean(getattr(losses, name)(z, labels))))
-    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
-    compiled = step.lower(logits).compile()  # the compiler's own memory and time are not the loss's
-    return lambda: jax.block_until_ready(compiled(logits))
+    step = jax.jit(jax.value_and_grad(lambda z, y: jnp.mean(getattr(losses, name)(z, y))))
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)  # both arguments: nothing of the labels is known before
+    compiled = step.lower(logits, labels).compile()  # the compiler's own memory and time are not the loss's
+    return lambda: jax.block_until_ready(compiled(logits, labels))
 
 
 def plain(name: str, logits: np.ndarray, labels: np.ndarray):
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory-gib", type=float, default=7.0)
+    parser.add_argument("--losses", nargs="+", choices=(*PAIRWISE, *ELEMENTWISE), default=(*PAIRWISE, *ELEMENTWISE))
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -147,7 +149,7 @@ def main() -> None:
         libraries = ("jaxmlic",)
     for classes in options.classes:
         print(f"C = {classes:,}, B = {options.batch}")
-        for name in (*PAIRWISE, *ELEMENTWISE):
+        for name in options.losses:
             found = {library: measure(library, name, classes, options) for library in libraries}
             line = f"  {name:24s}" + "   ".join(f"{library} {told(found[library])}" for library in libraries)
             if all(found.values()) and len(found) == 2:

@@ -305,24 +305,26 @@ def _by_looping(
 
     Time grows as the number of positives times C, with a small factor: no sorting, no gathering.
     """
-    number = jnp.cumsum(positive, axis=-1)  # [..., C]; the p-th positive is the first label of number p
     harmonic = _harmonic(logits.shape[-1])
+    index = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)  # [..., C]
     pick = lambda mask, values: jnp.sum(jnp.where(mask, values, 0.0), axis=-1, keepdims=True)  # noqa: E731
 
-    def add(p: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        constant, slope = found
-        mask = positive & (number == p)  # [..., C], one label or none
+    def add(_: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        constant, slope, previous = found
+        left = jnp.where(positive & (index > previous), index, logits.shape[-1])
+        place = jnp.min(left, axis=-1, keepdims=True)  # [..., 1], the next positive, or C
+        mask = index == place  # [..., C], one label or none
         own = pick(mask, logits)  # [..., 1], z_j
         above = negative & (logits > own - 1.0)
         on = above if s is None else above & (logits <= own - s)
-        factor = pick(mask, root) * harmonic[jnp.sum(above, axis=-1, keepdims=True)]  # 0 without a p-th positive
+        factor = pick(mask, root) * harmonic[jnp.sum(above, axis=-1, keepdims=True)]  # 0 where no positive is left
         sloping = pick(on, root)
         cost = sloping if s is None else sloping + (1.0 - s) * pick(above & ~on, root)  # beyond the ramp: 1 - s
         slope += factor * jnp.where(on, root, 0.0) - jnp.where(mask, factor * sloping, 0.0)
-        return constant + (factor * cost)[..., 0], slope
+        return constant + (factor * cost)[..., 0], slope, place
 
-    start = jnp.zeros_like(logits[..., 0]), jnp.zeros_like(logits)
-    return jax.lax.fori_loop(1, most + 1, add, start)
+    start = jnp.zeros_like(logits[..., 0]), jnp.zeros_like(logits), jnp.full_like(index[..., :1], -1)
+    return jax.lax.fori_loop(0, most, add, start)[:2]
 
 
 def _by_sorting(

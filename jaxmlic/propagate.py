@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
-from jaxmlic import evaluate, features, metrics, propagation, pseudo_labels, run_folder, sharding
+from jaxmlic import evaluate, features, metrics, neighbours, propagation, pseudo_labels, run_folder, sharding
 from jaxmlic.cli import Parser
 from jaxmlic.data import builders, pipeline
 from jaxmlic.errors import UserError, did_you_mean
@@ -23,6 +23,8 @@ from jaxmlic.models.heads import contract
 from jaxmlic.score_file import check_same_classes
 
 METHODS = {"improved": 20, "diffusion": 50}  # and the neighbours of each image
+METRICS = {"improved": "euclidean", "diffusion": "cosine"}
+ALPHA = 0.99  # of Iscen et al.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +36,16 @@ class Method:
       k: neighbours of each image; 0 for the method's own.
       single_label: every image has exactly one label.
       class_weights: multiply an image's weight by that of its class, against imbalance; for one label an image.
+      alpha: of diffusion, how far labels travel; None for ALPHA.
+      neighbours: how they are searched, one of `neighbours.SEARCHES`.
     """
 
     name: str = "improved"
     k: int = 0
     single_label: bool = False
     class_weights: bool = False
+    alpha: float | None = None
+    neighbours: str = "exact"
 
     def check(self) -> None:
         """UserError for values that do not exist or do not go together."""
@@ -49,16 +55,26 @@ class Method:
             raise UserError(f"--k={self.k}: at least 1, or 0 for the method's own")
         if self.class_weights and not self.single_label:
             raise UserError("--class-weights goes with --single-label: of many labels an image has no one class")
+        if self.alpha is not None and self.name != "diffusion":
+            raise UserError("--alpha goes with --method=diffusion")
+        if self.alpha is not None and not 0 <= self.alpha < 1:
+            raise UserError(f"--alpha={self.alpha}: from 0 to 1, 1 excluded")
+        if self.neighbours not in neighbours.SEARCHES:
+            known = ", ".join(neighbours.SEARCHES)
+            raise UserError(
+                f"--neighbours={self.neighbours}: {known}{did_you_mean(self.neighbours, neighbours.SEARCHES)}"
+            )
 
     def __call__(self, values: np.ndarray, labels: np.ndarray) -> propagation.PseudoLabels:
         """features float [N, D] and labels int8 [N, C], -1 throughout where unlabelled, to labels for all."""
         k = self.k or METHODS[self.name]
+        found = propagation.knn(values, k, METRICS[self.name], search=self.neighbours)
         if self.name == "improved":
-            graph = propagation.heat_kernel_graph(*propagation.knn(values, k, "euclidean"))
+            graph = propagation.heat_kernel_graph(*found)
             found = propagation.improved_label_propagation(graph, labels, multi_label=not self.single_label)
         else:
-            graph = propagation.cosine_graph(*propagation.knn(values, k, "cosine"))
-            found = propagation.diffusion(graph, labels, multi_label=not self.single_label)
+            graph, alpha = propagation.cosine_graph(*found), ALPHA if self.alpha is None else self.alpha
+            found = propagation.diffusion(graph, labels, multi_label=not self.single_label, alpha=alpha)
         if not self.class_weights:
             return found
         of_class = propagation.class_weights(found.labels)[np.argmax(found.labels == 1, axis=1)]
@@ -146,10 +162,10 @@ def run(
 def describe(method: Method, labelled: str, split: str) -> dict:
     """What decides a file beside the features."""
     chosen = dataclasses.asdict(method)
-    return {"method": chosen.pop("name"), **chosen, "k": method.k or METHODS[method.name]} | {
-        "labelled": labelled,
-        "split": split,
-    }
+    chosen = {"method": chosen.pop("name"), **chosen, "k": method.k or METHODS[method.name]}
+    if method.alpha is None:
+        chosen["alpha"] = ALPHA if method.name == "diffusion" else None
+    return chosen | {"labelled": labelled, "split": split}
 
 
 def quality(found: propagation.PseudoLabels, truth: np.ndarray, known: np.ndarray, single_label: bool) -> dict:
@@ -183,13 +199,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", default="improved", help=f"{' or '.join(METHODS)} (improved)")
     own = ", ".join(f"{name} {k}" for name, k in METHODS.items())
     parser.add_argument("--k", type=int, default=0, help=f"neighbours of each image ({own})")
+    parser.add_argument("--alpha", type=float, help=f"how far labels travel by diffusion, 0 to 1 ({ALPHA})")
+    parser.add_argument(
+        "--neighbours", default="exact", help="exact, or approximate for large sets, which needs faiss-cpu (exact)"
+    )
     parser.add_argument("--single-label", action="store_true", help="every image has exactly one label")
     parser.add_argument("--class-weights", action="store_true", help="weigh images against imbalance (one label each)")
 
 
 def method_of(options: argparse.Namespace) -> Method:
     """The Method of parsed options, checked."""
-    method = Method(options.method, options.k, options.single_label, options.class_weights)
+    method = Method(
+        options.method, options.k, options.single_label, options.class_weights, options.alpha, options.neighbours
+    )
     method.check()
     return method
 

@@ -135,6 +135,9 @@ def test_mistakes_in_options(finished_run, own_dir, tmp_path, capsys):
         (["--labelled=a/b", "--method=difusion"], "--method=difusion: improved, diffusion"),
         (["--labelled=a/b", "--class-weights"], "--class-weights goes with --single-label"),
         (["--labelled=a/b", "--k=-1"], "--k=-1"),
+        (["--labelled=a/b", "--alpha=0.5"], "--alpha goes with --method=diffusion"),
+        (["--labelled=a/b", "--method=diffusion", "--alpha=1"], "--alpha=1.0: from 0 to 1"),
+        (["--labelled=a/b", "--neighbours=aproximate"], "--neighbours=aproximate: exact, approximate (did you mean"),
         (["--labelled=a/b", "--config.seed=1"], "--config.seed=1 means nothing with --workdir"),
     ]
     for argv, message in cases:

@@ -1,6 +1,7 @@
 """Neighbours by brute force, diffusion by a dense solver, improved label propagation against plain Python."""
 
 import itertools
+import sys
 
 import jax
 import numpy as np
@@ -109,6 +110,54 @@ def test_knn_refuses():
             knn(*arguments)
     with pytest.raises(UserError, match=r"features of image 1 \(of 3\) are not finite"):
         knn(np.array([[1.0], [np.inf], [2.0]]), 1)
+
+
+@pytest.mark.parametrize(("metric", "dim"), [("euclidean", 8), ("cosine", 150)])
+def test_approximate_neighbours(metric, dim):
+    """Nearly those of the exact search, with its values, the same on every run; 150 dimensions are projected first."""
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(2000, 8)).astype(np.float32)
+    if dim > 8:
+        points = points @ rng.normal(size=(8, dim)).astype(np.float32) + 0.05 * rng.normal(size=(2000, dim))
+    points[[3, 11, 30]] = points[25]
+    indices, values = knn(points, 10, metric, search="approximate")
+    exact, exact_values = knn(points, 10, metric)
+    assert indices.shape == exact.shape and indices.dtype == np.int32 and values.dtype == np.float32
+    same = (indices[:, :, None] == exact[:, None, :]) & (indices >= 0)[:, :, None]
+    assert same.sum() > 0.95 * indices.size
+    np.testing.assert_allclose(values[same.any(2)], exact_values[same.any(1)], rtol=1e-5, atol=1e-6)
+    assert (indices != np.arange(2000)[:, None]).all() and (
+        np.diff(values) * (1 if metric != "cosine" else -1) >= 0
+    ).all()
+    assert indices[25, :3].tolist() == [3, 11, 30] and indices[11, :3].tolist() == [3, 25, 30]
+    for one, other in zip(knn(points, 10, metric, search="approximate"), (indices, values), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_approximate_neighbours_of_few_or_equal_points(monkeypatch):
+    pytest.importorskip("faiss")
+    points, _ = clusters(7)
+    for one, other in zip(knn(points, 50, search="approximate"), knn(points, 50), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert knn(points[:1], 3, search="approximate")[0].shape == (1, 0)
+    indices, values = knn(np.ones((200, 3)), 5, "euclidean", search="approximate")
+    assert (indices != np.arange(200)[:, None]).all() and not values[indices >= 0].any()
+    monkeypatch.setattr(neighbours, "_CELLS", 1)  # a cell with fewer points than neighbours are asked for
+    indices, values = knn(clusters(60, spread=0.01)[0], 40, "euclidean", search="approximate")
+    assert (indices == -1).any() and (np.isinf(values) == (indices == -1)).all()
+    assert (
+        np.isfinite(heat_kernel_graph(indices, values).data).all()
+        and np.isfinite(cosine_graph(indices, -values).data).all()
+    )
+
+
+def test_approximate_neighbours_without_the_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match="pip install faiss-cpu"):
+        knn(np.eye(3), 1, search="approximate")
+    with pytest.raises(ValueError, match="search='aproximate' is not one of"):
+        knn(np.eye(3), 1, search="aproximate")
 
 
 # --- graphs

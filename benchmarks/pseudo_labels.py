@@ -82,13 +82,19 @@ class Problem:
         rows = np.repeat(np.arange(len(indices)), k)
         return sparse.csr_array((np.ones(rows.size), (rows, indices.ravel())), shape=(len(indices),) * 2)
 
-    def solve(self, name: str, k: int, alpha: float | None, labels: np.ndarray) -> propagation.PseudoLabels:
+    @functools.cache  # noqa: B019
+    def strength(self, k: int) -> sparse.csr_array:
+        return propagation.link_strength(self.graph("improved", k))
+
+    def solve(
+        self, name: str, k: int, alpha: float | None, labels: np.ndarray, tolerance: float = 1e-6
+    ) -> propagation.PseudoLabels:
         """labels int8 [N, C], -1 throughout where unlabelled."""
         graph, multi = self.graph(name, k), not self.options.single_label
         if name == "improved":
-            return propagation.improved_label_propagation(graph, labels, multi_label=multi)
+            return propagation.improved_label_propagation(graph, labels, multi_label=multi, strength=self.strength(k))
         if name == "diffusion":
-            return propagation.diffusion(graph, labels, multi_label=multi, alpha=alpha)
+            return propagation.diffusion(graph, labels, multi_label=multi, alpha=alpha, tolerance=tolerance)
         return spreading(graph, labels, alpha, multi)
 
     def error(self, scores: np.ndarray, truth: np.ndarray, least: int) -> float:
@@ -168,7 +174,7 @@ def select(problem: Problem, name: str, labels: np.ndarray, seed: int) -> tuple[
     fewer = labels.copy()
     fewer[hidden] = -1
     truth = problem.truth[hidden]  # labelled ones
-    errors = [problem.error(problem.solve(name, *cell, fewer).scores[hidden], truth, 1) for cell in GRIDS[name]]
+    errors = [problem.error(problem.solve(name, *cell, fewer, 1e-3).scores[hidden], truth, 1) for cell in GRIDS[name]]
     return *GRIDS[name][int(np.argmin(errors))], min(errors)
 
 

@@ -132,7 +132,7 @@ def _near_by_index(points: np.ndarray, count: int) -> np.ndarray:
         import faiss
     except ImportError:
         raise UserError("approximate neighbours need the library faiss: pip install faiss-cpu") from None
-    if points.shape[1] > _DIMS:
+    if min(points.shape) > _DIMS:
         projection = faiss.PCAMatrix(points.shape[1], _DIMS)
         projection.train(_some(points, _TRAIN * _DIMS))
         points = projection.apply(points)

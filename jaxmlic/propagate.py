@@ -66,7 +66,12 @@ class Method:
             )
 
     def __call__(self, values: np.ndarray, labels: np.ndarray) -> propagation.PseudoLabels:
-        """features float [N, D] and labels int8 [N, C], -1 throughout where unlabelled, to labels for all."""
+        """features float [N, D] and labels int8 [N, C], -1 throughout where unlabelled, to labels for all.
+
+        UserError for a k that there are not so many others for, and as the parts.
+        """
+        if self.k >= max(len(values), 2):
+            raise UserError(f"--k={self.k}: each of {len(values):,} images has {len(values) - 1:,} others")
         k = self.k or METHODS[self.name]
         found = propagation.knn(values, k, METRICS[self.name], search=self.neighbours)
         if self.name == "improved":

@@ -75,7 +75,12 @@ def link_strength(graph: sparse.csr_array) -> sparse.csr_array:
 
 
 def improved_label_propagation(
-    graph: sparse.csr_array, labels: np.ndarray, *, multi_label: bool = True, max_rounds: int = 1000
+    graph: sparse.csr_array,
+    labels: np.ndarray,
+    *,
+    multi_label: bool = True,
+    strength: sparse.csr_array | None = None,
+    max_rounds: int = 1000,
 ) -> PseudoLabels:
     """Labels travel along links until nothing changes (MSCNN-LCE-MIC, Section A).
 
@@ -92,6 +97,7 @@ def improved_label_propagation(
       graph: [N, N] as heat_kernel_graph gives it.
       labels: int8 [N, C] in {1, 0, -1}; an unlabelled image has -1 throughout; single -1 are found too.
       multi_label: False for exactly one label an image.
+      strength: `link_strength(graph)`, for a caller that uses a graph more than once.
       max_rounds: where it stops in any case.
 
     Returns:
@@ -102,7 +108,7 @@ def improved_label_propagation(
       ValueError: shapes that do not fit.
     """
     labels = _checked(graph, labels, multi_label)
-    strength = link_strength(graph)
+    strength = link_strength(graph) if strength is None else strength
     fixed = labels != -1
     before, current, told_before = None, labels, None
     scores = np.zeros(labels.shape, np.float32)
@@ -169,7 +175,10 @@ def _checked(graph: sparse.csr_array, labels: np.ndarray, multi_label: bool) -> 
         wrong = ((labels == 1).sum(1) != 1) & (labels != -1).any(1)
         if wrong.any():
             row = int(np.argmax(wrong))
-            raise UserError(f"image {row} has {(labels[row] == 1).sum()} labels: with multi_label=False it needs one")
+            count = (labels[row] == 1).sum()
+            raise UserError(
+                f"image {row} has {count} labels: where each has a single one (--single-label) it needs one"
+            )
         labels = np.where((labels == 1).any(1, keepdims=True) & (labels == -1), 0, labels).astype(np.int8)
     return labels
 

@@ -66,6 +66,8 @@ def test_methods_and_class_weights():
     labels = np.full((35, 3), -1, np.int8)
     labels[[0, 10, 30]] = np.eye(3, dtype=np.int8)
     for name in propagate.METHODS:
+        with pytest.raises(UserError, match="--k=35: each of 35 images has 34 others"):
+            Method(name, k=35, single_label=True)(values, labels)
         found = Method(name, k=4, single_label=True)(values, labels)
         np.testing.assert_array_equal(found.labels, centres)
         assert propagate.quality(found, centres.astype(np.int8), labels[:, 0] != -1, True)["error"] == 0

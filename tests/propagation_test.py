@@ -137,9 +137,9 @@ def test_approximate_neighbours(metric, dim):
 
 def test_approximate_neighbours_of_few_or_equal_points(monkeypatch):
     pytest.importorskip("faiss")
-    points, _ = clusters(7)
-    for one, other in zip(knn(points, 50, search="approximate"), knn(points, 50), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for points in (clusters(7)[0], clusters(7, dim=200)[0]):
+        for one, other in zip(knn(points, 50, search="approximate"), knn(points, 50), strict=True):
+            np.testing.assert_array_equal(one, other)
     assert knn(points[:1], 3, search="approximate")[0].shape == (1, 0)
     indices, values = knn(np.ones((200, 3)), 5, "euclidean", search="approximate")
     assert (indices != np.arange(200)[:, None]).all() and not values[indices >= 0].any()
@@ -263,6 +263,8 @@ def test_improved_multi_label_by_plain_python(seed, unknown):
     graph = heat_kernel_graph(*knn(clusters(80, seed=seed)[0], 6, "euclidean"))
     labels = several(80, seed=seed, unknown=unknown)
     found = improved_label_propagation(graph, labels)
+    again = improved_label_propagation(graph, labels, strength=link_strength(graph))
+    np.testing.assert_array_equal(again.labels, found.labels)
     strength = link_strength(graph).toarray()
     by_hand, alternations = improved_by_hand(strength, labels, True)
     np.testing.assert_array_equal(found.labels, by_hand)

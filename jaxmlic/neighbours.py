@@ -68,7 +68,9 @@ def knn(
     if search == "approximate":
         candidates = min(_FACTOR * k + _SPARE, num_points - 1)
         near = _near_by_index(points, candidates + 1)  # itself among them
-    block = max(1, min(num_points, _BLOCK // max(num_points if near is None else 1, candidates * max(dim, 64))))
+    on_cpu = jax.default_backend() == "cpu"
+    per_row = max(num_points if near is None else 0, candidates * (1 if on_cpu else max(dim, 64)))
+    block = max(1, min(num_points, _BLOCK // per_row))
     on_device = jnp.asarray(points)
     offset = 0.5 * jnp.sum(on_device**2, axis=1) if metric == "euclidean" else jnp.zeros(num_points)
     indices = np.empty((num_points, k), np.int32)
@@ -78,7 +80,7 @@ def knn(
         rows = np.arange(min(start, num_points - block), min(start, num_points - block) + block, dtype=np.int32)
         if near is None:
             # The dominating part; numpy's product takes two thirds of the time of XLA's on a CPU.
-            product = points[rows] @ points.T if jax.default_backend() == "cpu" else _product(on_device, rows)
+            product = points[rows] @ points.T if on_cpu else _product(on_device, rows)
             found = _nearest(on_device, offset, rows, product, k, candidates, metric)
         else:
             found = _nearest_of(on_device, rows, near[rows], k, metric)

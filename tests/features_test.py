@@ -325,6 +325,25 @@ def test_the_command_twice_and_a_damaged_cache(data_dir, weights, tmp_path, caps
     assert "damaged features" in capsys.readouterr().err
 
 
+def test_two_commands_at_the_same_time_keep_each_others_splits(data_dir, weights, tmp_path, monkeypatch):
+    shutil.copytree(data_dir / "tiny", tmp_path / "tiny", ignore=shutil.ignore_patterns("features"))
+    dataset = builders.load("tiny", tmp_path)
+    for name in ("one", "other"):
+        builders.write_named_split(dataset, name, {"part": np.arange(4)}, {})
+    monkeypatch.setattr(features, "_make_forward", lambda config: (None, {}))
+
+    def write(path, view, *others):
+        path.write_bytes(b"")
+        if view.split == "one/part":  # while this one runs, the other command begins and ends
+            features.compute(config_of(tmp_path, weights, **{"data.train_split": "other/part"}))
+        return [1, 1, 1, 1]
+
+    monkeypatch.setattr(features, "_write", write)
+    folder = features.compute(config_of(tmp_path, weights, **{"data.train_split": "one/part"}))
+    manifest = json.loads((folder / features.MANIFEST).read_text())
+    assert set(manifest["splits"]) == {"test", "one/part", "other/part"}
+
+
 def test_values_that_float16_cannot_hold(data_dir, weights, monkeypatch):
     huge = jax.tree.map(lambda x: x * 1e6, pretrained.load(weights, "small_cnn"))
     monkeypatch.setattr(pretrained, "load", lambda *_: huge)

@@ -9,8 +9,8 @@ Tolias, Avrithis and Chum (Label Propagation for Deep Semi-supervised Learning, 
     indices, cosines = knn(features, 50, "cosine")
     found = diffusion(cosine_graph(indices, cosines), labels)
 
-The neighbours may come from elsewhere, such as an approximate index, for sets where exact search takes too long. Memory
-grows with N (k + C): no matrix over all pairs exists. Nothing here is random.
+Where the exact search takes too long, `knn(..., search="approximate")` uses an index; or the neighbours come from
+elsewhere. Memory grows with N (k + C): no matrix over all pairs exists. Nothing here is random.
 """
 
 from typing import NamedTuple

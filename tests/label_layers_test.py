@@ -91,7 +91,7 @@ def test_graph_convolutions_follow_a_relabelling(rng):
     )
 
 
-def mfb_by_loops(params, images, labels, groups):
+def mfb_by_loops(params, images, labels, groups, norm):
     """A loop over images, labels and groups, in float64."""
     linear = lambda x, p: x.astype(np.float64) @ np.asarray(p["kernel"], float) + np.asarray(p["bias"])  # noqa: E731
     left, right = linear(images, params["image"]), linear(labels, params["label"])
@@ -101,18 +101,22 @@ def mfb_by_loops(params, images, labels, groups):
         for c in range(len(labels)):
             product = left[b] * right[c]
             pooled = np.array([product[k : k + groups].sum() for k in range(0, len(product), groups)])
-            root = np.sign(pooled) * np.sqrt(np.abs(pooled))
-            out[b, c] = np.dot(root / np.linalg.norm(root), kernel[c]) + bias[c]
+            if norm == "power_l2":
+                pooled = np.sign(pooled) * np.sqrt(np.abs(pooled))
+                pooled *= np.sqrt(len(pooled)) / np.linalg.norm(pooled)
+            out[b, c] = np.dot(pooled, kernel[c]) + bias[c]
     return out
 
 
-@pytest.mark.parametrize("groups", [1, 2, 6, 12])
-def test_mfb_is_a_loop_over_labels_and_groups(rng, groups):
+@pytest.mark.parametrize(
+    ("groups", "norm"), [(1, "none"), (2, "none"), (12, "none"), *((g, "power_l2") for g in (1, 2, 6, 12))]
+)
+def test_mfb_is_a_loop_over_labels_and_groups(rng, groups, norm):
     images, labels = rng.normal(size=(3, 5)).astype(np.float32), rng.normal(size=(4, 7)).astype(np.float32)
-    layer = FactorizedBilinear(12, groups)
+    layer = FactorizedBilinear(12, groups, norm)
     variables = perturbed(init(layer, images, labels))
     assert variables["params"]["kernel"].shape == (4, 12 // groups)
-    expected = mfb_by_loops(variables["params"], images, labels, groups)
+    expected = mfb_by_loops(variables["params"], images, labels, groups, norm)
     np.testing.assert_allclose(apply(layer, variables, images, labels), expected, rtol=1e-3, atol=1e-4)
 
 
@@ -150,3 +154,10 @@ def test_memory_does_not_grow_with_images_times_labels_times_units():
 def test_groups_must_divide_the_units(dim, groups, near):
     with pytest.raises(UserError, match=f"mfb_groups = {groups} does not divide .*mfb_dim = {dim}.* {near}"):
         FactorizedBilinear(dim, groups).init(jax.random.key(0), jnp.zeros((2, 3)), jnp.zeros((2, 3)))
+
+
+def test_unit_scale_brings_every_vector_to_one_length(rng):
+    vectors = rng.normal(size=(3, 5)) * np.array([[1e-2], [1.0], [1e6]])
+    scaled = label_layers.unit_scale(jnp.asarray(vectors, jnp.float32))
+    np.testing.assert_allclose(scaled, vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * 5**0.5, rtol=1e-2)
+    assert (label_layers.unit_scale(jnp.zeros((1, 4))) == 0).all()

@@ -1,5 +1,7 @@
 """MSCNN-LCE-MIC's head: modules on and off, ML-GCN and the plain trunk inside it, the graph's corner cases, runs."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,6 +109,8 @@ SWITCHES = {
     "three layers": {"gcn_layers": 3},
     "dot": {"fusion": "dot", "gcn_dim": 0},
     "g 3": {"mfb_groups": 3},
+    "mfb's norm": {"mfb_norm": "power_l2"},
+    "stages of one length": {"stage_norm": True},
     "max": {"pool": "max"},
     "step 4": {"fusion": "none", "graph": "none"},
 }
@@ -228,6 +232,7 @@ def test_isolated_labels_and_labels_without_examples_train(stages):
 
 MISTAKES = [
     ({"fusion": "mbf"}, r"config\.model\.fusion = 'mbf' is unknown \(did you mean 'mfb'\?\)"),
+    ({"mfb_norm": "l2"}, r"config\.model\.mfb_norm = 'l2' is unknown.*one of none, power_l2"),
     ({"graph": "gat"}, r"config\.model\.graph = 'gat' is unknown"),
     ({"adjacency": "ml-gcn"}, r"config\.model\.adjacency = 'ml-gcn' is unknown \(did you mean 'ml_gcn'\?\)"),
     ({"pool": "mean"}, r"config\.model\.pool = 'mean' is unknown"),
@@ -339,6 +344,9 @@ def test_every_row_of_the_tables_has_an_entry_and_the_papers_numbers():
 
 def test_the_papers_schedule():
     config = config_lib.load("mscnn_lce_mic")
+    decayed = {name for name in shapes_of()[0] if re.fullmatch(config.optim.decay, name)}
+    assert {"params/gcn/kernel_0", "params/gcn/kernel_1", "params/fusion/kernel", "params/global/kernel"} <= decayed
+    assert not any("bias" in name for name in decayed)
     assert (config.optim.name, config.optim.lr, config.optim.momentum, config.optim.weight_decay) == (
         "sgd",
         1e-3,

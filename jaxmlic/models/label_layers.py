@@ -19,6 +19,7 @@ _BLOCK = {"cpu": 1 << 19}
 _OTHER_BLOCK = 1 << 24
 _FEW = 4  # groups up to this size are summed term by term, which is two to four times faster than a tiny product
 _EPSILON = 1e-6
+NORMS = ("none", "power_l2")
 
 
 class SpatialAttention(nn.Module):
@@ -78,18 +79,22 @@ def _uniform(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
 class FactorizedBilinear(nn.Module):
     """Multi-modal factorised bilinear pooling (MFB) of every image with every label, and one linear unit per label.
 
-    Section E of MSCNN-LCE-MIC after Yu et al. (2018): both sides go through a linear layer of `dim` units, their
-    product is summed over groups of `groups` units, then comes the signed square root and the division by the length.
-    Each label has its own weights on the result, read into "a f_c layer" that gives the label's component.
+    Section E of MSCNN-LCE-MIC: both sides go through a linear layer of `dim` units, their product is summed over groups
+    of `groups` units, and each label has its own weights on the result, read into "a f_c layer" that gives the label's
+    component. Yu et al. (2017), whose pooling it is, follow the sum with a signed square root and a division by the
+    length; Section E has neither, and without them the scores are linear in the image and cost one matrix product.
     Parameters `image` and `label` (linear layers), `kernel` [C, dim / groups] and `bias` [C].
 
     Attributes:
       dim: m.
       groups: g, units in a group; UserError unless it divides m.
+      norm: one of NORMS: "none" as in Section E, or "power_l2" as in Yu et al., to the length sqrt(m / g) and not 1:
+        the same functions, but with length 1 the weights have to grow by tens before a score leaves -1..1.
     """
 
     dim: int = 358
     groups: int = 2
+    norm: str = "none"
 
     @nn.compact
     def __call__(self, images: Array, labels: Array) -> Array:
@@ -100,7 +105,11 @@ class FactorizedBilinear(nn.Module):
         labels = nn.Dense(self.dim, name="label")(labels)  # [C, m]
         kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=1, out_axis=0), (len(labels), units))
         bias = self.param("bias", nn.initializers.zeros, (len(labels),))
-        return bilinear_scores(images, labels, kernel, self.groups) + bias[None]
+        if self.norm == "none":  # sum_k w_k sum_j a_kj l_kj = sum_kj a_kj (w_k l_kj)
+            logits = images @ (labels * jnp.repeat(kernel, self.groups, axis=1)).T  # [B, C]
+        else:
+            logits = bilinear_scores(images, labels, kernel * units**0.5, self.groups)
+        return logits + bias[None]
 
 
 def check_groups(dim: int, groups: int) -> None:
@@ -153,3 +162,8 @@ def _scores(images: Array, labels: Array, kernel: Array) -> Array:
     root = pooled * jax.lax.rsqrt(jnp.abs(pooled) + _EPSILON)  # [B, C, K]
     length = jax.lax.rsqrt(jnp.sum(root * root, axis=-1) + _EPSILON)  # [B, C]
     return jnp.einsum("bck,ck->bc", root, kernel) * length
+
+
+def unit_scale(x: Array) -> Array:
+    """[..., D] divided by its root mean square over D: every vector gets the length sqrt(D); one of zeros stays."""
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + _EPSILON)

@@ -33,6 +33,8 @@ class Model(nn.Module):
       trunk: name of a trunk (see jaxmlic.models.trunks).
       stages: the trunk's stages that are read; empty for its LEVELS (of VGG16 the 7th, 10th and 13th layer).
       map_size: maps with more rows or columns are averaged to so many; 0 leaves them as they are.
+      stage_norm: whether each stage's vector is brought to the length sqrt(D), as ParseNet (Liu, Rabinovich and Berg,
+        2016) does, so that none outweighs the others by its scale; the paper says nothing of scales.
       attention: True for the attended vector of each stage, with a global vector of all stages' pooled ones (eq 2)
         projected to `global_dim`; False for the pooled vectors themselves.
       pool: how a map becomes a vector where no attention does it: as in the linear head.
@@ -40,8 +42,9 @@ class Model(nn.Module):
         last of `gcn_dim` (0: as wide as the image's vector); or "none", a free vector for each label.
       adjacency, threshold, reweight: style, phi and lambda of `label_graph.adjacency`, on the training split's labels.
       word_vectors, word_dim: source of `word_vectors`, and its width (0: that of "glove100", or C for "one_hot").
-      fusion: "mfb" with `mfb_dim` units summed in groups of `mfb_groups`; "dot", the product of the image's vector and
-        the label's; "none", a linear classifier for each stage, averaged (step 4), without label embeddings.
+      fusion: "mfb" with `mfb_dim` units summed in groups of `mfb_groups`, and the normalisation `mfb_norm` (see
+        `label_layers.FactorizedBilinear`); "dot", the product of the image's vector and the label's; "none", a linear
+        classifier for each stage, averaged (step 4), without label embeddings.
       dropout: rate on the vectors of the stages.
       batch_norm: "train" or "frozen", for trunks that have batch norm.
       dtype: compute dtype of the trunk; all else works in float32.
@@ -51,6 +54,7 @@ class Model(nn.Module):
     trunk: str = "vgg16"
     stages: Sequence[str] = ()
     map_size: int = 0
+    stage_norm: bool = False
     attention: bool = True
     global_dim: int = 512
     pool: str = "avg"
@@ -66,6 +70,7 @@ class Model(nn.Module):
     fusion: str = "mfb"
     mfb_dim: int = 358
     mfb_groups: int = 2
+    mfb_norm: str = "none"
     dropout: float = 0.0
     batch_norm: str = "train"
     dtype: str = "float32"
@@ -89,6 +94,8 @@ class Model(nn.Module):
             map_size=self.map_size,
         )
         vectors, outputs = self._vectors({stage: x.astype(jnp.float32) for stage, x in maps.items()})
+        if self.stage_norm:
+            vectors = {stage: label_layers.unit_scale(vector) for stage, vector in vectors.items()}
         outputs["features"] = jnp.concatenate(list(vectors.values()), axis=-1)  # [B, sum of D]
         dropout = nn.Dropout(self.dropout, deterministic=not train)
         if self.fusion == "none":
@@ -100,7 +107,8 @@ class Model(nn.Module):
         features = dropout(outputs["features"])
         embeddings = self._label_embeddings(features.shape[-1])
         if self.fusion == "mfb":
-            logits = label_layers.FactorizedBilinear(self.mfb_dim, self.mfb_groups, name="fusion")(features, embeddings)
+            mfb = label_layers.FactorizedBilinear(self.mfb_dim, self.mfb_groups, self.mfb_norm, name="fusion")
+            logits = mfb(features, embeddings)
         else:
             logits = features @ embeddings.T
         return outputs | {"label_embeddings": embeddings, "logits": logits}
@@ -137,6 +145,7 @@ class Model(nn.Module):
     def _check(self) -> None:
         """UserError for values that do not exist or do not go together."""
         choices = {"pool": linear.POOLS, "graph": GRAPHS, "fusion": FUSIONS, "adjacency": label_graph.STYLES}
+        choices |= {"mfb_norm": label_layers.NORMS}
         for field, known in choices.items():
             value = getattr(self, field)
             if value not in known:

@@ -59,7 +59,7 @@ TABLES = {
     "voc2007": ("cnn_lstm_rmlc",),
 }
 STARTS = ("random", "ilsvrc")
-# Heads on frozen features: epochs, then learning rate and weight decay of each row. Selected with the same effort for
+# Heads on frozen features: epochs, then learning rate and weight decay of each row. Selected with like effort for
 # every loss on a clean quarter of train (of 4,000 images for CIFAR-10, at 64 px), by the mean over noise of 0, 20 and
 # 40 %: a grid of learning rate and decay with one seed, the best of it with more. One setting for all would not be
 # fair: with a weight decay of 1, good for binary cross-entropy, the ramp loss has half of its own best mAP on Corel-5K.

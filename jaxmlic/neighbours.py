@@ -5,6 +5,7 @@ Memory grows with N (k + D): no matrix over all pairs exists.
 
 import functools
 import math
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -134,16 +135,22 @@ def _nearest_of(
     return jnp.where(jnp.isfinite(value), jnp.take_along_axis(near, place, axis=1), -1), value
 
 
+def index_library() -> ModuleType:
+    """The module faiss, which an approximate search needs; UserError where it is not installed."""
+    try:
+        import faiss
+    except ImportError:
+        raise UserError("approximate neighbours need the library faiss: pip install faiss-cpu") from None
+    return faiss
+
+
 def _near_by_index(points: np.ndarray, count: int) -> np.ndarray:
     """int32 [N, count], points near each point [N, D] by an inverted file, itself among them; -1 where it finds fewer.
 
     Distances are those of the first principal components. They are divided around sqrt(N) centres, and only the cells
     of those nearest to a point are searched.
     """
-    try:
-        import faiss
-    except ImportError:
-        raise UserError("approximate neighbours need the library faiss: pip install faiss-cpu") from None
+    faiss = index_library()
     if min(points.shape) > _DIMS:
         projection = faiss.PCAMatrix(points.shape[1], _DIMS)
         projection.train(_some(points, _TRAIN * _DIMS))

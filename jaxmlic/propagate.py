@@ -48,7 +48,7 @@ class Method:
     neighbours: str = "exact"
 
     def check(self) -> None:
-        """UserError for values that do not exist or do not go together."""
+        """UserError for values that do not exist or do not go together, and for a library that is not installed."""
         if self.name not in METHODS:
             raise UserError(f"--method={self.name}: {', '.join(METHODS)}{did_you_mean(self.name, METHODS)}")
         if self.k < 0:
@@ -64,6 +64,8 @@ class Method:
             raise UserError(
                 f"--neighbours={self.neighbours}: {known}{did_you_mean(self.neighbours, neighbours.SEARCHES)}"
             )
+        if self.neighbours == "approximate":
+            neighbours.index_library()  # now, not after the features have been computed
 
     def __call__(self, values: np.ndarray, labels: np.ndarray) -> propagation.PseudoLabels:
         """features float [N, D] and labels int8 [N, C], -1 throughout where unlabelled, to labels for all.

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +132,7 @@ def test_mistakes_in_files(file, own_dir, tmp_path):
         train.Trainer(tiny_config(own_dir, **{"data.pseudo_labels": str(file)}), str(tmp_path / "run"))
 
 
-def test_mistakes_in_options(finished_run, own_dir, tmp_path, capsys):
+def test_mistakes_in_options(finished_run, own_dir, tmp_path, capsys, monkeypatch):
     cases = [
         (["--config=quickstart", "--labelled=a/b"], "give --workdir=RUN or --config=FILE"),
         (["--labelled=a/b", "--method=difusion"], "--method=difusion: improved, diffusion"),
@@ -145,6 +146,9 @@ def test_mistakes_in_options(finished_run, own_dir, tmp_path, capsys):
     for argv, message in cases:
         assert cli.run(["propagate", f"--workdir={finished_run}", "--out=x.npz", *argv]) == 2
         assert message in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match="pip install faiss-cpu"):
+        Method(neighbours="approximate").check()
     config = tiny_config(own_dir)
     for labelled, message in (("test", "29 of its 29 images are not in"), ("train", "no image is left to be labelled")):
         with pytest.raises(UserError, match=message):

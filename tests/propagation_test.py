@@ -94,6 +94,21 @@ def test_blocks_and_groups_change_nothing(metric, monkeypatch):
 
 
 @pytest.mark.parametrize("metric", neighbours.METRICS)
+def test_the_search_of_an_accelerator_finds_the_same(metric, monkeypatch):
+    """On the CPU the product is numpy's and candidates are compared row by row; here the other way runs on it."""
+    points, _ = clusters(311)
+    monkeypatch.setattr(neighbours, "_BLOCK", 20_000)
+    traced = (neighbours._nearest, neighbours._nearest_of)  # the way is chosen when a function is traced
+    here = knn(points, 9, metric)
+    [function.clear_cache() for function in traced]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    there = knn(points, 9, metric)
+    [function.clear_cache() for function in traced]
+    np.testing.assert_allclose(there[1], here[1], rtol=2e-4, atol=2e-6)
+    assert np.sum(there[0] != here[0]) <= 0.001 * here[0].size
+
+
+@pytest.mark.parametrize("metric", neighbours.METRICS)
 def test_copies_of_a_point_are_its_nearest_in_the_order_of_rows(metric):
     points, _ = clusters(40)
     points[[3, 11, 30]] = points[25]

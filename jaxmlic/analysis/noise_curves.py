@@ -8,6 +8,7 @@ seeds, folds and batches, are averaged. So it also tabulates ten-fold runs witho
 
 import csv
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def plot(path: str | Path, curves: Curves, metric: str, title: str = "") -> None
     axes.spines[["top", "right"]].set_visible(False)
     lines = [line for _, line in sorted(lines, key=lambda pair: -pair[0])]
     axes.legend(handles=lines, frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    axes.set_title(title, fontsize=11, parse_math=False)
+    axes.set_title(textwrap.fill(title, 70), fontsize=11, parse_math=False)
     figure.savefig(Path(path), format="png")
 
 

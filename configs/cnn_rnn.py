@@ -61,7 +61,7 @@ LONGEST = {"corel5k": 5, "voc2007_subset": 6, "voc2007": 8, "nus_wide_tags": 20}
 # Of the recurrent methods on frozen Lite0 features: epochs, batch size, AdamW's learning rate, and dropout of cnn_rnn.
 # Selected with cnn_rnn, frequent-first, on training images (one seed): on 30 % of the VOC subset's AdamW had 72.3 mAP,
 # the paper's RMSProp 67.9; on 20 % of Corel-5K's dropout 0 had 28.5 (20 epochs), 0.2 26.9 (40), 0.5 with batches of 32
-# 16.8 (12) and 22.7 (30). Multi-order had 18.4 at 3e-3 and less at 1e-3.
+# 16.8 (12) and 22.7 (30).
 ON_FEATURES = {"corel5k": (20, 128, 3e-3, 0.0), "voc2007_subset": (40, 32, 1e-3, 0.5)}
 
 

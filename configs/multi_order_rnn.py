@@ -30,8 +30,8 @@ MULTI_ORDER = {
     "order_free": {"model.mask": "pool"},
 }
 METHODS = (*cnn_rnn.METHODS, *MULTI_ORDER)
-# Learning rates on stored features where they are not cnn_rnn's: on 20 % of Corel-5K's training images this one had 27.8
-# mAP, 3e-3 18.4. (On 30 % of the VOC subset's 1e-2 and 3e-3 had 71.2 and 71.0.)
+# Learning rates on stored features where they are not cnn_rnn's: on 20 % of Corel-5K's training images this one had
+# 27.8 mAP, 3e-3 18.4. (On 30 % of the VOC subset's 1e-2 and 3e-3 had 71.2 and 71.0.)
 RATES = {"corel5k": 1e-2}
 TABLES = {
     # Table 1, then what Table 2 adds. cnn_rnn is frequent-first.

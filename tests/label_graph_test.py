@@ -211,7 +211,7 @@ def test_a_random_vector_belongs_to_its_name_and_seed(tmp_path):
     "data",
     [
         WORDS.encode(),
-        gzip.compress(WORDS.encode()),
+        gzip.compress(WORDS.encode(), mtime=0),
         ("7 3\n" + WORDS).encode(),  # word2vec, fastText
         WORDS.replace("\n", " \n").encode(),  # word2vec ends its rows with a space
         WORDS.replace("\n", "\r\n").encode(),
@@ -234,7 +234,7 @@ def test_text_forms(tmp_path, data):
         ("the 0 0 0\ncat 1 nan 3\n", r"w:2: the vector of 'cat' is not finite"),
         ("cat\n", r"w:1: 0 numbers, not a word and its vector"),
         ("", r"w: an empty file"),
-        (gzip.compress(WORDS.encode())[:-9], r"w: cannot be read"),
+        (gzip.compress(WORDS.encode(), mtime=0)[:-9], r"w: cannot be read"),
         (b"\x1f\x8b not gzip at all", r"w: cannot be read"),
         (b"PK\x03\x04 not a zip", r"w: no npz with names and vectors"),
     ],

@@ -1,6 +1,7 @@
 """Label propagation against scikit-learn's LabelSpreading on the same neighbours: time, peak memory, quality.
 
 Run:  python benchmarks/propagation.py [--points=20000] [--dim=1280] [--k=20] [--classes=20] [--labelled=0.1]
+          [--rounds=3] (in turn; medians)
       python benchmarks/propagation.py --points=100000 --only=improved,diffusion [--neighbours=approximate]
       python benchmarks/propagation.py --only=exact,approximate
 
@@ -101,6 +102,7 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, default=0.9, help="of diffusion and LabelSpreading")
     parser.add_argument("--neighbours", default="exact", help="exact or approximate, of our graphs")
     parser.add_argument("--iterations", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", default=",".join(METHODS))
     parser.add_argument("--one", action="store_true", help="measure here, and print JSON")
     options = parser.parse_args()
@@ -116,15 +118,22 @@ def main() -> None:
     print(
         f"{options.points:,} x {options.dim}, k {options.k}, {options.classes} classes, {options.labelled:.0%} labelled"
     )
-    print(f"{'method':22} {'seconds':>9} {'MiB more':>9} {'error %':>8}")
-    for name in options.only.split(","):
-        argv = [sys.executable, __file__, "--one", *(a for a in sys.argv[1:] if not a.startswith("--only"))]
-        done = subprocess.run([*argv, f"--only={name}"], capture_output=True, text=True)
-        if done.returncode:
-            print(f"{name:22} failed: {(done.stderr.strip().splitlines() or ['killed'])[-1][:80]}")
-            continue
-        found = json.loads(done.stdout.splitlines()[-1])
-        print(f"{name:22} {found['seconds']:9.2f} {found['mib']:9,.0f} {100 * found['error']:8.2f}", flush=True)
+    print(f"{'method':22} {'seconds':>9} {'MiB more':>9} {'error %':>8} {'times':>6}")
+    names = options.only.split(",")
+    runs = {name: [] for name in names}
+    for _ in range(options.rounds):
+        for name in names:
+            argv = [sys.executable, __file__, "--one", *(a for a in sys.argv[1:] if not a.startswith("--only"))]
+            done = subprocess.run([*argv, f"--only={name}"], capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{name} failed: {(done.stderr.strip().splitlines() or ['killed'])[-1][:200]}")
+            runs[name].append(json.loads(done.stdout.splitlines()[-1]))
+    middle = {
+        name: {key: float(np.median([run[key] for run in found])) for key in found[0]} for name, found in runs.items()
+    }
+    for name, found in middle.items():
+        times = f"{middle['spreading']['seconds'] / found['seconds']:6.2f}" if "spreading" in middle else ""
+        print(f"{name:22} {found['seconds']:9.2f} {found['mib']:9,.0f} {100 * found['error']:8.2f} {times}")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
+from jaxmlic import neighbours_host
 from jaxmlic.errors import UserError
 
 METRICS = ("cosine", "euclidean")
 SEARCHES = ("exact", "approximate")
-_BLOCK = 1 << 22  # numbers that a block of the search holds at a time: 16 MB
-_LEAST = 128  # rows of a block on the CPU, all the same: fewer make the product slow
+_BLOCK = 1 << 22  # numbers that a block of an accelerator's search holds at a time: 16 MB
 _SPARE = 16  # neighbours more than asked for, so that rounding in the product cannot push out a true one
 # Of an index: dimensions, candidates a neighbour, cells searched, points for each centre and dimension to train on, and
 # queries at a time. Chosen for a recall of 0.98 on 1,280 features of photographs.
@@ -54,62 +54,48 @@ def knn(
         raise ValueError(f"features {features.shape}, k={k}, metric={metric!r}: [N, D], at least 1, one of {METRICS}")
     if search not in SEARCHES:
         raise ValueError(f"search={search!r} is not one of {SEARCHES}")
-    points = _aligned(features)
-    if not (finite := np.isfinite(points).all(1)).all():
-        raise UserError(f"features of image {int(np.argmin(finite))} (of {len(points)}) are not finite")
-    if metric == "cosine":
-        length = np.sqrt(np.einsum("nd,nd->n", points, points))[:, None]
-        points /= np.where(length > 0, length, 1)
-    else:
-        points -= points.mean(0)  # distances stay, and the product loses fewer digits
-    num_points, dim = points.shape
+    points = neighbours_host.Points(features, metric)
+    if not points.finite.all():
+        raise UserError(f"features of image {int(np.argmin(points.finite))} (of {len(features)}) are not finite")
+    num_points = len(features)
     k = min(k, num_points - 1)
     if k == 0:
         return np.zeros((num_points, 0), np.int32), np.zeros((num_points, 0), np.float32)
-    candidates, near = min(k + _SPARE, num_points - 1), None
-    if search == "approximate":
-        candidates = min(_FACTOR * k + _SPARE, num_points - 1)
-        near = _near_by_index(points, candidates + 1)  # itself among them
-    on_cpu = jax.default_backend() == "cpu"
-    per_row = max(num_points if near is None else 0, candidates * (1 if on_cpu else max(dim, 64)))
-    block = min(num_points, max(_LEAST if on_cpu else 1, _BLOCK // per_row))
-    on_device = jax.device_put(points)
-    offset = np.einsum("nd,nd->n", points, points) / 2 if metric == "euclidean" else np.zeros(num_points, np.float32)
+    candidates = min((k if search == "exact" else _FACTOR * k) + _SPARE, num_points - 1)
+    near = _near_by_index(points[:], candidates + 1) if search == "approximate" else None  # itself among them
+    if jax.default_backend() != "cpu":
+        return _on_device(points, k, candidates, near, metric)
+    near = neighbours_host.nearest_by_product(points, candidates) if near is None else near
+    return neighbours_host.compare(points, near, k)
+
+
+def _on_device(
+    points: neighbours_host.Points, k: int, candidates: int, near: np.ndarray | None, metric: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """`knn` in blocks of rows, among `candidates` that the product finds, or among those in `near` int32 [N, M]."""
+    num_points, dim = points.shape
+    per_row = max(num_points if near is None else 0, candidates * max(dim, 64))
+    block = min(num_points, max(1, _BLOCK // per_row))
+    on_device, offset = jax.device_put(points[:]), jax.device_put(points.offset)
     indices = np.empty((num_points, k), np.int32)
     values = np.empty((num_points, k), np.float32)
     for start in range(0, num_points, block):
         # The last block starts earlier, so that all have one shape.
         rows = np.arange(min(start, num_points - block), min(start, num_points - block) + block, dtype=np.int32)
         if near is None:
-            # The dominating part; numpy's product takes two thirds of the time of XLA's on a CPU.
-            product = points[rows] @ points.T if on_cpu else _product(on_device, rows)
-            found = _nearest(on_device, offset, rows, product, k, candidates, metric)
+            found = _nearest(on_device, offset, rows, k, candidates, metric)
         else:
             found = _nearest_of(on_device, rows, near[rows], k, metric)
         indices[rows], values[rows] = jax.device_get(found)
     return indices, values
 
 
-def _aligned(features: np.ndarray) -> np.ndarray:
-    """A float32 copy [N, D] that begins where XLA wants an array to begin, so that the CPU's device shares it."""
-    memory = np.empty(features.size + 16, np.float32)
-    start = -memory.ctypes.data % 64 // 4
-    points = memory[start : start + features.size].reshape(features.shape)
-    points[:] = features
-    return points
-
-
-@jax.jit
-def _product(points: jax.Array, rows: jax.Array) -> jax.Array:
-    """[B, N], of some rows int32 [B] with all points [N, D]."""
-    return jnp.dot(points[rows], points.T, precision=jax.lax.Precision.HIGHEST)
-
-
 @functools.partial(jax.jit, static_argnames=("k", "candidates", "metric"))
 def _nearest(
-    points: jax.Array, offset: jax.Array, rows: jax.Array, product: jax.Array, k: int, candidates: int, metric: str
+    points: jax.Array, offset: jax.Array, rows: jax.Array, k: int, candidates: int, metric: str
 ) -> tuple[jax.Array, jax.Array]:
-    """`knn` of some rows int32 [B] among points [N, D]; closeness is the product [B, N] less the point's offset [N]."""
+    """`knn` of some rows int32 [B] among points [N, D]; closeness is the product less the point's offset [N]."""
+    product = jnp.dot(points[rows], points.T, precision=jax.lax.Precision.HIGHEST)  # [B, N]
     closeness = product - offset[None, :]
     closeness = closeness.at[jnp.arange(len(rows)), rows].set(-jnp.inf)
     return _nearest_of(points, rows, _largest(closeness, candidates), k, metric)
@@ -121,14 +107,8 @@ def _nearest_of(
 ) -> tuple[jax.Array, jax.Array]:
     """The k nearest of each row [B] among its candidates `near` int32 [B, M]; -1 and the row itself are passed over."""
     near = jnp.sort(near, axis=1)  # in the order of rows, for ties
-
-    def of_row(row: jax.Array, near: jax.Array) -> jax.Array:  # int32 [], [M] -> float32 [M]
-        query, others = points[row][None, :], jax.lax.optimization_barrier(points[near])  # [1, D], [M, D]
-        return jnp.sum(query * others, axis=1) if metric == "cosine" else -jnp.sum((query - others) ** 2, axis=1)
-
-    # XLA on the CPU gathers rows one number at a time, unless it is one row's at once.
-    one_by_one = jax.default_backend() == "cpu"
-    closeness = jax.lax.map(lambda x: of_row(*x), (rows, near)) if one_by_one else jax.vmap(of_row)(rows, near)
+    query, others = points[rows][:, None], jax.lax.optimization_barrier(points[near])  # [B, 1, D], [B, M, D]
+    closeness = jnp.sum(query * others, axis=2) if metric == "cosine" else -jnp.sum((query - others) ** 2, axis=2)
     closeness = jnp.where((near < 0) | (near == rows[:, None]), -jnp.inf, closeness)  # [B, M]
     value, place = jax.lax.top_k(closeness, k)
     value = value if metric == "cosine" else -value

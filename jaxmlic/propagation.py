@@ -13,6 +13,8 @@ Where the exact search takes too long, `knn(..., search="approximate")` uses an 
 elsewhere. Memory grows with N (k + C): no matrix over all pairs exists. Nothing here is random.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +34,7 @@ __all__ = [
     "link_strength",
 ]
 
-_ROWS, _COLUMNS = 512, 64  # of sparse products and of right sides that are held at a time
+_ROWS, _COLUMNS = 256, 64  # of sparse products and of right sides that are held at a time
 _SAME = 1e-9  # relative difference of sums that may be rounding alone: a tie
 
 
@@ -67,10 +69,13 @@ def link_strength(graph: sparse.csr_array) -> sparse.csr_array:
     graph = sparse.csr_array(graph)
     edges = graph.copy()
     edges.data = np.ones_like(edges.data)
+
     # In blocks: the product alone joins all that have a neighbour in common, some k times more than the edges.
-    blocks = range(0, graph.shape[0], _ROWS)
-    half = [(graph[start : start + _ROWS] @ edges).multiply(edges[start : start + _ROWS]) for start in blocks]
-    product = sparse.vstack(half, format="csr")
+    def shared(start: int) -> sparse.csr_array:
+        return (graph[start : start + _ROWS] @ edges).multiply(edges[start : start + _ROWS])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        product = sparse.vstack(list(pool.map(shared, range(0, graph.shape[0], _ROWS))), format="csr")
     return (product + product.T).tocsr()
 
 

@@ -9,7 +9,7 @@ import pytest
 import scipy.linalg
 from scipy import sparse
 
-from jaxmlic import neighbours
+from jaxmlic import neighbours, neighbours_host
 from jaxmlic.errors import UserError
 from jaxmlic.propagation import (
     class_weights,
@@ -83,8 +83,8 @@ def test_blocks_and_groups_change_nothing(metric, monkeypatch):
     points, _ = clusters(1000)
     points = np.round(4 * points)  # many equal distances
     whole = knn(points, 10, metric)
-    monkeypatch.setattr(neighbours, "_LEAST", 70)
-    monkeypatch.setattr(neighbours, "_BLOCK", 70_000)
+    monkeypatch.setattr(neighbours_host, "_TILE", 70)
+    monkeypatch.setattr(neighbours_host, "_GROUP", 3)
     for one, other in zip(whole, knn(points, 10, metric), strict=True):
         np.testing.assert_array_equal(one, other)
     plain = jax.lax.top_k
@@ -95,15 +95,12 @@ def test_blocks_and_groups_change_nothing(metric, monkeypatch):
 
 @pytest.mark.parametrize("metric", neighbours.METRICS)
 def test_the_search_of_an_accelerator_finds_the_same(metric, monkeypatch):
-    """On the CPU the product is numpy's and candidates are compared row by row; here the other way runs on it."""
+    """On a CPU all is numpy's; here the other way runs on it."""
     points, _ = clusters(311)
-    monkeypatch.setattr(neighbours, "_BLOCK", 20_000)
-    traced = (neighbours._nearest, neighbours._nearest_of)  # the way is chosen when a function is traced
     here = knn(points, 9, metric)
-    [function.clear_cache() for function in traced]
+    monkeypatch.setattr(neighbours, "_BLOCK", 20_000)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     there = knn(points, 9, metric)
-    [function.clear_cache() for function in traced]
     np.testing.assert_allclose(there[1], here[1], rtol=2e-4, atol=2e-6)
     assert np.sum(there[0] != here[0]) <= 0.001 * here[0].size
 

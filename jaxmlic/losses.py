@@ -195,7 +195,7 @@ def lsep(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None)
     return jax.nn.softplus(positives + negatives)
 
 
-def ramp(t: jax.Array, s: float = -0.75) -> jax.Array:
+def ramp(t: jax.Array, s: float | None = -0.75) -> jax.Array:
     """R_s(t) = min(1 - s, max(0, 1 - t)) = H_1(t) - H_s(t), where H_a(t) = max(0, a - t): 3.4 of CNN-LSTM-RMLC.
 
     1 - s for t <= s, falling to 0 at t = 1: a wrong label costs no more than 1 - s, however wrong it looks.
@@ -203,11 +203,13 @@ def ramp(t: jax.Array, s: float = -0.75) -> jax.Array:
 
     Args:
       t: float, any shape: the margin.
-      s: where the ramp ends, a number in (-1, 0].
+      s: where the ramp ends, a number in (-1, 0]; None for no end, the hinge H_1 that it is compared with.
 
     Returns:
       float, shape and dtype of t. Raises UserError for another s.
     """
+    if s is None:
+        return jnp.maximum(1.0 - t, 0.0)
     _require("s", s, -1 < s <= 0, "in (-1, 0]")
     return jnp.clip(1.0 - t, 0.0, 1.0 - s)
 
@@ -218,7 +220,7 @@ def rmlc(
     weights: jax.Array | None = None,
     key: jax.Array | None = None,
     *,
-    s: float = -0.75,
+    s: float | None = -0.75,
     k: float = 5.0,
     rank: str = "exact",
 ) -> jax.Array:
@@ -233,7 +235,7 @@ def rmlc(
       logits, labels: as for binary_cross_entropy.
       weights: float, broadcast to [..., C]; a pair has sqrt(w_j w_k), ranks count labels of any weight above 0.
       key: PRNG key for rank="sampled"; not used otherwise.
-      s: where the ramp ends, a number in (-1, 0].
+      s: where the ramp ends, a number in (-1, 0]; None for the hinge, in pairs and margins, to see what the end does.
       k: weight of the second term, 0 or more.
       rank: "exact" or "sampled", as for warp.
 

@@ -68,6 +68,7 @@ LOSSES = linear.LOSSES
 PAIRWISE = {
     "rmlc": ("rmlc", {}),
     "rmlc with s and k": ("rmlc", {"s": -0.3, "k": 2.0}),
+    "rmlc of hinges": ("rmlc", {"s": None}),
     "warp": ("warp", {}),
     "lsep": ("lsep", {}),
 }
@@ -106,7 +107,7 @@ def hinge(t, a=1.0):
 
 
 def ramp64(t, s=-0.75):
-    return min(1 - s, max(0.0, 1 - t))
+    return hinge(t) if s is None else min(1 - s, max(0.0, 1 - t))
 
 
 def rank_weights(logits, labels):
@@ -125,7 +126,7 @@ def pairwise(name, logits, labels, weights=None, at=None):
     """
     logits, values = np.asarray(logits, np.float64), []
     weights = np.ones(labels.shape) if weights is None else np.broadcast_to(weights, labels.shape).astype(np.float64)
-    s, k = (-0.3, 2.0) if name == "rmlc with s and k" else (-0.75, 5.0)
+    s, k = {"rmlc with s and k": (-0.3, 2.0), "rmlc of hinges": (None, 5.0)}.get(name, (-0.75, 5.0))
     for z, y, w, z_at in zip(logits, labels, weights, logits if at is None else at, strict=True):
         f, value = rank_weights(z_at, y), 0.0
         for positive in np.flatnonzero(y == 1):
@@ -160,6 +161,7 @@ def test_ramp_by_hand(t):
     if t not in (-0.75, 1.0):
         assert slope == (-1.0 if -0.75 < t < 1 else 0.0)
     assert -1 <= slope <= 0
+    np.testing.assert_allclose(losses.ramp(jnp.float32(t), None), hinge(np.float32(t)), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("s", [0.0, -0.3, -0.75, -0.99])

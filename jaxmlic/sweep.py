@@ -4,6 +4,7 @@ import csv
 import inspect
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from jaxmlic import evaluate, run_folder, train
 from jaxmlic.cli import Parser
 from jaxmlic.errors import UserError, did_you_mean
 
-SHOWN = ("mAP", "CF1", "OF1", "IF1", "MAP@10", "top1")
+SHOWN = ("mAP", "CF1", "OF1", "IF1", "MAP@10", "top1", "accuracy")
+# Entries that stand for parts of one experiment, as configs/cnn_lstm_rmlc.py names them.
+NAME = re.compile(r"(?P<whole>(?P<series>.+?)(?:_noise(?P<rate>\d+(?:\.\d+)?))?)(?:_(?P<part>fold|batch)\d+)?")
 
 
 def entries(spec: str, only: Sequence[str] = ()) -> list[tuple[str, dict | str]]:
@@ -95,12 +98,41 @@ def run(spec: str, workdir: str, *, seeds: int = 1, only: Sequence[str] = (), ov
             print(f"sweep stopped in {name}, seed {seed}; the same command continues there")
             return 130 if stopped == 2 else 0
         results[name].append({"seed": seed, **found})
-    write(Path(workdir), results)
+    order = [name for name, _ in entries(spec)]
+    write(Path(workdir), earlier(Path(workdir), results, order))
     print(table(results))
     print(f"\nwritten: {Path(workdir) / 'sweep.csv'} and {Path(workdir) / 'runs.csv'}")
     if failed:
         raise UserError(f"{len(failed)} of {len(plan)} runs failed: " + "; ".join(failed))
     return 0
+
+
+def earlier(workdir: Path, results: dict[str, list[dict]], order: Sequence[str]) -> dict[str, list[dict]]:
+    """The results with those runs of WORKDIR/runs.csv that this call had no part in, by `order` and seed."""
+    merged = {name: list(rows) for name, rows in results.items()}
+    path = workdir / "runs.csv"
+    rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines()) if path.exists() else ()
+    for row in rows:
+        name, seed = row["entry"], int(row["seed"])
+        scores = workdir / name / f"seed{seed}" / run_folder.SCORES / f"{row['split']}.{row['protocol']}.json"
+        if scores.exists() and all(other["seed"] != seed for other in merged.get(name, ())):
+            merged.setdefault(name, []).append({"seed": seed, **json.loads(scores.read_text())})
+    place = {name: number for number, name in enumerate(order)}
+    return {
+        name: sorted(merged[name], key=lambda row: row["seed"])
+        for name in sorted(merged, key=lambda name: place.get(name, len(place)))
+    }
+
+
+def pooled(results: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """The results, and after them the runs of all folds or batches of an experiment together, as NAME_fold*."""
+    together: dict[str, list[str]] = {}
+    for name in results:
+        match = NAME.fullmatch(name)
+        if match["part"]:
+            together.setdefault(f"{match['whole']}_{match['part']}*", []).append(name)
+    several = {name: parts for name, parts in together.items() if len(parts) > 1}
+    return results | {name: [row for part in parts for row in results[part]] for name, parts in several.items()}
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
@@ -110,33 +142,36 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def table(results: dict[str, list[dict]]) -> str:
-    """Mean (and spread over seeds) of the main metrics in percent, an entry a line."""
+    """Mean (and spread over runs) of the main metrics in percent: an entry a line, and one for all of its folds."""
+    results = pooled(results)
     width = max(len(name) for name in results)
     protocols = sorted({row["protocol"] for rows in results.values() for row in rows})
-    lines = [f"protocol: {', '.join(protocols)}; mean +- standard deviation over seeds, percent", ""]
-    lines.append(f"{'entry':{width}}  {'seeds':>5}  " + "  ".join(f"{key:>14}" for key in SHOWN))
+    shown = [key for key in SHOWN if any(key in row for rows in results.values() for row in rows)] or SHOWN
+    lines = [f"protocol: {', '.join(protocols)}; mean +- standard deviation over runs, percent", ""]
+    lines.append(f"{'entry':{width}}  {'runs':>5}  " + "  ".join(f"{key:>14}" for key in shown))
     for name, rows in results.items():
         cells = []
-        for key in SHOWN:
-            mean, deviation = spread([row[key] for row in rows]) if rows else (np.nan, np.nan)
+        for key in shown:
+            mean, deviation = spread([row.get(key) for row in rows]) if rows else (np.nan, np.nan)
             cells.append(f"{100 * mean:.2f}" + (f" +- {100 * deviation:.2f}" if deviation == deviation else ""))
         lines.append(f"{name:{width}}  {len(rows):>5}  " + "  ".join(f"{cell:>14}" for cell in cells))
     return "\n".join(lines)
 
 
 def write(workdir: Path, results: dict[str, list[dict]]) -> None:
-    """runs.csv: a row a run; sweep.csv: mean and standard deviation a row an entry."""
+    """runs.csv: a row a run; sweep.csv: mean and standard deviation of each entry, and of all folds of one."""
     rows = [(name, row) for name, found in results.items() for row in found]
     keys = [k for k, v in rows[0][1].items() if isinstance(v, float) and k != "threshold"] if rows else []
+    keys = [k for k in keys if all(k in row for _, row in rows)]  # rows of another protocol may lack one
     _write_csv(
         workdir / "runs.csv",
         ["entry", "seed", "split", "protocol", *keys],
         [[name, row["seed"], row["split"], row["protocol"], *(row[key] for key in keys)] for name, row in rows],
     )
-    header = ["entry", "seeds", "protocol", *(f"{key} {what}" for key in keys for what in ("mean", "std"))]
+    header = ["entry", "runs", "protocol", *(f"{key} {what}" for key in keys for what in ("mean", "std"))]
     body = [
         [name, len(found), found[0]["protocol"], *(v for key in keys for v in spread([row[key] for row in found]))]
-        for name, found in results.items()
+        for name, found in pooled(results).items()
         if found
     ]
     _write_csv(workdir / "sweep.csv", header, body)

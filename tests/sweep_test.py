@@ -53,8 +53,11 @@ def test_table_holds_mean_and_spread_of_the_runs(finished_sweep):
 def test_finished_runs_are_skipped(finished_sweep, experiment, monkeypatch, capsys):
     monkeypatch.setattr(train, "run", lambda *_: pytest.fail("trained again"))
     command = ["sweep", f"--config={experiment}", f"--workdir={finished_sweep}", "--seeds=2", "--only=pooled"]
+    before = [(finished_sweep / name).read_text() for name in ("runs.csv", "sweep.csv")]
     assert cli.run(command) == 0
     assert "plain" not in capsys.readouterr().out
+    # What a call leaves out by --only stays in the tables.
+    assert [(finished_sweep / name).read_text() for name in ("runs.csv", "sweep.csv")] == before
 
 
 def test_another_config_in_a_finished_entry_is_refused(finished_sweep, experiment, capsys):
@@ -89,6 +92,22 @@ def test_a_failing_entry_does_not_stop_the_others(experiment, tmp_path, capsys):
     assert "1 of 2 runs failed: broken, seed 0: config.model.pool = 'median'" in captured.err
     rows = table_of(tmp_path / "runs" / "sweep.csv")
     assert [row["entry"] for row in rows] == ["plain"]
+
+
+def test_folds_and_batches_have_a_row_together(tmp_path):
+    run = {"seed": 0, "split": "test", "protocol": "all_point"}
+    results = {
+        name: [{**run, "accuracy": value}]
+        for name, value in {"warp_fold0": 0.1, "warp_fold10": 0.3, "warp_noise20_batch1": 0.5, "warp": 0.7}.items()
+    }
+    lines = sweep.table(results).splitlines()[2:]
+    assert lines[0].split() == ["entry", "runs", "accuracy"]
+    assert [line.split()[0] for line in lines[1:]] == [*results, "warp_fold*"]
+    assert lines[-1].split() == ["warp_fold*", "2", "20.00", "+-", "14.14"]
+    sweep.write(tmp_path, results)
+    assert len(table_of(tmp_path / "runs.csv")) == 4
+    row = table_of(tmp_path / "sweep.csv")[-1]
+    assert row["entry"] == "warp_fold*" and row["runs"] == "2" and float(row["accuracy mean"]) == pytest.approx(0.2)
 
 
 def test_spread():

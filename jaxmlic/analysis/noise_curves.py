@@ -7,7 +7,6 @@ seeds, folds and batches, are averaged. So it also tabulates ten-fold runs witho
 """
 
 import csv
-import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +15,8 @@ import numpy as np
 
 from jaxmlic.cli import Parser
 from jaxmlic.errors import UserError, did_you_mean
-from jaxmlic.sweep import spread
+from jaxmlic.sweep import NAME, spread
 
-NAME = re.compile(r"(?P<series>.+?)(?:_noise(?P<rate>\d+(?:\.\d+)?))?(?:_(?:fold|batch)\d+)?")
 Curves = dict[str, dict[float, list[float]]]
 
 

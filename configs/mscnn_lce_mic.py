@@ -30,7 +30,7 @@ Time:       about a minute a run beside other work; not run at the paper's sizes
 Read into the paper: phi 0.4 and lambda 0.25 as in ML-GCN; 30 epochs (it converges after 25); a constant learning rate;
 mirrored images; without label embeddings the classifiers of the stages are averaged (step 4). Table VI's groups of 4
 and more do not divide its m = 358: m is the next multiple there. "No multi-stage CNN" is the last stage alone. MFB has
-no signed square root and no division by the length, since Section E has none (entry mfb_power_l2 has both).
+the signed square root and the division by the length of its own paper; Section E names neither (entry mfb_none).
 """
 
 from jaxmlic.configs import common
@@ -87,7 +87,7 @@ def get_config(arg=None):
     config.model.word_dim = 0  # numbers in a word vector, for a file or "random"; 0 = the source's own
     config.model.fusion = "mfb"  # "mfb", "dot" (ML-GCN) or "none" (step 4: a classifier a stage; needs graph "none")
     config.model.mfb_dim = DIM  # m, units of the product
-    config.model.mfb_norm = "none"  # Section E; or "power_l2", the signed square root and length of MFB's own paper
+    config.model.mfb_norm = "power_l2"  # signed root and length of MFB's own paper, or "none", Section E's letter
     config.model.mfb_groups = 2  # g, units that are summed (Table VI); it divides m
     config.loss.name = "weighted_cross_entropy"  # eq 9
 
@@ -163,7 +163,7 @@ def sweep(arg=None):
         ("no_multi_stage", last),
         ("no_attention", no_attention),
         ("dot", {"model.fusion": "dot", "model.gcn_dim": 0}),
-        ("mfb_power_l2", {"model.mfb_norm": "power_l2"}),
+        ("mfb_none", {"model.mfb_norm": "none"}),
         ("no_edges", {"model.adjacency": "identity"}),
         ("free_labels", {"model.graph": "none"}),
         ("ml_gcn", {**ml_gcn, **last, "model.pool": "max"}),  # max against average is ML-GCN's known confound

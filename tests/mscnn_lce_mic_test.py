@@ -109,7 +109,7 @@ SWITCHES = {
     "three layers": {"gcn_layers": 3},
     "dot": {"fusion": "dot", "gcn_dim": 0},
     "g 3": {"mfb_groups": 3},
-    "mfb's norm": {"mfb_norm": "power_l2"},
+    "mfb's norm": {"mfb_norm": "none"},
     "stages of one length": {"stage_norm": True},
     "max": {"pool": "max"},
     "step 4": {"fusion": "none", "graph": "none"},

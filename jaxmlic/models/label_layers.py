@@ -82,19 +82,20 @@ class FactorizedBilinear(nn.Module):
     Section E of MSCNN-LCE-MIC: both sides go through a linear layer of `dim` units, their product is summed over groups
     of `groups` units, and each label has its own weights on the result, read into "a f_c layer" that gives the label's
     component. Yu et al. (2017), whose pooling it is, follow the sum with a signed square root and a division by the
-    length; Section E has neither, and without them the scores are linear in the image and cost one matrix product.
+    length. Section E names neither; they are read into its "MFB", and norm="none" leaves them out: then the scores are
+    linear in the image and cost one matrix product.
     Parameters `image` and `label` (linear layers), `kernel` [C, dim / groups] and `bias` [C].
 
     Attributes:
       dim: m.
       groups: g, units in a group; UserError unless it divides m.
-      norm: one of NORMS: "none" as in Section E, or "power_l2" as in Yu et al., to the length sqrt(m / g) and not 1:
-        the same functions, but with length 1 the weights have to grow by tens before a score leaves -1..1.
+      norm: one of NORMS: "power_l2" as in Yu et al., to the length sqrt(m / g) and not 1: the same functions, but with
+        length 1 the weights have to grow by tens before a score leaves -1..1; or "none".
     """
 
     dim: int = 358
     groups: int = 2
-    norm: str = "none"
+    norm: str = "power_l2"
 
     @nn.compact
     def __call__(self, images: Array, labels: Array) -> Array:

@@ -70,7 +70,7 @@ class Model(nn.Module):
     fusion: str = "mfb"
     mfb_dim: int = 358
     mfb_groups: int = 2
-    mfb_norm: str = "none"
+    mfb_norm: str = "power_l2"
     dropout: float = 0.0
     batch_norm: str = "train"
     dtype: str = "float32"

@@ -195,6 +195,8 @@ def one(problem: Problem, name: str, count: int, seed: int) -> dict:
     else:
         k, alpha, error = select(problem, name, labels, seed)
         found = problem.solve(name, k, alpha, labels)
+        if problem.options.decide == "frequency":
+            found = propagation.by_frequency(found, labels)
         numbers |= {
             "k": k,
             "alpha": alpha,
@@ -235,6 +237,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1000, help="of the classifier")
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--decide", default="half", choices=propagate.DECISIONS, help="of many labels, as propagate's")
     parser.add_argument("--methods", default="improved,diffusion,spreading,alone")
     parser.add_argument("--workdir", required=True)
     options, overrides = parser.parse_known_args()

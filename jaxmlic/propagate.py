@@ -25,6 +25,7 @@ from jaxmlic.score_file import check_same_classes
 METHODS = {"improved": 20, "diffusion": 50}  # and the neighbours of each image
 METRICS = {"improved": "euclidean", "diffusion": "cosine"}
 ALPHA = 0.99  # of Iscen et al.
+DECISIONS = ("half", "frequency")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Method:
       class_weights: multiply an image's weight by that of its class, against imbalance; for one label an image.
       alpha: of diffusion, how far labels travel; None for ALPHA.
       neighbours: how they are searched, one of `neighbours.SEARCHES`.
+      decide: which of many labels an image gets: "half", those with a score of 0.5 or more, or "frequency", see
+        `propagation.by_frequency`.
     """
 
     name: str = "improved"
@@ -46,6 +49,7 @@ class Method:
     class_weights: bool = False
     alpha: float | None = None
     neighbours: str = "exact"
+    decide: str = "half"
 
     def check(self) -> None:
         """UserError for values that do not exist or do not go together, and for a library that is not installed."""
@@ -59,6 +63,10 @@ class Method:
             raise UserError("--alpha goes with --method=diffusion")
         if self.alpha is not None and not 0 <= self.alpha < 1:
             raise UserError(f"--alpha={self.alpha}: from 0 to 1, 1 excluded")
+        if self.decide not in DECISIONS:
+            raise UserError(f"--decide={self.decide}: {', '.join(DECISIONS)}{did_you_mean(self.decide, DECISIONS)}")
+        if self.decide == "frequency" and self.single_label:
+            raise UserError("--decide=frequency goes with many labels an image, not with --single-label")
         if self.neighbours not in neighbours.SEARCHES:
             known = ", ".join(neighbours.SEARCHES)
             raise UserError(
@@ -82,6 +90,8 @@ class Method:
         else:
             graph, alpha = propagation.cosine_graph(*found), ALPHA if self.alpha is None else self.alpha
             found = propagation.diffusion(graph, labels, multi_label=not self.single_label, alpha=alpha)
+        if self.decide == "frequency":
+            found = propagation.by_frequency(found, labels)
         if not self.class_weights:
             return found
         of_class = propagation.class_weights(found.labels)[np.argmax(found.labels == 1, axis=1)]
@@ -162,6 +172,8 @@ def run(
     )
     numbers = info | quality(found, view.stored_labels, known, method.single_label)
     run_folder.write_json(Path(out).with_suffix(".json"), numbers)
+    if not (found.labels[~known] == 1).any():
+        print("no image got a label: no score reaches 0.5; --decide=frequency keeps the labelled images' frequencies")
     print(f"{out}: " + ", ".join(f"{key} {_short(value)}" for key, value in numbers.items()))
     return numbers
 
@@ -210,6 +222,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--neighbours", default="exact", help="exact, or approximate for large sets, which needs faiss-cpu (exact)"
     )
+    parser.add_argument(
+        "--decide",
+        default="half",
+        help="which of many labels an image gets: half, those with a score of 0.5, or frequency, each label as often "
+        "as among the labelled images (half)",
+    )
     parser.add_argument("--single-label", action="store_true", help="every image has exactly one label")
     parser.add_argument("--class-weights", action="store_true", help="weigh images against imbalance (one label each)")
 
@@ -217,7 +235,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def method_of(options: argparse.Namespace) -> Method:
     """The Method of parsed options, checked."""
     method = Method(
-        options.method, options.k, options.single_label, options.class_weights, options.alpha, options.neighbours
+        options.method,
+        options.k,
+        options.single_label,
+        options.class_weights,
+        options.alpha,
+        options.neighbours,
+        options.decide,
     )
     method.check()
     return method

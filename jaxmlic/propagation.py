@@ -25,6 +25,7 @@ from jaxmlic.neighbours import cosine_graph, heat_kernel_graph, knn
 
 __all__ = [
     "PseudoLabels",
+    "by_frequency",
     "class_weights",
     "cosine_graph",
     "diffusion",
@@ -289,6 +290,30 @@ def _certainty(scores: np.ndarray, multi_label: bool) -> np.ndarray:
             parts += np.where(absent > 0, -absent * np.log(absent), 0)
             return 1 - parts / np.log(2)
         return 1 - parts.sum(1, keepdims=True) / np.log(max(scores.shape[1], 2))
+
+
+def by_frequency(found: PseudoLabels, labels: np.ndarray) -> PseudoLabels:
+    """Labels decided anew, each for as large a share of the found images as of the labelled ones, by the scores.
+
+    Where few images have a label, few have a score of 0.5 for it: decided there, rare labels die out, and whoever
+    trains on that is told that they are absent. The share is that of the positives among the images for which the
+    label is known; of equal scores the first image has it, and a score of 0 never gives a label.
+
+    Args:
+      found: of `improved_label_propagation` or `diffusion` with many labels an image.
+      labels: int8 [N, C] in {1, 0, -1} that it was called with.
+
+    Returns:
+      `found` with other labels where they were not known; what nothing labelled reaches stays -1.
+    """
+    new = found.labels.copy()
+    for c, (known, scores) in enumerate(zip(np.asarray(labels).T, found.scores.T, strict=True)):
+        images = np.flatnonzero((known == -1) & (found.labels[:, c] != -1))
+        share = np.mean(known[known != -1] == 1) if (known != -1).any() else 0.0
+        best = images[np.argsort(-scores[images], kind="stable")][: round(share * len(images))]
+        new[images, c] = 0
+        new[best[scores[best] > 0], c] = 1
+    return found._replace(labels=new)
 
 
 def class_weights(labels: np.ndarray) -> np.ndarray:

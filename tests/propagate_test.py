@@ -77,6 +77,30 @@ def test_methods_and_class_weights():
         np.testing.assert_allclose(ratio, (35 / 3 / np.array([10, 20, 5]))[centres.argmax(1)], rtol=1e-5)
 
 
+def test_deciding_by_frequency():
+    rng = np.random.default_rng(1)
+    values, labels = rng.standard_normal((80, 4)), np.full((80, 3), -1, np.int8)
+    labels[:20] = rng.random((20, 3)) < [0.5, 0.2, 0.05]
+    labels[0] = 1
+    found = {decide: Method("diffusion", k=10, decide=decide)(values, labels) for decide in propagate.DECISIONS}
+    np.testing.assert_array_equal(found["half"].scores, found["frequency"].scores)
+    expected = np.round((labels[:20] == 1).mean(0) * 60)
+    np.testing.assert_array_equal((found["frequency"].labels[20:] == 1).sum(0), expected)
+    assert ((found["half"].labels[20:] == 1).sum(0) != expected).any()
+
+
+def test_nothing_found_is_said(own_dir, tmp_path, capsys, monkeypatch):
+    config = tiny_config(own_dir, **FROZEN)
+    labels = np.where(np.arange(72)[:, None] < 18, 0, np.full((72, 3), -1)).astype(np.int8)
+    labels[0] = 1
+    found = propagation.PseudoLabels(np.maximum(labels, 0), np.zeros((72, 3), np.float32), np.ones(72, np.float32), 1)
+    monkeypatch.setattr(Method, "__call__", lambda self, values, labels: found)
+    monkeypatch.setattr(propagate, "image_features", lambda *_: (np.zeros((72, 2), np.float32), "nothing"))
+    monkeypatch.setattr(propagate, "known_labels", lambda *_: (labels, np.arange(72) < 18))
+    propagate.run(config, Method(), labelled="few/labelled", out=str(tmp_path / "x.npz"))
+    assert "no image got a label: no score reaches 0.5; --decide=frequency" in capsys.readouterr().out
+
+
 def test_training_takes_labels_and_weights_and_keeps_them(file, own_dir, tmp_path):
     stored = pseudo_labels.load(file)
     out = dataclasses.replace(stored, weights=np.where(np.arange(72) == 5, 0, stored.weights))
@@ -141,6 +165,11 @@ def test_mistakes_in_options(finished_run, own_dir, tmp_path, capsys, monkeypatc
         (["--labelled=a/b", "--alpha=0.5"], "--alpha goes with --method=diffusion"),
         (["--labelled=a/b", "--method=diffusion", "--alpha=1"], "--alpha=1.0: from 0 to 1"),
         (["--labelled=a/b", "--neighbours=aproximate"], "--neighbours=aproximate: exact, approximate (did you mean"),
+        (
+            ["--labelled=a/b", "--decide=frequencies"],
+            "half, frequency (did you mean 'frequency'?)",
+        ),
+        (["--labelled=a/b", "--decide=frequency", "--single-label"], "--decide=frequency goes with many labels"),
         (["--labelled=a/b", "--config.seed=1"], "--config.seed=1 means nothing with --workdir"),
     ]
     for argv, message in cases:

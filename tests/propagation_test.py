@@ -12,6 +12,8 @@ from scipy import sparse
 from jaxmlic import neighbours, neighbours_host
 from jaxmlic.errors import UserError
 from jaxmlic.propagation import (
+    PseudoLabels,
+    by_frequency,
     class_weights,
     cosine_graph,
     diffusion,
@@ -432,6 +434,38 @@ def test_diffusion_refuses():
     for tolerance in (0.0, 1.0, float("nan")):
         with pytest.raises(ValueError, match="tolerance"):
             diffusion(complete(2), labels, tolerance=tolerance)
+
+
+def test_labels_by_frequency_by_hand():
+    """Four labelled images, five found, one not; of the labels 1/2, 1/4, none, and 2/3 of the three that are known."""
+    labels = np.full((10, 4), -1, np.int8)
+    labels[:4] = [[1, 1, 0, 1], [1, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, -1]]
+    scores = np.zeros((10, 4), np.float32)
+    scores[4:, 0] = [0.1, 0.4, 0.3, 0.2, 0.4, 0.0]  # half of five, 2.5, rounded to even
+    scores[4:, 1] = [0.2, 0.2, 0.1, 0.2, 0.2, 0.2]  # a quarter, 1.25: of equals the first
+    scores[4:, 2] = 0.9  # nobody had it
+    scores[3:, 3] = [0.0, 0.0, 0.7, 0.0, 0.0, 0.0, 0.0]  # two thirds of six, four, but only one has a score
+    found = np.where(labels == -1, 0, labels).astype(np.int8)
+    found[9] = -1  # not reached: no share of any label is its own
+    scores[9] = 0.8
+    weights = np.linspace(0, 1, 10, dtype=np.float32)
+    result = by_frequency(PseudoLabels(found, scores, weights, 3), labels)
+    np.testing.assert_array_equal(result.labels[:3], labels[:3])
+    np.testing.assert_array_equal(result.labels[9], -1)
+    for c, images in {0: [5, 8], 1: [4], 2: [], 3: [5]}.items():
+        assert np.flatnonzero(result.labels[3:, c] == 1).tolist() == [i - 3 for i in images]
+    assert (result.labels[3:9] >= 0).all() and result.weights is weights and result.num_rounds == 3
+
+
+def test_frequencies_are_those_of_the_labelled():
+    points, _ = clusters(400)
+    labels = several(400, every=4)
+    for found in (
+        diffusion(cosine_graph(*knn(points, 10)), labels, alpha=0.9),
+        improved_label_propagation(heat_kernel_graph(*knn(points, 10, "euclidean")), labels),
+    ):
+        shares = (by_frequency(found, labels).labels[labels[:, 0] == -1] == 1).mean(0)
+        np.testing.assert_allclose(shares, (labels[::4] == 1).mean(0), atol=1 / 300)
 
 
 def test_class_weights_by_hand():

@@ -55,12 +55,18 @@ def claim(workdir: str | Path, config: ConfigDict, train: View) -> Run:
     A folder without a checkpoint (of a start that ended on a mistake) counts as new: there is nothing to lose in it.
 
     Raises:
-      UserError: the folder is of another config (the message names the fields), other class names or other data.
+      UserError: the folder is of another config (the message names the fields), other class names or other data, or
+        has lost its config.json.
     """
     workdir = Path(workdir)
     run = Run(workdir, config, list(train.dataset.class_names), len(train), fingerprint(train))
     begun = any(path.name.isdigit() for path in (workdir / FOLDER).glob("*"))
-    if begun and (workdir / CONFIG_FILE).exists():
+    if begun:
+        if not (workdir / CONFIG_FILE).exists():
+            raise UserError(
+                f"{workdir} holds checkpoints but no {CONFIG_FILE}, which says what they are of: remove it, or use "
+                "another --workdir"
+            )
         old = load(workdir)
         changed = config_lib.differences(old.config.to_dict(), config)
         if changed:

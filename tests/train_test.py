@@ -384,6 +384,13 @@ def test_changed_data_and_class_names_are_refused(finished_run, data_dir):
     assert stored["class_names"] == ["red", "green", "blue"] and stored["num_train"] == 54
 
 
+def test_checkpoints_without_their_config_are_not_continued(data_dir, tmp_path):
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    trainer = train.Trainer(tiny_config(data_dir), str(tmp_path))
+    with pytest.raises(UserError, match=r"holds checkpoints but no config\.json"):
+        trainer.fit()
+
+
 def best_of(workdir, trainer):
     """Parameters of a run's best checkpoint, by name."""
     best = json.loads((workdir / "result.json").read_text())["best_step"]

@@ -146,7 +146,8 @@ def table(results: dict[str, list[dict]]) -> str:
     results = pooled(results)
     width = max(len(name) for name in results)
     protocols = sorted({row["protocol"] for rows in results.values() for row in rows})
-    shown = [key for key in SHOWN if any(key in row for rows in results.values() for row in rows)] or SHOWN
+    has = lambda row, key: row.get(key) is not None and not np.isnan(row[key])  # noqa: E731
+    shown = [key for key in SHOWN if any(has(row, key) for rows in results.values() for row in rows)] or SHOWN
     lines = [f"protocol: {', '.join(protocols)}; mean +- standard deviation over runs, percent", ""]
     lines.append(f"{'entry':{width}}  {'runs':>5}  " + "  ".join(f"{key:>14}" for key in shown))
     for name, rows in results.items():

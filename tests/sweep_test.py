@@ -95,7 +95,7 @@ def test_a_failing_entry_does_not_stop_the_others(experiment, tmp_path, capsys):
 
 
 def test_folds_and_batches_have_a_row_together(tmp_path):
-    run = {"seed": 0, "split": "test", "protocol": "all_point"}
+    run = {"seed": 0, "split": "test", "protocol": "all_point", "mAP": None, "CF1": float("nan")}
     results = {
         name: [{**run, "accuracy": value}]
         for name, value in {"warp_fold0": 0.1, "warp_fold10": 0.3, "warp_noise20_batch1": 0.5, "warp": 0.7}.items()

@@ -87,6 +87,12 @@ def test_deciding_by_frequency():
     expected = np.round((labels[:20] == 1).mean(0) * 60)
     np.testing.assert_array_equal((found["frequency"].labels[20:] == 1).sum(0), expected)
     assert ((found["half"].labels[20:] == 1).sum(0) != expected).any()
+    truth = (rng.random((80, 3)) < 0.4).astype(np.int8)
+    for one in found.values():  # of the labels given, by counting
+        numbers = propagate.quality(one, truth, np.arange(80) < 20, False)
+        given, true = one.labels[20:] == 1, truth[20:] == 1
+        assert numbers["OP"] == pytest.approx((given & true).sum() / max(given.sum(), 1))
+        assert numbers["OR"] == pytest.approx((given & true).sum() / true.sum())
 
 
 def test_nothing_found_is_said(own_dir, tmp_path, capsys, monkeypatch):

@@ -453,15 +453,17 @@ def test_smooth_gradients_equal_finite_differences(name):
         np.testing.assert_allclose(np.sum(gradients * direction), (ends[0] - ends[1]) / 0.02, rtol=1e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [*LOSSES, "rmlc of hinges"])
 def test_options_come_from_the_config(name):
     """Every option of every loss can be given on the command line, and does what it does in Python."""
     options = {
+        "rmlc of hinges": {"s": None},
         "asymmetric": {"gamma_neg": 1, "gamma_pos": 0.5, "clip": 0.1},
         "focal": {"gamma": 1.0, "alpha": 0.25},
         "rmlc": {"s": -0.5, "k": 2.0, "rank": "exact"},
         "warp": {"rank": "exact"},
     }.get(name, {})
+    name = name.split()[0]
     argv = [f"--config.loss.name={name}", f"--config.loss.options={tuple(options.items())!r}"]
     config = config_lib.from_dict(config_lib.load("quickstart", argv).to_dict())
     batch = example_batch()
@@ -476,6 +478,7 @@ def test_options_come_from_the_config(name):
         ("lsep", (("key", 1),), "its options: none"),
         ("warp", (("key", 1),), "no option 'key'"),
         ("rmlc", (("s", "low"),), "s = 'low' of rmlc is not a number"),
+        ("rmlc", (("k", None),), "k = None of rmlc is not a number"),
         ("rmlc", (("rank", 1),), "rank = 1 of rmlc is not text"),
         ("rmlc", (("rank", "sampled"),), "needs a key"),
         ("warp", (("rank", "exct"),), "did you mean 'exact'"),

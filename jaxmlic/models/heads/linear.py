@@ -1,6 +1,7 @@
 """Binary relevance: a trunk, global pooling and one linear unit per label."""
 
 import inspect
+import typing
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -82,10 +83,10 @@ def loss_fn(
     return loss(outputs["logits"], labels, **check_options(loss, options)), {}
 
 
-def check_options(loss: Callable[..., jax.Array], options: tuple) -> dict[str, float | str]:
+def check_options(loss: Callable[..., jax.Array], options: tuple) -> dict[str, float | str | None]:
     """config.loss.options as keyword arguments of `loss`; UserError for what is not an option of it."""
     known = {
-        name: parameter.default
+        name: parameter
         for name, parameter in inspect.signature(loss).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
@@ -99,7 +100,9 @@ def check_options(loss: Callable[..., jax.Array], options: tuple) -> dict[str, f
                 f"config.loss.options: {loss.__name__} has no option {name!r}{did_you_mean(name, known)}; "
                 f"its options: {', '.join(known) or 'none'}"
             )
-        kind = str if isinstance(known[name], str) else (int, float)
+        if value is None and type(None) in typing.get_args(known[name].annotation):
+            continue
+        kind = str if isinstance(known[name].default, str) else (int, float)
         if not isinstance(value, kind) or isinstance(value, bool):
             expected = "text" if kind is str else "a number"
             raise UserError(f"config.loss.options: {name} = {value!r} of {loss.__name__} is not {expected}")

@@ -24,8 +24,8 @@ Tables VII, VIII (N images with a label, METHOD improved or diffusion; rows=prop
 Sweep:      one entry for each different network; ROWS tells which entry is which row of which table. Table II is
             Table I's runs under `jaxmlic evaluate --protocol=top3`; Fig. 6 shows Table V.
 Measured:   frozen Lite0, VOC subset, 224 px, 12 epochs, mAP of three seeds: full 65.7 +- 0.7, plain trunk 64.5 +- 0.3,
-            ML-GCN with average pooling 62.6 +- 0.4; each module adds. Corel-5K: 39.4 +- 0.4, 42.5 +- 0.1, 36.7 +- 0.5;
-            there they do not. More in RESULTS.md.
+            ML-GCN with average pooling 62.6 +- 0.4; Corel-5K: 39.4 +- 0.4, 42.5 +- 0.1, 36.7 +- 0.5. Which modules
+            add, and where, in RESULTS.md.
 Time:       about a minute a run beside other work; not run at the paper's sizes: VGG16 at 448 px needs an accelerator.
 
 Read into the paper: phi 0.4 and lambda 0.25 as in ML-GCN; 30 epochs (it converges after 25); a constant learning rate;

@@ -3,10 +3,11 @@
 XLA's products take half as long again as numpy's there, and its compiler and buffers more memory than the search.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+
+from jaxmlic import sharding
 
 _TILE = 2048  # points on either side of a product: 16 MB
 _GROUP = 8  # columns of a tile that are looked at together
@@ -94,7 +95,7 @@ def compare(points: Points, near: np.ndarray, k: int) -> tuple[np.ndarray, np.nd
         rows = np.arange(start, min(start + _ROWS, len(near)))
         indices[rows], values[rows] = _compare(points, rows, near[rows], k)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(sharding.cores()) as pool:
         list(pool.map(some, range(0, len(near), _ROWS)))
     return indices, values
 

@@ -172,7 +172,7 @@ def run(
     )
     numbers = info | quality(found, view.stored_labels, known, method.single_label)
     run_folder.write_json(Path(out).with_suffix(".json"), numbers)
-    if not (found.labels[~known] == 1).any():
+    if method.decide == "half" and not (found.labels[~known] == 1).any():
         print("no image got a label: no score reaches 0.5; --decide=frequency keeps the labelled images' frequencies")
     print(f"{out}: " + ", ".join(f"{key} {_short(value)}" for key, value in numbers.items()))
     return numbers

@@ -13,13 +13,13 @@ Where the exact search takes too long, `knn(..., search="approximate")` uses an 
 elsewhere. Memory grows with N (k + C): no matrix over all pairs exists. Nothing here is random.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
 
+from jaxmlic import sharding
 from jaxmlic.errors import UserError
 from jaxmlic.neighbours import cosine_graph, heat_kernel_graph, knn
 
@@ -75,7 +75,7 @@ def link_strength(graph: sparse.csr_array) -> sparse.csr_array:
     def shared(start: int) -> sparse.csr_array:
         return (graph[start : start + _ROWS] @ edges).multiply(edges[start : start + _ROWS])
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(sharding.cores()) as pool:
         product = sparse.vstack(list(pool.map(shared, range(0, graph.shape[0], _ROWS))), format="csr")
     return (product + product.T).tocsr()
 

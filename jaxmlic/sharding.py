@@ -10,6 +10,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxmlic.errors import UserError
 
 
+def cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def use_cpu_devices(wanted: int, batch_size: int) -> None:
     """Divides this machine's CPU into devices before JAX starts: `wanted`, or for 0 one per core.
 
@@ -20,8 +25,7 @@ def use_cpu_devices(wanted: int, batch_size: int) -> None:
         raise UserError(f"config.train.cpu_devices = {wanted}; it is 0 (one per core) or a number of devices")
     if jax.config.jax_num_cpu_devices > 0:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = wanted or cores
+    limit = wanted or cores()
     jax.config.update("jax_num_cpu_devices", next(n for n in range(limit, 0, -1) if batch_size % n == 0))
 
 

@@ -78,12 +78,20 @@ def run(spec: str, workdir: str, *, seeds: int = 1, only: Sequence[str] = (), ov
     Raises UserError at the end if runs failed on a mistake; the others are complete by then.
     """
     base = config_lib.load(spec, overrides)
-    plan = []
-    for name, values in entries(spec, only):
-        config = config_of(spec, base, values, overrides)
-        plan += [
-            (name, seed, config_lib.override(config, {"seed": seed})) for seed in range(base.seed, base.seed + seeds)
-        ]
+    chosen = {name for name, _ in entries(spec, only)}
+    configs = {}
+    for name, values in entries(spec):
+        try:
+            configs[name] = config_of(spec, base, values, overrides)
+        except UserError:
+            if name in chosen:  # else the overrides are for others
+                raise
+    plan = [
+        (name, seed, config_lib.override(config, {"seed": seed}))
+        for name, config in configs.items()
+        if name in chosen
+        for seed in range(base.seed, base.seed + seeds)
+    ]
     results: dict[str, list[dict]] = {name: [] for name, _, _ in plan}
     failed = []
     for number, (name, seed, config) in enumerate(plan, 1):
@@ -98,8 +106,7 @@ def run(spec: str, workdir: str, *, seeds: int = 1, only: Sequence[str] = (), ov
             print(f"sweep stopped in {name}, seed {seed}; the same command continues there")
             return 130 if stopped == 2 else 0
         results[name].append({"seed": seed, **found})
-    order = [name for name, _ in entries(spec)]
-    write(Path(workdir), earlier(Path(workdir), results, order))
+    write(Path(workdir), complete(configs, Path(workdir)))
     print(table(results))
     print(f"\nwritten: {Path(workdir) / 'sweep.csv'} and {Path(workdir) / 'runs.csv'}")
     if failed:
@@ -107,21 +114,20 @@ def run(spec: str, workdir: str, *, seeds: int = 1, only: Sequence[str] = (), ov
     return 0
 
 
-def earlier(workdir: Path, results: dict[str, list[dict]], order: Sequence[str]) -> dict[str, list[dict]]:
-    """The results with those runs of WORKDIR/runs.csv that this call had no part in, by `order` and seed."""
-    merged = {name: list(rows) for name, rows in results.items()}
-    path = workdir / "runs.csv"
-    rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines()) if path.exists() else ()
-    for row in rows:
-        name, seed = row["entry"], int(row["seed"])
-        scores = workdir / name / f"seed{seed}" / run_folder.SCORES / f"{row['split']}.{row['protocol']}.json"
-        if scores.exists() and all(other["seed"] != seed for other in merged.get(name, ())):
-            merged.setdefault(name, []).append({"seed": seed, **json.loads(scores.read_text())})
-    place = {name: number for number, name in enumerate(order)}
-    return {
-        name: sorted(merged[name], key=lambda row: row["seed"])
-        for name in sorted(merged, key=lambda name: place.get(name, len(place)))
-    }
+def complete(configs: dict[str, ConfigDict], workdir: Path) -> dict[str, list[dict]]:
+    """The metrics of all complete runs in WORKDIR by entry and seed, those that an earlier --only made among them.
+
+    Runs of another config than the entry's are left out: they belong to another table.
+    """
+    results = {}
+    for name, config in configs.items():
+        seeds = sorted(int(path.name[4:]) for path in (workdir / name).glob("seed*") if path.name[4:].isdigit())
+        for seed in seeds:
+            own, folder = config_lib.override(config, {"seed": seed}), workdir / name / f"seed{seed}"
+            found = result_of(folder, own)
+            if found is not None and not config_lib.differences(run_folder.load(folder).config.to_dict(), own):
+                results.setdefault(name, []).append({"seed": seed, **found})
+    return results
 
 
 def pooled(results: dict[str, list[dict]]) -> dict[str, list[dict]]:

@@ -1,6 +1,7 @@
 """Sweeps: skipping, continuing, tables by hand, failures."""
 
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -70,6 +71,14 @@ def test_another_config_in_a_finished_entry_is_refused(finished_sweep, experimen
     ]
     assert cli.run(command) == 2
     assert "optim.lr: 0.004 there, 0.5 now" in capsys.readouterr().err
+
+
+def test_tables_hold_no_run_of_another_config(finished_sweep, experiment, tmp_path):
+    shutil.copytree(finished_sweep, tmp_path / "runs")
+    command = ["sweep", f"--config={experiment}", f"--workdir={tmp_path / 'runs'}", "--only=pooled"]
+    shutil.rmtree(tmp_path / "runs" / "pooled")
+    assert cli.run([*command, "--config.optim.lr=0.5"]) == 0
+    assert [(r["entry"], r["seed"]) for r in table_of(tmp_path / "runs" / "runs.csv")] == [("pooled", "0")]
 
 
 def test_an_interrupted_sweep_stops_and_continues(experiment, tmp_path, monkeypatch, capsys):

@@ -12,8 +12,8 @@ import time
 
 import numpy as np
 
-from jaxmlic.data.duplicates import NEAR, near_pairs
-from jaxmlic.data.labels import stratified_parts
+from jaxmlic.data.check.duplicates import NEAR, near_pairs
+from jaxmlic.labels.stratify import stratified_parts
 
 
 def timed(function) -> float:

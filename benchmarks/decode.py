@@ -22,9 +22,10 @@ import numpy as np
 import optax
 from trunks import measure
 
-from jaxmlic import cli
-from jaxmlic.models import cells, trunks
+from jaxmlic.cli import main as cli
+from jaxmlic.models import trunks
 from jaxmlic.models.heads import cnn_rnn
+from jaxmlic.models.layers import cells
 
 EMBEDDING, RECURRENT, FEATURES = 64, 512, 1280
 ALONE = 32  # images for the implementation that takes one at a time

@@ -12,7 +12,8 @@ import cv2
 import jax
 import numpy as np
 
-from jaxmlic.data import builders, preprocess
+from jaxmlic.data import datasets
+from jaxmlic.data.image import decode_image
 from jaxmlic.models.trunks import efficientnet_lite, pretrained
 
 # Kinds of each VOC class among ImageNet's 1,000, by index.
@@ -26,7 +27,7 @@ BATCH = 16
 
 def centre(data: bytes) -> np.ndarray:
     """Encoded image -> uint8 [224, 224, 3]."""
-    image = preprocess.decode(data)
+    image = decode_image(data)
     height, width = image.shape[:2]
     scale = 256 / min(height, width)
     size = (max(224, round(width * scale)), max(224, round(height * scale)))
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--count", type=int, default=96)
     options = parser.parse_args()
-    dataset = builders.load(options.data, options.data_dir)
+    dataset = datasets.load(options.data, options.data_dir)
     variables = pretrained.load(options.weights, "efficientnet_lite0", classifier=True)
     classifier = variables.pop("classifier")
     trunk = efficientnet_lite.Trunk()

@@ -20,12 +20,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from jaxmlic import cli
-from jaxmlic.data import builders, pipeline
+from jaxmlic.cli import main as cli
+from jaxmlic.data import datasets, loader
+from jaxmlic.inputs.images import ImageReader
 
 
-def ours(reader: pipeline.Reader, batch_size: int, threads: int, count: int) -> float:
-    iterator = pipeline.train_iterator(reader, batch_size, seed=0, threads=threads)
+def ours(reader: ImageReader, batch_size: int, threads: int, count: int) -> float:
+    iterator = loader.train_iterator(reader, batch_size, seed=0, threads=threads)
     next(iterator)  # threads are up
     start = time.perf_counter()
     for _ in range(count // batch_size):
@@ -91,9 +92,9 @@ def main() -> None:
     cv2.setNumThreads(0)  # one decoding thread is one thread
     cli.keep_freed_memory()  # as every command does
 
-    dataset = builders.load(options.name, options.data_dir)
-    view = pipeline.View(dataset, "train", np.arange(dataset.splits["train"]))
-    reader = pipeline.Reader(view, options.side)
+    dataset = datasets.load(options.name, options.data_dir)
+    view = loader.View(dataset, "train", np.arange(dataset.splits["train"]))
+    reader = ImageReader(view, options.side)
     source = dataset.source("train")
     encoded = [np.frombuffer(source[i]["image"], np.uint8) for i in range(len(view))]
     paths = sorted(p for p in options.images.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
@@ -109,8 +110,8 @@ def main() -> None:
         import torch
 
         for name, usual in (("torch", False), ("usual", True)):
-            loader = torch_loader(paths, options.side, options.batch_size, options.threads, usual)
-            routes[name] = lambda loader=loader: torch_rate(loader, options.batch_size, options.count)
+            batches = torch_loader(paths, options.side, options.batch_size, options.threads, usual)
+            routes[name] = lambda batches=batches: torch_rate(batches, options.batch_size, options.count)
         versions["torch"] = torch.__version__
     except ImportError:
         print("torch is not installed: its route is left out (pip install 'jaxmlic[torch]' pillow)")

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmlic.data import coco, voc
-from jaxmlic.data.files import Files
+from jaxmlic.data.prepare import coco, voc
+from jaxmlic.data.prepare.sources.files import Files
 
 # Images of COCO 2014 without an object; the label matrices hold only the others.
 EMPTY = {"train": 702, "val": 367}

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlic import losses
-from jaxmlic.models import label_layers
+from jaxmlic.models.layers import graph_convolution
 
 WIDTH, WORDS, EDGES = 1432, 300, 8  # image vector, word vectors, neighbours of a label
 
@@ -41,13 +41,13 @@ def measure(count: int, batch: int, steps: int, fusion: str) -> dict[str, float]
     words = jnp.asarray(rng.standard_normal((count, WORDS), np.float32))
     labels = jnp.asarray((rng.random((batch, count)) < 3 / count).astype(np.int8))
     graph = jnp.asarray(adjacency(count))
-    gcn = label_layers.GraphConvolutions((1024, 2048 if fusion != "dot" else WIDTH))
-    mfb = label_layers.FactorizedBilinear(norm="none" if fusion == "mfb" else "power_l2")
+    gcn = graph_convolution.GraphConvolutions((1024, 2048 if fusion != "dot" else WIDTH))
+    mfb = fusion.FactorizedBilinear(norm="none" if fusion == "mfb" else "power_l2")
     params = {"gcn": jax.jit(gcn.init)(jax.random.key(0), graph, words)}
     if fusion != "dot":
         params["mfb"] = jax.jit(mfb.init)(jax.random.key(1), images, jnp.zeros((count, 2048)))
     if fusion == "naive":
-        label_layers._BLOCK["cpu"] = label_layers._OTHER_BLOCK = 1 << 62
+        fusion._BLOCK["cpu"] = fusion._OTHER_BLOCK = 1 << 62
 
     # The arrays are arguments: as constants, 400 MB of graph would be copied into the program.
     def loss(params: dict, graph: jax.Array, words: jax.Array, images: jax.Array, labels: jax.Array) -> jax.Array:

@@ -22,9 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmlic import cli, features, losses, metrics, sweep
 from jaxmlic import config as config_lib
-from jaxmlic.data import builders, noise, pipeline
+from jaxmlic import losses, metrics
+from jaxmlic.cli import main as cli
+from jaxmlic.data import datasets, label_noise, loader
+from jaxmlic.experiments import sweep
+from jaxmlic.inputs import cache as cache_lib
 
 ROWS = ("rml_cnn", "warp", "softmax", "binary_relevance", "asymmetric")
 
@@ -62,8 +65,8 @@ def make_trainer(config, steps: int):
 
 def read(config, dataset, split: str, train: bool) -> tuple[np.ndarray, np.ndarray]:
     """Stored features float32 [N, views, D] and labels [N, C]; one view where not for training."""
-    view = pipeline.select(config.data, dataset, split)
-    reader = features.Reader(view, config, train=train)
+    view = loader.select(config.data, dataset, split)
+    reader = cache_lib.Reader(view, config, train=train)
     parts = [reader(np.arange(i, min(i + 500, len(view))))["features"] for i in range(0, len(view), 500)]
     x = np.concatenate(parts)[:, :, 0, 0].astype(np.float32)
     return x if train else x[:, :1], view.labels
@@ -82,7 +85,7 @@ def main() -> None:
     options, overrides = parser.parse_known_args()
     cli.keep_freed_memory()
     overrides += [f"--config.pretrained={options.pretrained}", "--config.data.source=features"]
-    dataset = builders.load(options.dataset)
+    dataset = datasets.load(options.dataset)
     stored, results = {}, {}
     for row in options.rows.split(","):
         argument = f"dataset={options.dataset},row={row}" + (f",{options.argument}" if options.argument else "")
@@ -99,7 +102,7 @@ def main() -> None:
                 (x, labels), (test, truth) = stored[split], stored[config.data.test_split]
                 steps = round(int(config.train.duration.split()[0]) * len(x) / config.train.batch_size)
                 trainer = trainer or make_trainer(config, steps)
-                wrong = noise.corrupt(labels, options.mode, rate / 100, seed) if rate else labels
+                wrong = label_noise.corrupt(labels, options.mode, rate / 100, seed) if rate else labels
                 kernel, bias = map(np.asarray, trainer(x, jnp.asarray(wrong), seed))
                 classes = (labels == 1).any(axis=0) if config.eval.trained_classes_only else None
                 found = metrics.evaluate(

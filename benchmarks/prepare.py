@@ -19,11 +19,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from jaxmlic.data.preprocess import inspect
+from jaxmlic.data.image import inspect_image
 
 COMMAND = """
 import resource, sys
-from jaxmlic import cli
+from jaxmlic.cli import main as cli
 status = cli.run(sys.argv[1:])
 print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 sys.exit(status)
@@ -72,7 +72,7 @@ def read_all(paths: list[Path]) -> None:
 def check_all(paths: list[Path], workers: int) -> None:
     """Every file read and checked, in threads."""
     with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(lambda path: inspect(path.read_bytes()), paths):
+        for _ in pool.map(lambda path: inspect_image(path.read_bytes()), paths):
             pass
 
 

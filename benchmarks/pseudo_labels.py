@@ -32,9 +32,12 @@ import numpy as np
 import optax
 from scipy import sparse
 
-from jaxmlic import cli, losses, metrics, propagate, propagation, pseudo_labels, sweep
 from jaxmlic import config as config_lib
-from jaxmlic.data import builders, pipeline
+from jaxmlic import losses, metrics, propagation
+from jaxmlic.cli import main as cli
+from jaxmlic.data import datasets, loader
+from jaxmlic.experiments import sweep
+from jaxmlic.propagation import label_file, propagate
 
 ALPHAS = (0.5, 0.9, 0.99)
 GRIDS = {
@@ -52,11 +55,11 @@ class Problem:
         self.options = options
         spec = f"linear:dataset={options.dataset},mode=frozen,size={options.size}"
         self.config = config_lib.load(spec, overrides)
-        self.dataset = builders.load(options.dataset, self.config.data.dir or None)
-        self.view = pipeline.select(self.config.data, self.dataset, "train")
+        self.dataset = datasets.load(options.dataset, self.config.data.dir or None)
+        self.view = loader.select(self.config.data, self.dataset, "train")
         self.truth = self.view.stored_labels
         self.values, _ = propagate.image_features(self.config, self.view, None)
-        self.test = pipeline.select(self.config.data, self.dataset, self.config.data.test_split)
+        self.test = loader.select(self.config.data, self.dataset, self.config.data.test_split)
         self.test_values, _ = propagate.image_features(self.config, self.test, None)
 
     @functools.cache  # noqa: B019  (there is one)
@@ -204,10 +207,10 @@ def one(problem: Problem, name: str, count: int, seed: int) -> dict:
             "rest": problem.error(found.scores[rest], problem.truth[rest], 5),
         }
     names = list(problem.dataset.class_names)
-    file = pseudo_labels.PseudoLabelFile(
+    file = label_file.PseudoLabelFile(
         problem.view.ids, found.labels, found.weights, found.scores.astype(np.float32), known, names, numbers
     )
-    pseudo_labels.save(path.with_suffix(".npz"), file)
+    label_file.save(path.with_suffix(".npz"), file)
     scores = problem.classifier(found.labels, found.weights, seed)
     numbers["test"] = problem.error(scores(problem.test_values), problem.test.stored_labels, 5)
     if name == "alone":

@@ -1,6 +1,6 @@
 """`python -m jaxmlic <command>`."""
 
-from jaxmlic import cli
+from jaxmlic.cli.main import main
 
 if __name__ == "__main__":
-    cli.main()
+    main()

@@ -36,11 +36,17 @@ def writing(out: str | os.PathLike) -> Iterator[None]:
         raise UserError(f"{os.fspath(out)}: {error.strerror or error}: give another folder with --out=DIR") from None
 
 
+def unknown(what: str, value: object, known: Iterable[str]) -> UserError:
+    """`unknown("trunk", "resnt50", names)`: "trunk 'resnt50' is unknown (did you mean 'resnet50'?); known: ..."."""
+    known = [str(name) for name in known]
+    return UserError(f"{what} {value!r} is unknown{did_you_mean(value, known)}; known: {', '.join(known) or 'none'}")
+
+
 def check_choice(field: str, value: object, known: Iterable[str]) -> None:
     """UserError naming the config field, its value and the choices, unless the value is one of them."""
     known = tuple(known)
     if value not in known:
-        raise UserError(f"config.{field} = {value!r} is unknown{did_you_mean(value, known)}; known: {', '.join(known)}")
+        raise unknown(f"config.{field} =", value, known)
 
 
 def check_least(field: str, value: float, least: float) -> None:

@@ -25,7 +25,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from jaxmlic import config as config_lib  # noqa: E402  (after the switches)
-from jaxmlic.data import builders  # noqa: E402
+from jaxmlic.data.prepare import writer  # noqa: E402
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
 
@@ -62,7 +62,7 @@ def data_dir(tmp_path_factory):
     """A folder with the prepared data set `tiny`: 72 training and 29 test pictures of 20 px, 3 classes."""
     folder = tmp_path_factory.mktemp("data")
     splits = {"train": examples("train", 72, 0), "test": examples("test", 29, 1)}
-    builders.write("tiny", folder, list(COLOURS), splits, {})
+    writer.write("tiny", folder, list(COLOURS), splits, {})
     return folder
 
 
@@ -87,9 +87,9 @@ def tiny_config(data_dir, **overrides):
 @pytest.fixture(scope="session")
 def finished_run(data_dir, tmp_path_factory):
     """The run folder of a complete training on `tiny`. Do not write into it."""
-    from jaxmlic import train
+    from jaxmlic.training import loop
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    outcome = train.run(tiny_config(data_dir), str(folder))
-    assert outcome == train.Outcome(16, True)
+    outcome = loop.run(tiny_config(data_dir), str(folder))
+    assert outcome == loop.Outcome(16, True)
     return folder

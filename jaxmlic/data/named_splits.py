@@ -2,7 +2,7 @@
 
 A file holds `rows-PART` int64 for each part, numbering the rows of the stored splits one after the other in the order
 of jaxmlic.json; `info`, JSON text that says how it was made; and `digest`, which ties it to the images it was made for.
-`builders.Dataset` reads it, `builders.write_named_split` and `jaxmlic data split` write it.
+`datasets.Dataset` reads it, `builders.write_named_split` and `jaxmlic data split` write it.
 """
 
 import contextlib
@@ -94,7 +94,7 @@ def write(
     overwrite: bool,
     folds: bool,
 ) -> Path:
-    """Write `splits/NAME.npz`, whole or not at all; see builders.write_named_split."""
+    """Write `splits/NAME.npz`, whole or not at all; see datasets.write_named_split."""
     for word in (name, *parts):
         if not _NAME.fullmatch(word):
             raise UserError(f"{word!r} cannot name a split or a part: use letters, digits, _ and -, no - or _ first")

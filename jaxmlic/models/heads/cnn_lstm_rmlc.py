@@ -13,17 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmlic import decode, label_order, losses
+from jaxmlic import decode, losses
 from jaxmlic.errors import UserError, did_you_mean
-from jaxmlic.models import layers, pixels, trunks
+from jaxmlic.labels import order as label_order
+from jaxmlic.models import trunks
 from jaxmlic.models.heads import linear
 from jaxmlic.models.heads.contract import Facts, Prediction
-from jaxmlic.models.peephole_lstm import ACTIVATIONS, Carry, PeepholeLSTM
+from jaxmlic.models.layers import pixels, pooling
+from jaxmlic.models.layers.peephole_lstm import ACTIVATIONS, Carry, PeepholeLSTM
 
 Array = jax.Array
 
 RECURRENT = ("positions", "path", "none")
-POOLS = {"avg": layers.global_avg_pool, "max": layers.global_max_pool}
+POOLS = {"avg": pooling.global_avg_pool, "max": pooling.global_max_pool}
 ORDERS = tuple(name for name in label_order.ORDERS if name != "random_per_batch")
 
 

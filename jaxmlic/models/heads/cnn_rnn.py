@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmlic import decode, decode_batch, label_order, losses
+from jaxmlic import decode, losses
 from jaxmlic.errors import UserError, check_choice, check_least
-from jaxmlic.models import cells, prefix_tree, trunks
+from jaxmlic.labels import order as label_order
+from jaxmlic.models import trunks
 from jaxmlic.models.heads.contract import Facts, Prediction, Trace
 from jaxmlic.models.heads.linear import POOLS
+from jaxmlic.models.layers import cells, prefix_tree
 
 Array = jax.Array
 
@@ -283,7 +285,7 @@ def find_paths(
             return state, output @ decoder.output_projection
 
         say = lambda image, projected: jax.nn.log_softmax(decoder.say(projected, image))  # noqa: E731
-        return decode_batch.beam_search_batch(advance, say, image_embeddings, start, **options)
+        return shared.beam_search_batch(advance, say, image_embeddings, start, **options)
     return jax.vmap(lambda image: decode.beam_search(decoder.step_fn(table, image), start, **options))(image_embeddings)
 
 

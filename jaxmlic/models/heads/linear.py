@@ -10,13 +10,14 @@ import jax.numpy as jnp
 
 from jaxmlic import losses
 from jaxmlic.errors import UserError, did_you_mean
-from jaxmlic.models import layers, trunks
+from jaxmlic.models import trunks
 from jaxmlic.models.heads.contract import Prediction
+from jaxmlic.models.layers import pooling
 
 POOLS = {
-    "avg": layers.global_avg_pool,
-    "max": layers.global_max_pool,
-    "avg_max": lambda x: jnp.concatenate([layers.global_avg_pool(x), layers.global_max_pool(x)], axis=-1),
+    "avg": pooling.global_avg_pool,
+    "max": pooling.global_max_pool,
+    "avg_max": lambda x: jnp.concatenate([pooling.global_avg_pool(x), pooling.global_max_pool(x)], axis=-1),
 }
 LOSSES = (
     "asymmetric",

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmlic import label_graph
 from jaxmlic.errors import UserError, did_you_mean
-from jaxmlic.models import label_layers, trunks
+from jaxmlic.labels import graph as label_graph
+from jaxmlic.models import trunks
 from jaxmlic.models.heads import linear
 from jaxmlic.models.heads.contract import Facts
+from jaxmlic.models.layers import attention, fusion, graph_convolution
 
 GRAPHS = ("gcn", "none")
 FUSIONS = ("mfb", "dot", "none")
@@ -43,7 +44,7 @@ class Model(nn.Module):
       adjacency, threshold, reweight: style, phi and lambda of `label_graph.adjacency`, on the training split's labels.
       word_vectors, word_dim: source of `word_vectors`, and its width (0: that of "glove100", or C for "one_hot").
       fusion: "mfb" with `mfb_dim` units summed in groups of `mfb_groups`, and the normalisation `mfb_norm` (see
-        `label_layers.FactorizedBilinear`); "dot", the product of the image's vector and the label's; "none", a linear
+        `fusion.FactorizedBilinear`); "dot", the product of the image's vector and the label's; "none", a linear
         classifier for each stage, averaged (step 4), without label embeddings.
       dropout: rate on the vectors of the stages.
       batch_norm: "train" or "frozen", for trunks that have batch norm.
@@ -95,7 +96,7 @@ class Model(nn.Module):
         )
         vectors, outputs = self._vectors({stage: x.astype(jnp.float32) for stage, x in maps.items()})
         if self.stage_norm:
-            vectors = {stage: label_layers.unit_scale(vector) for stage, vector in vectors.items()}
+            vectors = {stage: fusion.unit_scale(vector) for stage, vector in vectors.items()}
         outputs["features"] = jnp.concatenate(list(vectors.values()), axis=-1)  # [B, sum of D]
         dropout = nn.Dropout(self.dropout, deterministic=not train)
         if self.fusion == "none":
@@ -107,7 +108,7 @@ class Model(nn.Module):
         features = dropout(outputs["features"])
         embeddings = self._label_embeddings(features.shape[-1])
         if self.fusion == "mfb":
-            mfb = label_layers.FactorizedBilinear(self.mfb_dim, self.mfb_groups, self.mfb_norm, name="fusion")
+            mfb = fusion.FactorizedBilinear(self.mfb_dim, self.mfb_groups, self.mfb_norm, name="fusion")
             logits = mfb(features, embeddings)
         else:
             logits = features @ embeddings.T
@@ -122,7 +123,7 @@ class Model(nn.Module):
         whole = nn.Dense(self.global_dim, name="global")(joined)  # [B, global_dim]
         attended, weights = {}, {}
         for stage, x in maps.items():
-            attend = label_layers.SpatialAttention(name=f"attention_{stage}")
+            attend = attention.SpatialAttention(name=f"attention_{stage}")
             attended[stage], weights[f"attention_{stage}"] = attend(x, whole)
         return attended, weights
 
@@ -140,12 +141,12 @@ class Model(nn.Module):
         adjacency = self.variable("constants", "adjacency", jnp.zeros, (self.num_labels,) * 2, jnp.float32)
         vectors = self.variable("constants", "word_vectors", jnp.zeros, shape, jnp.float32)
         widths = (self.gcn_hidden,) * (self.gcn_layers - 1) + (dim,)
-        return label_layers.GraphConvolutions(widths, name="gcn")(adjacency.value, vectors.value)
+        return graph_convolution.GraphConvolutions(widths, name="gcn")(adjacency.value, vectors.value)
 
     def _check(self) -> None:
         """UserError for values that do not exist or do not go together."""
         choices = {"pool": linear.POOLS, "graph": GRAPHS, "fusion": FUSIONS, "adjacency": label_graph.STYLES}
-        choices |= {"mfb_norm": label_layers.NORMS}
+        choices |= {"mfb_norm": fusion.NORMS}
         for field, known in choices.items():
             value = getattr(self, field)
             if value not in known:
@@ -160,7 +161,7 @@ class Model(nn.Module):
                 "not use: set graph='none' too, or fusion='mfb' or 'dot'"
             )
         if self.fusion == "mfb":
-            label_layers.check_groups(self.mfb_dim, self.mfb_groups)
+            fusion.check_groups(self.mfb_dim, self.mfb_groups)
 
 
 def word_dim(source: str, dim: int, num_labels: int) -> int:

@@ -17,9 +17,11 @@ import jax.numpy as jnp
 
 from jaxmlic import losses
 from jaxmlic.errors import check_choice, check_least
-from jaxmlic.models import cells, layers, trunks
+from jaxmlic.models import trunks
 from jaxmlic.models.heads.contract import Prediction, Trace
 from jaxmlic.models.heads.linear import POOLS
+from jaxmlic.models.layers import cells
+from jaxmlic.models.layers.norm import BatchNorm
 
 Array = jax.Array
 
@@ -73,7 +75,7 @@ class Model(nn.Module):
         cnn_logits = nn.Dense(self.num_labels, name="classifier")(dropped)
         scores = jax.nn.sigmoid(cnn_logits)  # s of the paper
         if self.output == "released":
-            scores = layers.BatchNorm(not train, momentum=0.95, name="score_norm")(scores)
+            scores = BatchNorm(not train, momentum=0.95, name="score_norm")(scores)
         state = tuple(
             jnp.tanh(nn.Dense(self.recurrent_size, name=name)(scores)) for name in ("initial_hidden", "initial_cell")
         )

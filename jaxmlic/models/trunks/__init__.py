@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmlic.errors import UserError, did_you_mean
-from jaxmlic.models import layers
+from jaxmlic.models.layers import pooling
 
 
 @flax.struct.dataclass
@@ -125,7 +125,7 @@ def shrink(feature_map: jax.Array, map_size: int) -> jax.Array:
     height, width = feature_map.shape[1:3]
     if not map_size or max(height, width) <= map_size:
         return feature_map
-    return layers.adaptive_avg_pool(feature_map, (min(height, map_size), min(width, map_size)))
+    return pooling.adaptive_avg_pool(feature_map, (min(height, map_size), min(width, map_size)))
 
 
 def _module(file: str) -> ModuleType:

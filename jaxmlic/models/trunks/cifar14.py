@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmlic.models import layers, pixels
+from jaxmlic.models.layers import conv, pixels, pooling
 
 Array = jax.Array
 
@@ -72,13 +72,13 @@ class Trunk(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, dict[str, Array]]:
         del train  # nothing here differs in training
-        layers.check_image_size(x, STRIDE)
+        pooling.check_image_size(x, STRIDE)
         stages = {}
         x = x.astype(self.dtype)
         for name, features in _LAYERS:
             if name.startswith("C"):
                 size = (self.kernel, self.kernel)
-                x = nn.Conv(features, size, dtype=self.dtype, kernel_init=layers.conv_init, name=name)(x)
+                x = nn.Conv(features, size, dtype=self.dtype, kernel_init=conv.conv_init, name=name)(x)
                 x = nn.leaky_relu(x, self.slope) if self.slope else nn.relu(x)
             else:
                 x = SubSampling(self.dtype, name=name)(x)

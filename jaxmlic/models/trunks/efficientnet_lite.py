@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmlic.models import layers
+from jaxmlic.models.layers import conv
+from jaxmlic.models.layers.norm import BatchNorm, check_batch_norm
 
 Array = jax.Array
 
@@ -79,14 +80,14 @@ class MBConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        norm = partial(layers.BatchNorm, self.frozen or not train, dtype=self.dtype)
+        norm = partial(BatchNorm, self.frozen or not train, dtype=self.dtype)
         y = x
         if self.expansion != 1:
-            y = layers.PointwiseConv(x.shape[-1] * self.expansion, self.dtype, name="expand_conv")(y)
+            y = conv.PointwiseConv(x.shape[-1] * self.expansion, self.dtype, name="expand_conv")(y)
             y = norm(relu6=True, name="bn0")(y)
-        y = layers.DepthwiseConv(self.kernel, self.stride, self.dtype, name="depthwise_conv")(y)
+        y = conv.DepthwiseConv(self.kernel, self.stride, self.dtype, name="depthwise_conv")(y)
         y = norm(relu6=True, name="bn1")(y)
-        y = layers.PointwiseConv(self.features, self.dtype, name="project_conv")(y)
+        y = conv.PointwiseConv(self.features, self.dtype, name="project_conv")(y)
         y = norm(name="bn2")(y)
         return x + y if x.shape == y.shape else y
 
@@ -108,18 +109,18 @@ class Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, dict[str, Array]]:
-        frozen = layers.check_batch_norm(self.batch_norm)
-        norm = partial(layers.BatchNorm, frozen or not train, dtype=self.dtype)
+        frozen = check_batch_norm(self.batch_norm)
+        norm = partial(BatchNorm, frozen or not train, dtype=self.dtype)
         stages = {}
         x = x.astype(self.dtype)
         x = nn.Conv(
-            STEM_FEATURES, (3, 3), 2, use_bias=False, dtype=self.dtype, kernel_init=layers.conv_init, name="conv_stem"
+            STEM_FEATURES, (3, 3), 2, use_bias=False, dtype=self.dtype, kernel_init=conv.conv_init, name="conv_stem"
         )(x)
         x = stages["stem"] = norm(relu6=True, name="bn0")(x)
         for i, (stage, kernel, stride, expansion, features) in enumerate(block_specs(self.variant)):
             block = MBConv(kernel, stride, expansion, features, frozen, self.dtype, name=f"blocks_{i}")
             x = stages[f"stage{stage}"] = block(x, train)
-        x = layers.PointwiseConv(NUM_FEATURES, self.dtype, name="conv_head")(x)
+        x = conv.PointwiseConv(NUM_FEATURES, self.dtype, name="conv_head")(x)
         x = stages["head"] = norm(relu6=True, name="bn1")(x)
         return x, stages
 

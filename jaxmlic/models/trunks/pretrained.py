@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmlic.errors import UserError
 from jaxmlic.models import trunks
-from jaxmlic.models.weight_files import read_state
+from jaxmlic.models.trunks.weight_files import read_state
 
 Key = tuple[str, ...]
 

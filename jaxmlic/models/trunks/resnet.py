@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmlic.models import layers
+from jaxmlic.models.layers import conv
+from jaxmlic.models.layers.norm import BatchNorm, check_batch_norm
 
 Array = jax.Array
 
@@ -27,7 +28,7 @@ _WIDTHS = (64, 128, 256, 512)
 _EXPANSION = 4  # of a bottleneck: features out over features of its 3x3 convolution
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-_batch_norm = partial(layers.BatchNorm, momentum=0.9, epsilon=1e-5)
+_batch_norm = partial(BatchNorm, momentum=0.9, epsilon=1e-5)
 
 
 def preprocess(image: Array) -> Array:
@@ -38,7 +39,7 @@ def preprocess(image: Array) -> Array:
 
 def _conv3x3(features: int, stride: int, dtype: Any, name: str) -> nn.Conv:
     return nn.Conv(
-        features, (3, 3), stride, padding=1, use_bias=False, dtype=dtype, kernel_init=layers.conv_init, name=name
+        features, (3, 3), stride, padding=1, use_bias=False, dtype=dtype, kernel_init=conv.conv_init, name=name
     )
 
 
@@ -55,11 +56,11 @@ class Block(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         norm = partial(_batch_norm, self.frozen or not train, dtype=self.dtype)
         if self.bottleneck:
-            y = layers.PointwiseConv(self.width, self.dtype, name="conv1")(x)
+            y = conv.PointwiseConv(self.width, self.dtype, name="conv1")(x)
             y = norm(relu=True, name="bn1")(y)
             y = _conv3x3(self.width, self.stride, self.dtype, "conv2")(y)
             y = norm(relu=True, name="bn2")(y)
-            y = layers.PointwiseConv(self.width * _EXPANSION, self.dtype, name="conv3")(y)
+            y = conv.PointwiseConv(self.width * _EXPANSION, self.dtype, name="conv3")(y)
             y = norm(name="bn3")(y)
         else:
             y = _conv3x3(self.width, self.stride, self.dtype, "conv1")(x)
@@ -68,7 +69,7 @@ class Block(nn.Module):
             y = norm(name="bn2")(y)
         if x.shape != y.shape:
             x = x[:, :: self.stride, :: self.stride]  # what a 1x1 convolution with a stride sees
-            x = layers.PointwiseConv(y.shape[-1], self.dtype, name="downsample_conv")(x)
+            x = conv.PointwiseConv(y.shape[-1], self.dtype, name="downsample_conv")(x)
             x = norm(name="downsample_bn")(x)
         return nn.relu(x + y)
 
@@ -91,11 +92,11 @@ class Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, dict[str, Array]]:
-        frozen = layers.check_batch_norm(self.batch_norm)
+        frozen = check_batch_norm(self.batch_norm)
         bottleneck, blocks = DEPTHS[self.depth]
         stages = {}
         x = nn.Conv(
-            64, (7, 7), 2, padding=3, use_bias=False, dtype=self.dtype, kernel_init=layers.conv_init, name="conv1"
+            64, (7, 7), 2, padding=3, use_bias=False, dtype=self.dtype, kernel_init=conv.conv_init, name="conv1"
         )(x.astype(self.dtype))
         x = stages["stem"] = _batch_norm(frozen or not train, relu=True, dtype=self.dtype, name="bn1")(x)
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))

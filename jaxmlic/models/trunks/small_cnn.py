@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmlic.models import layers
+from jaxmlic.models.layers import conv
+from jaxmlic.models.layers.norm import GroupNorm
 
 Array = jax.Array
 
@@ -53,9 +54,9 @@ class Trunk(nn.Module):
                     stride,
                     use_bias=False,
                     dtype=self.dtype,
-                    kernel_init=layers.conv_init,
+                    kernel_init=conv.conv_init,
                     name=f"{name}_conv",
                 )(x)
-                x = layers.GroupNorm(relu=True, dtype=self.dtype, name=f"{name}_norm")(x)
+                x = GroupNorm(relu=True, dtype=self.dtype, name=f"{name}_norm")(x)
             stages[f"stage{stage}"] = x
         return x, stages

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmlic.errors import UserError
-from jaxmlic.models import layers
+from jaxmlic.models.layers import conv, pooling
+from jaxmlic.models.layers.norm import BatchNorm, check_batch_norm
 from jaxmlic.models.trunks.resnet import preprocess
 
 __all__ = [
@@ -74,23 +75,23 @@ class Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, dict[str, Array]]:
-        frozen = layers.check_batch_norm(self.batch_norm)
+        frozen = check_batch_norm(self.batch_norm)
         if frozen and not self.with_norm:
             raise UserError("batch_norm is 'frozen', but this VGG16 has no batch norm to freeze; take vgg16_bn")
-        layers.check_image_size(x, STRIDE)
-        norm = partial(layers.BatchNorm, frozen or not train, relu=True, dtype=self.dtype, momentum=0.9, epsilon=1e-5)
+        pooling.check_image_size(x, STRIDE)
+        norm = partial(BatchNorm, frozen or not train, relu=True, dtype=self.dtype, momentum=0.9, epsilon=1e-5)
         stages = {}
         x = x.astype(self.dtype)
         for block, (features, convolutions) in enumerate(_BLOCKS, start=1):
             for n in range(1, convolutions + 1):
                 name = f"{block}_{n}"
-                x = nn.Conv(features, (3, 3), dtype=self.dtype, kernel_init=layers.conv_init, name=f"conv{name}")(x)
+                x = nn.Conv(features, (3, 3), dtype=self.dtype, kernel_init=conv.conv_init, name=f"conv{name}")(x)
                 x = norm(name=f"bn{name}")(x) if self.with_norm else nn.relu(x)
                 stages[f"conv{name}"] = x
             x = nn.max_pool(x, (2, 2), (2, 2))
         stages["pool5"] = x
         if self.with_fc:
-            x = layers.adaptive_avg_pool(x, _FC_POOL)
+            x = pooling.adaptive_avg_pool(x, _FC_POOL)
             for name in ("fc6", "fc7"):
                 x = nn.DenseGeneral(
                     FC_FEATURES,

@@ -1,0 +1,22 @@
+"""`jaxmlic evaluate`."""
+
+from jaxmlic import metrics
+from jaxmlic.cli.parser import Parser
+from jaxmlic.evaluation.scoring import run
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser(
+        prog="jaxmlic evaluate",
+        description="Scores a split with a run's best checkpoint; prints and writes the metrics of a named protocol.",
+        epilog="protocols: " + "; ".join(f"{p.name} ({p.description})" for p in metrics.PROTOCOLS.values()),
+    )
+    parser.add_argument("--workdir", required=True, help="folder of a `jaxmlic train`")
+    parser.add_argument("--protocol", help="default: the run's config.eval.protocol")
+    parser.add_argument(
+        "--split", help='default: the run\'s test split; "val" is the part that selected the checkpoint'
+    )
+    parser.add_argument("--data-dir", help="where the data sets are now, if not where the run found them")
+    options = parser.parse_args(argv)
+    run(options.workdir, protocol=options.protocol, split=options.split, data_dir=options.data_dir)
+    return 0

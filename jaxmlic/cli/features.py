@@ -1,0 +1,23 @@
+"""`jaxmlic features`."""
+
+from jaxmlic import config as config_lib
+from jaxmlic import sharding
+from jaxmlic.cli.parser import Parser
+from jaxmlic.inputs.cache import compute
+
+
+def main(argv: list[str]) -> int:
+    """`jaxmlic features`."""
+    parser = Parser(
+        prog="jaxmlic features",
+        description="Runs an experiment's frozen trunk once over its data set and keeps the features. Then train with "
+        "the same --config and overrides and --config.data.source=features: hundreds of times faster.",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="experiment file")
+    options, overrides = parser.parse_known_args(argv)
+    config = config_lib.load(options.config, overrides)
+    sharding.use_cpu_devices(config.train.cpu_devices, config.train.batch_size)
+    folder = compute(config)
+    print(f"features in {folder}")
+    print("train from them: the same command as for training, with --config.data.source=features")
+    return 0

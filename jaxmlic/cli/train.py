@@ -1,0 +1,24 @@
+"""`jaxmlic train`."""
+
+import argparse
+import signal
+
+from jaxmlic import config as config_lib
+from jaxmlic.cli.parser import Parser
+from jaxmlic.training.loop import run
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser(
+        prog="jaxmlic train",
+        description="Trains an experiment. A run folder that already holds part of it is continued.",
+        epilog="Every field of the config can be set: --config.optim.lr=0.01 (see configs/common.py for all of them).",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", required=True, metavar="FILE[:ARG]", help="experiment file, e.g. configs/quickstart.py:smoke"
+    )
+    parser.add_argument("--workdir", required=True, help="run folder, made if it does not exist")
+    options, overrides = parser.parse_known_args(argv)
+    outcome = run(config_lib.load(options.config, overrides), options.workdir)
+    return 128 + signal.SIGINT if outcome.stopped_by == signal.SIGINT else 0

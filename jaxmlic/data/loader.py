@@ -1,0 +1,179 @@
+"""From a prepared data set to batches: split selection, host decoding, shuffling, padding; grain keeps the position.
+
+A batch is a dict of `image` uint8 [B, S, S, 3], `labels` int8 [B, C] in {1, 0, -1}, `mask` bool [B] (False = padding),
+in evaluation `id` text [B] and, where training has weighted targets, `weight` float32 [B]. B is this host's share of
+the global batch.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxmlic.data import datasets
+from jaxmlic.errors import UserError
+from jaxmlic.labels.stratify import stratified_split
+
+Batch = dict[str, np.ndarray]
+
+DIFFICULT = {"ignore": -1, "positive": 1, "negative": 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """What training is told in place of the stored labels: labels int8 [N, C] and, perhaps, weights float32 [N]."""
+
+    labels: np.ndarray
+    weights: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """Some examples of a split, stored or named ("NAME/PART"), in the order of `indices` int64 [N] into its records."""
+
+    dataset: datasets.Dataset
+    split: str
+    indices: np.ndarray
+    targets: "Targets | None" = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int8 [N, C]: the targets' where there are any, else as stored."""
+        return self.stored_labels if self.targets is None else self.targets.labels
+
+    @property
+    def stored_labels(self) -> np.ndarray:
+        """int8 [N, C], as the data set has them."""
+        return self.dataset.labels(self.split)[self.indices]
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Text [N]."""
+        return self.dataset.ids(self.split)[self.indices]
+
+    def where(self) -> str:
+        """How messages name it."""
+        return f"split {self.split!r} of data set {self.dataset.name!r}"
+
+
+def select(config: ConfigDict, dataset: datasets.Dataset, split: str) -> View:
+    """What `config.drop_empty` and `config.limit` leave of a split; UserError if there is no such split, or nothing."""
+    rows = np.arange(dataset.count(split))
+    if config.drop_empty:
+        rows = rows[(dataset.labels(split) == 1).any(axis=1)]
+        if not len(rows):
+            raise UserError(f"config.data.drop_empty: no example of {split!r} of {dataset.name!r} has a label")
+    return View(dataset, split, rows[: config.limit] if config.limit else rows)
+
+
+def train_and_val(config: ConfigDict, dataset: datasets.Dataset, seed: int) -> tuple[View, View | None]:
+    """The training examples and those for model selection, which are carved from train unless a split is named.
+
+    The carved part is stratified over labels and depends on `seed` alone. None when `val_fraction` is 0.
+    """
+    train = select(config, dataset, config.train_split)
+    if config.val_split:
+        return train, select(config, dataset, config.val_split)
+    if config.val_fraction == 0:
+        return train, None
+    if not 0 < config.val_fraction < 1:
+        raise UserError(f"config.data.val_fraction = {config.val_fraction}; it lies in 0 <= fraction < 1")
+    rest, part = stratified_split(train.labels, config.val_fraction, seed)
+    if not len(part) or not len(rest):
+        raise UserError(
+            f"config.data.val_fraction = {config.val_fraction} of {len(train)} examples leaves a part empty"
+        )
+    pick = lambda rows: dataclasses.replace(train, indices=train.indices[rows])  # noqa: E731
+    return pick(rest), pick(part)
+
+
+def find_view(config: ConfigDict, dataset: datasets.Dataset, seed: int, split: str) -> View:
+    """The view that `split` names in a run: "val" is the run's own selection part, anything else a split on disk."""
+    if split == "val" and not config.val_split and "val" not in dataset.splits:
+        view = train_and_val(config, dataset, seed)[1]
+        if view is None:
+            raise UserError("this run has no validation part: config.data.val_fraction is 0")
+        return view
+    return select(config, dataset, split)
+
+
+class RowReader:
+    """Rows int [B] of a view -> a batch, by `reader(rows)`; what is read is the subclass's own."""
+
+    def __init__(self, view: View):
+        self.view = view
+        self.labels = view.labels
+        self.weights = None if view.targets is None else view.targets.weights
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def batch(self, rows: np.ndarray, **arrays: np.ndarray) -> Batch:
+        """`arrays` [B, ...] with the labels of the rows, their weights if there are any, and an all-true mask."""
+        weights = {} if self.weights is None else {"weight": self.weights[rows]}
+        return arrays | {"labels": self.labels[rows], "mask": np.ones(len(rows), bool)} | weights
+
+
+def train_iterator(
+    reader: RowReader,
+    batch_size: int,
+    *,
+    seed: int,
+    threads: int = 2,
+    difficult: str = "ignore",
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """Endless shuffled batches of this host; every epoch in another order, all from `seed`. Its state can be saved.
+
+    Args:
+      batch_size: global; this host yields batch_size / process_count examples.
+      difficult: what an unknown label counts as: "ignore" (stays -1), "positive" or "negative".
+
+    Raises:
+      UserError: fewer examples than a batch, or a batch that the hosts cannot share equally.
+    """
+    if len(reader) < batch_size:
+        raise UserError(
+            f"{reader.view.where()} has {len(reader)} training examples, "
+            f"fewer than config.train.batch_size = {batch_size}"
+        )
+    if batch_size % process_count:
+        raise UserError(f"config.train.batch_size = {batch_size} cannot be divided over {process_count} hosts")
+    if difficult not in DIFFICULT:
+        raise UserError(f"config.data.difficult = {difficult!r}; it is one of {', '.join(DIFFICULT)}")
+
+    def read(rows: np.ndarray) -> Batch:
+        batch = reader(rows)
+        return batch | {"labels": np.where(batch["labels"] == -1, np.int8(DIFFICULT[difficult]), batch["labels"])}
+
+    rows = grain.MapDataset.range(len(reader)).seed(seed).shuffle()
+    rows = rows[process_index::process_count].repeat().batch(batch_size // process_count, drop_remainder=True)
+    options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=2 * max(1, threads))
+    return iter(rows.map(read).to_iter_dataset(options))
+
+
+def eval_batches(
+    reader: RowReader, batch_size: int, *, threads: int = 2, process_index: int = 0, process_count: int = 1
+) -> Iterator[Batch]:
+    """Every example once, in order over the hosts' shares; all hosts yield equally many batches of equal size.
+
+    The rest of the last batch repeats row 0 with mask False.
+    """
+    per_host = -(-batch_size // process_count)
+    steps = -(-len(reader) // (per_host * process_count))
+
+    def read(step: int) -> Batch:
+        start = (step * process_count + process_index) * per_host
+        rows = np.arange(start, start + per_host)
+        mask = rows < len(reader)
+        rows = np.where(mask, rows, 0)
+        return reader(rows) | {"mask": mask, "id": reader.view.ids[rows]}
+
+    options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=2 * max(1, threads))
+    return iter(grain.MapDataset.range(steps).map(read).to_iter_dataset(options))

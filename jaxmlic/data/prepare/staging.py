@@ -1,0 +1,159 @@
+"""A data set's folder appears under its name only when it is complete, and an old one stays until then."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxmlic.data.datasets import VERSION
+from jaxmlic.errors import UserError
+
+_REPLACED = ".replaced"
+
+
+def refuse_existing(name: str, data_dir: Path, overwrite: bool) -> None:
+    """UserError when something stands in the place of a new data set that must not be replaced."""
+    if not (name.isascii() and name.isidentifier() and name[0] != "_"):
+        raise UserError(f"{name!r} cannot name a data set: use letters, digits and underscores, a letter first")
+    target = data_dir / name
+    if not target.exists():
+        return
+    strangers = sorted(set(os.listdir(target)) - {VERSION}) if target.is_dir() else [name]
+    if strangers:
+        raise UserError(
+            f"{target} is there already and is not a prepared data set (it holds {strangers[0]!r}): "
+            "choose another name or --data-dir"
+        )
+    if not overwrite and any(target.iterdir()):
+        raise UserError(
+            f"{name!r} is already prepared, from another source or with other options, in {target}: "
+            "add --overwrite to replace it, or choose another name"
+        )
+
+
+class Journal:
+    """Which shards of a data set in the making are complete; kept on disk after each."""
+
+    def __init__(self, path: Path | None, key: str):
+        self.path = path
+        self._key = key
+        self._splits: dict[str, dict] = {}
+
+    @classmethod
+    def read(cls, path: Path, key: str) -> "Journal | None":
+        """The journal at `path` if it is of the same making, else None."""
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if stored["key"] != key:
+                return None
+            journal = cls(path, key)
+            journal._splits = dict(stored["splits"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return journal
+
+    def shards(self, split: str) -> list[list[int]]:
+        """[records, bytes] of the complete shards of a split."""
+        return list(self._splits.get(split, {}).get("shards", []))
+
+    def skipped(self, split: str) -> list[tuple]:
+        """What had been left out when the last of them was complete."""
+        return [tuple(entry) for entry in self._splits.get(split, {}).get("skipped", [])]
+
+    def count(self) -> int:
+        """Records in complete shards."""
+        return sum(count for split in self._splits for count, _ in self.shards(split))
+
+    def enter(self, split: str, shards: list, skipped: list) -> None:
+        """Store that these shards of a split are complete."""
+        self._splits[split] = {"shards": [list(shard) for shard in shards], "skipped": list(skipped)}
+        new = self.path.with_suffix(".new")
+        new.write_text(json.dumps({"key": self._key, "splits": self._splits}), encoding="utf-8")
+        new.replace(self.path)
+
+
+@contextlib.contextmanager
+def staged(name: str, data_dir: Path, overwrite: bool, resume: str | None = None) -> Iterator[tuple[Path, Journal]]:
+    """A temporary sibling folder that takes the data set's place when the block ends well, and its journal.
+
+    When the block does not end well the folder goes, except that with `resume` it stays when a full disk or Ctrl-C
+    stopped it; the next call with the same key takes it over, as it does what a killed process left.
+    """
+    stem = f".{name}.partial-{socket.gethostname()}-"
+    staging, target = data_dir / f"{stem}{os.getpid()}", data_dir / name
+    replaced = staging.with_name(staging.name + _REPLACED)
+    folder = staging / name / VERSION
+    journal = Journal(None, "") if resume is None else Journal(folder / "journal.json", resume)
+    kept = False
+    try:
+        journal = _take_over(target, stem, journal, staging)
+        refuse_existing(name, data_dir, overwrite)
+        data_dir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder, journal
+        refuse_existing(name, data_dir, overwrite)
+        if target.exists():
+            target.rename(replaced)
+        (staging / name).rename(target)
+    except (OSError, RuntimeError, ValueError) as error:
+        # RuntimeError and ValueError are what the ArrayRecord writer raises when the disk is full.
+        if not isinstance(error, OSError) and "No space left" not in str(error):
+            raise
+        kept = journal.path is not None and journal.count() > 0
+        again = f"; the same command goes on after the first {journal.count():,} images" if kept else ""
+        raise UserError(f"{data_dir}: cannot write the data set {name!r} ({_reason(error)}){again}") from None
+    except KeyboardInterrupt:
+        kept = journal.path is not None and journal.count() > 0
+        raise
+    finally:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        for leftover in (replaced,) if kept else (staging, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _take_over(target: Path, stem: str, journal: Journal, staging: Path) -> Journal:
+    """Undo what stopped runs of this machine left, or take it over when it is of the same making.
+
+    A run killed between two renames left the old data set under another name; it gets its own back.
+    """
+    for leftover in sorted(target.parent.glob(f"{stem}*")):
+        pid = leftover.name.removeprefix(stem).removesuffix(_REPLACED)
+        if _is_running(pid) and pid != str(os.getpid()):
+            continue
+        if leftover.name.endswith(_REPLACED):
+            if target.exists():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.rename(target)
+            continue
+        relative = None if journal.path is None else journal.path.relative_to(staging)
+        found = None if relative is None else Journal.read(leftover / relative, journal._key)
+        if found is None or journal.count():
+            shutil.rmtree(leftover, ignore_errors=True)
+            continue
+        if leftover != staging:
+            shutil.rmtree(staging, ignore_errors=True)
+            leftover.rename(staging)
+        found.path = journal.path
+        journal = found
+    return journal
+
+
+def _reason(error: Exception) -> str:
+    if "No space left" in str(error):
+        return "no space left on device: free some, or give another --data-dir"
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True

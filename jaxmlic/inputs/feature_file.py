@@ -1,0 +1,112 @@
+"""Features that were made elsewhere, in place of images: `config.data.source="file"` and `config.data.features_file`.
+
+The file is an .npz with `features`, float [N, D] (or maps [N, h, w, D]), and `ids`, text [N], the ids of a prepared
+data set's images in any order. Heads get them as `trunks.Features`; there is no trunk, so such a run has no use for
+photographs: `jaxmlic predict` refuses it, `jaxmlic evaluate` reads the file again.
+"""
+
+import functools
+import os
+import zipfile
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxmlic.data import datasets, loader
+from jaxmlic.errors import UserError
+
+
+def load(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """(features float32 [N, h, w, D], ids text [N]); vectors are maps of 1 x 1.
+
+    Raises UserError for a file that cannot be read, and names the first row that is not finite, has no id or an id that
+    came before.
+    """
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise UserError(f"config.data.features_file: {path!r} cannot be read ({error.strerror})") from None
+    return _load(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(path: str, *_: int) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = {"features", "ids"} - set(file.files)
+            if missing:
+                raise UserError(f"{path}: no array {sorted(missing)[0]!r}; it holds {', '.join(file.files) or 'none'}")
+            features, ids = file["features"], file["ids"]
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        ragged = "Object arrays" in str(error)
+        why = "an array of objects: rows of different lengths, or ids that are no text" if ragged else error
+        raise UserError(f"{path} is no .npz of features and ids ({why})") from None
+    if features.dtype.kind not in "fiu" or features.ndim not in (2, 4) or 0 in features.shape:
+        kind = f"{features.dtype} {list(features.shape)}"
+        raise UserError(f"{path}: features are {kind}, and should be numbers [N, D] or [N, h, w, D]")
+    if ids.ndim != 1 or ids.dtype.kind != "U":
+        raise UserError(f"{path}: ids are {ids.dtype} {list(ids.shape)}, and should be text [N]")
+    if len(ids) != len(features):
+        row = min(len(ids), len(features))
+        raise UserError(f"{path}: {len(features):,} rows of features and {len(ids):,} ids: row {row} has no partner")
+    features = features.astype(np.float32)
+    bad = ~np.isfinite(features.reshape(len(features), -1)).all(axis=1)
+    if bad.any():
+        row = int(bad.argmax())
+        raise UserError(f"{path}: row {row} ({str(ids[row])!r}) is not finite; {int(bad.sum()):,} such rows")
+    first = np.unique(ids, return_index=True)[1]
+    if len(first) < len(ids):
+        row = int(np.setdiff1d(np.arange(len(ids)), first)[0])
+        raise UserError(f"{path}: row {row} has the id {str(ids[row])!r}, and so has one before it")
+    return features.reshape(len(features), *(features.shape[1:] if features.ndim == 4 else (1, 1, -1))), ids
+
+
+def shape(config: ConfigDict) -> tuple[int, ...]:
+    """(h, w, D) of the config's features."""
+    return load(config.data.features_file)[0].shape[1:]
+
+
+def check(config: ConfigDict) -> None:
+    """UserError for fields that features from a file leave without a meaning."""
+    if config.data.source != "file":
+        if config.data.features_file:
+            raise UserError("config.data.features_file is read with config.data.source='file' alone: set it too")
+        return
+    if not config.data.features_file:
+        raise UserError("config.data.source = 'file' needs config.data.features_file=FILE.npz")
+    if config.pretrained:
+        raise UserError("config.pretrained is for a trunk, and features from a file have none: leave it out")
+    if config.augment.mixup != "off":
+        raise UserError("config.augment.mixup mixes pixels, which features from a file cannot: set it to 'off'")
+    load(config.data.features_file)
+
+
+class Reader(loader.RowReader):
+    """As `ImageReader`, but a batch holds `features` float32 [B, 1, h, w, D] instead of images.
+
+    Raises UserError for an image without a row, and for a row whose id the whole data set does not have.
+    """
+
+    def __init__(self, view: loader.View, config: ConfigDict):
+        super().__init__(view)
+        path = config.data.features_file
+        self._features, ids = load(path)
+        row_of = {name: row for row, name in enumerate(ids.tolist())}
+        _refuse_strangers(path, row_of, view.dataset)
+        missing = [name for name in view.ids.tolist() if name not in row_of]
+        if missing:
+            raise UserError(
+                f"{path}: no row for {missing[0]!r} of {view.where()}; {len(missing):,} of them are missing"
+            )
+        self._rows = np.array([row_of[name] for name in view.ids.tolist()], np.int64)
+
+    def __call__(self, rows: np.ndarray) -> loader.Batch:
+        """int rows [B] of the view -> features, labels and an all-true mask."""
+        return self.batch(rows, features=self._features[self._rows[rows]][:, None])
+
+
+def _refuse_strangers(path: str, row_of: dict[str, int], dataset: datasets.Dataset) -> None:
+    known = {name for split in dataset.splits for name in dataset.ids(split).tolist()}
+    for name, row in row_of.items():
+        if name not in known:
+            raise UserError(f"{path}: row {row} has the id {name!r}, which data set {dataset.name!r} does not have")

@@ -1,0 +1,143 @@
+"""Graphs over labels: how often classes occur together, and the matrix that a graph convolution multiplies with.
+
+Section D of MSCNN-LCE-MIC and Section 3.3 of ML-GCN (Chen, Wei, Wang and Guo, CVPR 2019). Plain numpy, once a run. The
+word vectors that such a network starts from are found by `word_vectors`.
+"""
+
+import numpy as np
+
+from jaxmlic.labels.word_vectors import word_vectors
+
+__all__ = ["STYLES", "adjacency", "association", "cooccurrence", "word_vectors"]
+
+STYLES = ("paper", "ml_gcn", "pmi", "identity")
+_EPSILON = 1e-6  # theta of eq 8; ML-GCN's code has the same
+
+
+def cooccurrence(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How often two classes are present in the same image (eq 6); absent and unknown count alike, as nothing.
+
+    Args:
+      labels: int8 [N, C] in {1, 0, -1}.
+
+    Returns:
+      (counts, num_positive): int64 [C, C], symmetric with a zero diagonal, and int64 [C], images with each class.
+
+    Raises:
+      ValueError: labels are not two-dimensional.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 2:
+        raise ValueError(f"labels must be [N, C], not {labels.shape}")
+    counts = np.zeros((labels.shape[1],) * 2, np.int64)
+    for start in range(0, len(labels), 8192):  # blocks: as float32, exact below 2^24, they take four times their memory
+        present = (labels[start : start + 8192] == 1).astype(np.float32)
+        counts += (present.T @ present).astype(np.int64)
+    num_positive = counts.diagonal().copy()
+    np.fill_diagonal(counts, 0)
+    return counts, num_positive
+
+
+def association(counts: np.ndarray, num_positive: np.ndarray, style: str = "paper") -> np.ndarray:
+    """How strongly each label goes with each other one: what `adjacency` compares with its threshold.
+
+    For "pmi" the normalised pointwise mutual information (Bouma, 2009) over all pairs that occur, from 0 (no more often
+    than chance) to 1 (neither occurs with any other); it is symmetric, and no frequent class draws all others to
+    itself. For the other styles P'_ij = P(j | i) = counts_ij / N_i (eq 7), whose graph is directed.
+
+    Args:
+      counts: [C, C], not negative; the diagonal is passed over.
+      num_positive: [C], not negative.
+      style: one of STYLES.
+
+    Returns:
+      float64 [C, C] in 0..1 with a zero diagonal. A class that never occurs has a row of zeros.
+
+    Raises:
+      ValueError: another style, shapes that do not fit, counts that are negative or not finite, a pair that occurs
+        more often than one of its classes.
+    """
+    counts, num_positive = _checked(counts, num_positive)
+    if style not in STYLES:
+        raise ValueError(f"style {style!r} is none of {', '.join(STYLES)}")
+    if style != "pmi":
+        return _ratio(counts, num_positive[:, None])
+    total, marginal = counts.sum(), counts.sum(1)
+    pair = _ratio(counts, np.full_like(counts, total))
+    lift = _ratio(counts * total, marginal[:, None] * marginal[None, :])
+    # Where a pair is the only one its probability is 1, and so is its association. Where none occurs it is 0.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        normalised = np.where(pair < 1, np.log(lift) / -np.log(pair), 1.0)
+    return np.where(lift > 1, normalised, 0.0)
+
+
+def adjacency(
+    counts: np.ndarray,
+    num_positive: np.ndarray,
+    threshold: float = 0.4,
+    reweight: float = 0.25,
+    style: str = "paper",
+) -> np.ndarray:
+    """The matrix that a graph convolution multiplies with: act(adjacency @ H @ W) for label embeddings H [C, D].
+
+    With P' and the normalised mutual information of `association`, and p_ij = 0 below the threshold:
+      paper: eqs 6-8. A = reweight * p_ij / (sum_j P'_ij + 1e-6) + I, then D^-1/2 A D^-1/2 with D the row sums of A. The
+        sum is over all of row i, as eq 8 prints it: what the threshold drops is not given to what stays. Eq 8 prints
+        its two cases in the wrong order.
+      ml_gcn: ML-GCN's released code. B_ij = 1 from the threshold on, A = reweight * B_ij / (sum_i B_ij + 1e-6) + I, and
+        (A D^-1/2)^T D^-1/2 = D^-1/2 A^T D^-1/2, so a label hears from those that it follows from, not to.
+      pmi: as "paper", with the normalised mutual information instead of P', and the sum over what stays. It is smaller
+        than P': a threshold of 0.1 is for it what 0.4 is for the others (on VOC 2007 nothing reaches 0.4).
+      identity: I, a network without a graph; the counts tell no more than C.
+
+    Args:
+      counts: [C, C] from `cooccurrence`.
+      num_positive: [C].
+      threshold: phi (tau in ML-GCN), above 0 and up to 1; from it on, a pair is an edge.
+      reweight: lambda (p in ML-GCN), 0..1: the weight of the neighbours against a label's own 1.
+      style: one of STYLES.
+
+    Returns:
+      float32 [C, C], finite. A class without edges, such as one without positives, keeps its own embedding: 1 on the
+      diagonal.
+
+    Raises:
+      ValueError: a value out of its range, or what `association` raises.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold {threshold} lies outside 0..1, or is 0: then all labels would be neighbours")
+    if not 0 <= reweight <= 1:
+        raise ValueError(f"reweight {reweight} lies outside 0..1")
+    strength = association(counts, num_positive, style)
+    own = np.eye(len(strength))
+    if style == "identity":
+        return own.astype(np.float32)
+    kept = np.where(strength >= threshold, strength, 0)
+    if style == "ml_gcn":
+        edges = (kept > 0).astype(np.float64)
+        matrix = (reweight * edges / (edges.sum(0, keepdims=True) + _EPSILON) + own).T
+        degree = matrix.sum(0)  # the row sums before the transposition
+    else:
+        total = (strength if style == "paper" else kept).sum(1, keepdims=True)
+        matrix = reweight * kept / (total + _EPSILON) + own
+        degree = matrix.sum(1)
+    scale = degree**-0.5
+    return (scale[:, None] * matrix * scale[None, :]).astype(np.float32)
+
+
+def _checked(counts: np.ndarray, num_positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as float64, the diagonal zero."""
+    counts, num_positive = np.array(counts, np.float64), np.asarray(num_positive, np.float64)
+    if num_positive.ndim != 1 or counts.shape != (len(num_positive),) * 2:
+        raise ValueError(f"counts {counts.shape} and num_positive {num_positive.shape} are not [C, C] and [C]")
+    np.fill_diagonal(counts, 0)
+    if not (np.isfinite(counts).all() and np.isfinite(num_positive).all() and (counts >= 0).all()):
+        raise ValueError("counts and num_positive must be finite and not negative")
+    if (counts > np.minimum(num_positive[:, None], num_positive[None, :])).any():
+        raise ValueError("a pair of classes occurs more often than one of the two: counts and num_positive do not fit")
+    return counts, num_positive
+
+
+def _ratio(counts: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """counts / of, 0 where `of` is 0."""
+    return np.divide(counts, of, out=np.zeros_like(counts), where=of > 0)

@@ -1,0 +1,169 @@
+"""Label sets as paths: the orders that sequence models are trained with, and two that follow the model itself.
+
+A path is int32 [T]: the labels of an image in some order, then END (the number C) up to its length. A model trained on
+it gives T + 1 distributions over C + 1 tokens, the last of which stands after T labels. What depends on the training
+split alone is made once on the host; `paths` and what follows it run on the device, inside the training step.
+"""
+
+from collections.abc import Callable, Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxmlic.errors import UserError, did_you_mean
+from jaxmlic.labels.stratify import counts
+
+Array = jax.Array
+
+ORDERS = ("frequent_first", "rare_first", "lexicographic", "fixed_random", "random_per_batch")
+
+# A cost above this (a probability below e^-1000) is as good as impossible; finite, because infinities cancel to NaN.
+_HIGHEST_COST = 1000.0
+
+
+def frequent_first(labels: np.ndarray) -> np.ndarray:
+    """Classes by falling number of positives in labels int8 [N, C], equal ones by index: int32 [C]."""
+    return np.argsort(-counts(labels)[0], kind="stable").astype(np.int32)
+
+
+def rare_first(labels: np.ndarray) -> np.ndarray:
+    """Classes by rising number of positives in labels int8 [N, C], equal ones by index: int32 [C]."""
+    return np.argsort(counts(labels)[0], kind="stable").astype(np.int32)
+
+
+def lexicographic(class_names: Sequence[str]) -> np.ndarray:
+    """Classes by name, by code points and upper case before lower, equal ones by index: int32 [C]."""
+    return np.array(sorted(range(len(class_names)), key=class_names.__getitem__), np.int32)
+
+
+def fixed_random(num_labels: int, seed: int) -> np.ndarray:
+    """One order for the whole training, drawn from a seed: int32 [C]."""
+    return np.random.default_rng(seed).permutation(num_labels).astype(np.int32)
+
+
+def order_fn(name: str, labels: np.ndarray, class_names: Sequence[str], seed: int) -> Callable[[Array], Array]:
+    """The order of a batch, by the name of a way to order: key -> int32 [C], classes from first to last.
+
+    Only "random_per_batch" looks at the key; under it all images of a batch share an order (CNN-RNN, section 3.4).
+
+    Args:
+      name: one of ORDERS; "frequent_first" is the paper's.
+      labels: int8 [N, C] of the training split, in {1, 0, -1}.
+      class_names: [C].
+      seed: of "fixed_random".
+
+    Raises:
+      UserError: no such order.
+    """
+    if name not in ORDERS:
+        raise UserError(f"label order {name!r} is unknown{did_you_mean(name, ORDERS)}; known: {', '.join(ORDERS)}")
+    if name == "random_per_batch":
+        return lambda key: jax.random.permutation(key, len(class_names)).astype(jnp.int32)
+    order = {
+        "frequent_first": lambda: frequent_first(labels),
+        "rare_first": lambda: rare_first(labels),
+        "lexicographic": lambda: lexicographic(class_names),
+        "fixed_random": lambda: fixed_random(len(class_names), seed),
+    }[name]()
+    return lambda key: jnp.asarray(order)
+
+
+def paths(labels: Array, order: Array, max_length: int) -> Array:
+    """The positive labels of each image in an order, then END: int32 [B, T]. An image without any is END alone.
+
+    Args:
+      labels: int [B, C] in {1, 0, -1}; -1 (unknown) is on no path.
+      order: int [C], classes from first to last.
+      max_length: T; of more labels than that the last of the order are cut, see `is_cut`.
+
+    Raises:
+      ValueError: max_length is below 1.
+    """
+    if max_length < 1:
+        raise ValueError(f"max_length {max_length} is below 1")
+    num_labels = labels.shape[1]
+    chex.assert_shape(order, (num_labels,))
+    place = jnp.argsort(order).astype(jnp.int32)  # [C], of each class in the order
+    places = jnp.where(labels == 1, place[None], num_labels)  # [B, C]
+    first = -jax.lax.top_k(-places, min(max_length, num_labels))[0]  # [B, min(T, C)], rising
+    found = jnp.append(order, num_labels).astype(jnp.int32)[first]  # [B, min(T, C)]
+    return jnp.pad(found, ((0, 0), (0, max(max_length - num_labels, 0))), constant_values=num_labels)
+
+
+def is_cut(labels: Array, max_length: int) -> Array:
+    """Which images have more positive labels than a path can hold: bool [B], from labels int [B, C]."""
+    return (labels == 1).sum(axis=-1) > max_length
+
+
+def path_cross_entropy(log_probs: Array, paths: Array) -> Array:
+    """Minus the log-probability of each path and the END after it (CNN-RNN, section 3.4), summed over its tokens.
+
+    Args:
+      log_probs: float [B, T + 1, C + 1], log-softmax of what the model said at each step.
+      paths: int [B, T].
+
+    Returns:
+      float32 [B].
+    """
+    _check_steps(log_probs, paths)
+    end = log_probs.shape[-1] - 1
+    tokens = jnp.pad(paths, ((0, 0), (0, 1)), constant_values=end)  # [B, T + 1]
+    chosen = jnp.take_along_axis(log_probs.astype(jnp.float32), tokens[..., None], axis=-1)[..., 0]  # [B, T + 1]
+    length = (paths != end).sum(axis=1, keepdims=True)  # [B, 1]
+    return -jnp.sum(chosen, axis=1, where=jnp.arange(tokens.shape[1])[None] <= length)
+
+
+def minimal_loss_alignment(log_probs: Array, paths: Array) -> Array:
+    """MLA: the labels of each path in the order with the least cross-entropy (Yazici et al., 2019).
+
+    The labels keep to the first steps, and END to the step after them. `path_cross_entropy` of the result is the loss;
+    no gradient passes through the choice.
+
+    Args:
+      log_probs: float [B, T + 1, C + 1], of a model that reads its own predictions.
+      paths: int [B, T], in any order.
+
+    Returns:
+      int32 [B, T].
+    """
+    _check_steps(log_probs, paths)
+    return jax.vmap(_align)(log_probs, paths, jnp.zeros((*paths.shape, paths.shape[1]), bool))
+
+
+def predicted_label_alignment(log_probs: Array, paths: Array) -> Array:
+    """PLA: a label that the model predicts stays at the step where it does, the others go as in MLA to the steps left.
+
+    A label predicted twice stays at the first of these steps. As minimal_loss_alignment otherwise, whose cross-entropy
+    is never above that of PLA. (The authors' released code leaves a label that is predicted only after the last of an
+    image's labels wherever it happens to be; here, as in their text, it is one of the others.)
+    """
+    _check_steps(log_probs, paths)
+    num_labels = log_probs.shape[-1] - 1
+    predicted = jnp.argmax(log_probs[:, :-1], axis=-1)  # [B, T]
+    taken = (predicted[:, :, None] == paths[:, None, :]) & (paths != num_labels)[:, None, :]  # [B, step, label]
+    taken &= (paths != num_labels)[:, :, None]  # steps after the last label have none to offer
+    taken &= jnp.cumsum(taken, axis=1) == 1  # the first step of several
+    return jax.vmap(_align)(log_probs, paths, taken)
+
+
+def _align(log_probs: Array, path: Array, fixed: Array) -> Array:
+    """The cheapest order of one path int [T], given which label is fixed to which step, bool [step, label]."""
+    end = log_probs.shape[-1] - 1
+    cost = -jax.lax.stop_gradient(log_probs[:-1].astype(jnp.float32))[:, path].clip(min=-_HIGHEST_COST)  # [step, label]
+    real = path != end  # [T], of steps and of labels, as labels come first
+    allowed = real[:, None] == real[None, :]
+    # A fixed pair rules out the rest of its row and of its column.
+    allowed &= (fixed.any(axis=1, keepdims=True) == fixed) & (fixed.any(axis=0, keepdims=True) == fixed)
+    cost = jnp.where(real[:, None] & ~fixed, cost, 0.0)
+    # Dearer than all that is allowed together, but no dearer: the algorithm adds and subtracts it in float32.
+    cost = jnp.where(allowed, cost, 1.0 + path.shape[0] * jnp.max(cost, where=allowed, initial=0.0))
+    step, label = optax.assignment.hungarian_algorithm(cost)  # [T] each, pairs in no order
+    return path[label[jnp.argsort(step)]].astype(jnp.int32)
+
+
+def _check_steps(log_probs: Array, paths: Array) -> None:
+    chex.assert_rank([log_probs, paths], [3, 2])
+    chex.assert_shape(log_probs, (paths.shape[0], paths.shape[1] + 1, None))

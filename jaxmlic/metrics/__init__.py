@@ -1,0 +1,8 @@
+"""Multi-label metrics under named protocols, in numpy only; see `protocols` for what a protocol is."""
+
+from jaxmlic.metrics.ap import average_precision
+from jaxmlic.metrics.protocols import PROTOCOLS, Protocol, get_protocol
+from jaxmlic.metrics.report import evaluate, top_k
+from jaxmlic.metrics.thresholds import best_threshold
+
+__all__ = ["PROTOCOLS", "Protocol", "average_precision", "best_threshold", "evaluate", "get_protocol", "top_k"]

@@ -1,0 +1,1 @@
+"""Layers that trunks and heads are built from."""

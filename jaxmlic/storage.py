@@ -1,0 +1,145 @@
+"""Files: written whole or not at all, and read without running anything in them. Mistakes raise UserError."""
+
+import contextlib
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from jaxmlic.errors import UserError
+
+# What reading a damaged file can raise: numpy, zipfile and zlib each have their own.
+DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, mode: str = "wb", *, remedy: str = "", **options: Any) -> Iterator[IO]:
+    """A file that takes the place of `path` when the block ends well; otherwise what was there stays.
+
+    Missing folders are made. The content is on disk before the name is.
+
+    Args:
+      path: where the file shall lie.
+      mode: "wb" or "w".
+      remedy: what the user can do where it cannot be written.
+      options: of `open`, such as newline="".
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open(mode, **({} if "b" in mode else {"encoding": "utf-8"}) | options) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(_message(path, f"cannot be written ({reason(error)})", remedy)) from None
+
+
+def write_text(path: str | os.PathLike, text: str, *, remedy: str = "") -> None:
+    """Writes a UTF-8 file; see `replacing`."""
+    with replacing(path, "w", remedy=remedy) as file:
+        file.write(text)
+
+
+def write_json(path: str | os.PathLike, value: object, *, remedy: str = "") -> None:
+    """Writes a value as indented JSON; see `replacing`. TypeError, and no file, for what JSON cannot hold."""
+    write_text(path, json.dumps(value, indent=1) + "\n", remedy=remedy)
+
+
+def save_npz(path: str | os.PathLike, arrays: Mapping[str, object], *, compress: bool = True, remedy: str = "") -> None:
+    """Writes named arrays as an .npz, under just this name (numpy would append .npz); see `replacing`."""
+    with replacing(path, remedy=remedy) as file:
+        (np.savez_compressed if compress else np.savez)(file, **{k: np.asarray(v) for k, v in arrays.items()})
+
+
+def load_npz(
+    path: str | os.PathLike,
+    needed: Sequence[str] = (),
+    optional: Sequence[str] | None = None,
+    *,
+    what: str = "file of arrays",
+    remedy: str = "",
+) -> dict[str, np.ndarray]:
+    """The arrays of an .npz by name. Nothing in it is ever unpickled.
+
+    Args:
+      path: the file.
+      needed: names that must be there.
+      optional: further names to read where they are there; None for all.
+      what: what the file is, for messages.
+      remedy: what the user can do, for messages.
+
+    Raises:
+      UserError: it is missing, damaged, no .npz, holds objects, or lacks a needed array.
+    """
+    try:
+        # Opened here, because np.load leaves the file open when the archive is damaged.
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise UserError(_message(path, f"no {what}, which is an .npz of several arrays", remedy))
+            lacking = [name for name in needed if name not in archive.files]
+            if lacking:
+                raise UserError(_message(path, f"no {what}: it lacks {', '.join(lacking)}", remedy))
+            rest = archive.files if optional is None else [name for name in optional if name in archive.files]
+            return {name: archive[name] for name in dict.fromkeys((*needed, *rest))}
+    except FileNotFoundError:
+        raise UserError(_message(path, f"no such {what}", remedy)) from None
+    except DAMAGE as error:
+        raise UserError(_message(path, f"cannot be read as a {what} ({reason(error)})", remedy)) from None
+
+
+def read_json(path: str | os.PathLike, *, what: str = "JSON file", remedy: str = "") -> Any:
+    """The value of a JSON file. UserError where it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(_message(path, f"no such {what}", remedy)) from None
+    except (OSError, ValueError) as error:
+        raise UserError(_message(path, f"cannot be read as a {what} ({reason(error)})", remedy)) from None
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal. UserError where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"{os.fspath(path)}: cannot be read ({reason(error)})") from None
+    return digest.hexdigest()
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, on one line: the system's words where it has some."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+def _message(path: str | os.PathLike, what: str, remedy: str) -> str:
+    return f"{os.fspath(path)}: {what}" + (f"; {remedy}" if remedy else "")

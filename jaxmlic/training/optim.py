@@ -1,0 +1,121 @@
+"""Optimizers from a config: schedules, groups of parameters with their own pace, frozen parameters."""
+
+import re
+from collections.abc import Callable
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from jaxmlic.errors import UserError, did_you_mean
+from jaxmlic.training import durations
+
+Tree = dict
+
+
+def flatten(params: Tree) -> dict[str, jax.Array]:
+    """{"trunk/conv_stem/kernel": array, ...}."""
+    return flax.traverse_util.flatten_dict(params, sep="/")
+
+
+def unflatten(flat: dict[str, jax.Array]) -> Tree:
+    """The inverse of `flatten`."""
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def multipliers(groups: tuple, names: list[str]) -> dict[str, float | None]:
+    """Learning-rate multiplier of every parameter, None = frozen: the first group whose expression matches the name.
+
+    Raises:
+      UserError: a parameter that no group matches, a group that matches nothing, a malformed expression.
+    """
+    found, used = {}, set()
+    for name in names:
+        for pattern, pace in groups:
+            try:
+                matched = re.fullmatch(pattern, name)
+            except re.error as error:
+                raise UserError(f"config.optim.groups: {pattern!r} is no regular expression ({error})") from None
+            if matched:
+                found[name] = pace
+                used.add(pattern)
+                break
+        else:
+            raise UserError(f"config.optim.groups: no group matches parameter {name}; end the list with ('.*', 1.0)")
+    for pattern, _ in groups:
+        # The closing catch-all may be left with nothing to catch; any other idle group is a slip in its expression.
+        if pattern not in used and pattern != ".*":
+            raise UserError(f"config.optim.groups: {pattern!r} matches no parameter{did_you_mean(pattern, names)}")
+    return found
+
+
+def schedule(config: ConfigDict, total_steps: int, to_steps: Callable[[str, str], int]) -> optax.Schedule:
+    """The learning rate by step. `to_steps(text, field)` converts a duration."""
+    warmup = to_steps(config.warmup, "optim.warmup")
+    if config.schedule == "one_cycle":
+        share = warmup / total_steps if warmup else 0.3
+        return optax.cosine_onecycle_schedule(total_steps, config.lr, pct_start=share)
+    if config.schedule == "cosine":
+        rest = optax.cosine_decay_schedule(config.lr, max(1, total_steps - warmup))
+    elif config.schedule == "constant":
+        rest = optax.constant_schedule(config.lr)
+    elif config.schedule == "step":
+        bounds = {to_steps(m, "optim.milestones") - warmup: config.gamma for m in config.milestones}
+        rest = optax.piecewise_constant_schedule(config.lr, bounds)
+    else:
+        known = ("cosine", "one_cycle", "constant", "step")
+        raise UserError(
+            f"config.optim.schedule = {config.schedule!r} is unknown{did_you_mean(config.schedule, known)}; "
+            f"schedules: {', '.join(known)}"
+        )
+    if not warmup:
+        return rest
+    return optax.join_schedules([optax.linear_schedule(0.0, config.lr, warmup), rest], [warmup])
+
+
+def make(
+    config: ConfigDict, paces: dict[str, float | None], learning_rate: optax.Schedule
+) -> optax.GradientTransformation:
+    """The optimizer over the flat dict of trainable parameters (frozen ones never reach it).
+
+    Order: clip the global norm, (coupled L2), the optimizer's own scaling, (adamw's decoupled decay), the group's
+    multiplier, the learning rate.
+    """
+    trainable = {name: pace for name, pace in paces.items() if pace is not None}
+    try:
+        decayed = {name: re.fullmatch(config.decay, name) is not None for name in trainable}
+    except re.error as error:
+        raise UserError(f"config.optim.decay: {config.decay!r} is no regular expression ({error})") from None
+    decay = optax.add_decayed_weights(config.weight_decay, mask=decayed)
+    adam = optax.scale_by_adam(b1=config.momentum, b2=config.beta2)
+    chains = {
+        "adamw": (adam, decay),
+        "adam": (decay, adam),
+        "sgd": (decay, optax.trace(config.momentum)),
+        "rmsprop": (decay, optax.scale_by_rms(decay=config.beta2), optax.trace(config.momentum)),
+    }
+    if config.name not in chains:
+        raise UserError(
+            f"config.optim.name = {config.name!r} is unknown{did_you_mean(config.name, chains)}; "
+            f"optimizers: {', '.join(chains)}"
+        )
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    paced = optax.stateless(lambda updates, _: {name: u * trainable[name] for name, u in updates.items()})
+    return optax.chain(*clip, *chains[config.name], paced, optax.scale_by_learning_rate(learning_rate))
+
+
+def steps_of(config: ConfigDict, examples: int, total: int | None = None) -> Callable[[str, str], int]:
+    """A converter of duration texts for this training split."""
+
+    def to_steps(text: str, field: str) -> int:
+        return durations.steps(text, examples=examples, batch_size=config.train.batch_size, total=total, field=field)
+
+    return to_steps
+
+
+def average(ema: dict, new: dict, decay: float, step: jax.Array) -> dict:
+    """Exponential moving average of parameters; the decay starts low so that early values are forgotten."""
+    rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, value: old + (1.0 - rate) * (value - old), ema, new)

@@ -1,0 +1,188 @@
+"""TrainState: everything that a training step changes, as one tree of arrays."""
+
+from pathlib import Path
+
+import flax.linen as nn
+import flax.struct
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from jaxmlic import sharding
+from jaxmlic.errors import UserError
+from jaxmlic.inputs import feature_file
+from jaxmlic.models.trunks import Features, pretrained
+from jaxmlic.training import optim
+
+
+@flax.struct.dataclass
+class Guard:
+    """Where training first met a value that is not finite.
+
+    Attributes:
+      step: int32 [], the first such step, or -1.
+      loss: bool [], whether the loss itself was not finite at that step.
+      gradients: bool [P], which trainable parameters' gradients were not (sorted by name).
+    """
+
+    step: jax.Array
+    loss: jax.Array
+    gradients: jax.Array
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Attributes: step int32 []; params and batch_stats as Flax has them; the optimizer's state over the trainable
+    parameters; ema, the averaged trainable parameters by name (empty when off); guard; constants, the head's facts
+    about the training split (empty where it has none), the same at every step."""
+
+    step: jax.Array
+    params: dict
+    batch_stats: dict
+    opt_state: optax.OptState
+    ema: dict
+    guard: Guard
+    constants: dict
+
+
+def init_variables(model: nn.Module, config: ConfigDict, key: jax.Array) -> dict:
+    """Fresh variables for images [B, S, S, 3] of the config's size, or for the features of its file."""
+    shape, is_features = _input_of(config)
+    inputs = Features(jnp.zeros(shape, jnp.float32)) if is_features else jnp.zeros(shape, jnp.uint8)
+    return model.init(key, inputs, train=False)
+
+
+def _input_of(config: ConfigDict) -> tuple[tuple[int, ...], bool]:
+    """The shape of the model's input, and whether that is features."""
+    if config.data.source == "file":
+        return (1, *feature_file.shape(config)), True
+    return (1, config.data.image_size, config.data.image_size, 3), False
+
+
+_known_shapes: dict[tuple, dict] = {}
+
+
+def _shapes(model: nn.Module, config: ConfigDict) -> dict:
+    """Shapes and dtypes of the variables, found once a model: tracing a trunk takes a second, and a run asks often."""
+    # Its text stands for a model, since a config's lists cannot be hashed.
+    key = (type(model), repr(model), _input_of(config))
+    if key not in _known_shapes:
+        _known_shapes[key] = jax.eval_shape(lambda: init_variables(model, config, jax.random.key(0)))
+    return _known_shapes[key]
+
+
+def parameter_names(config: ConfigDict, model: nn.Module) -> list[str]:
+    """Names of all parameters, found without computing any."""
+    return sorted(optim.flatten(_shapes(model, config)["params"]))
+
+
+def create(
+    config: ConfigDict,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    paces: dict[str, float | None],
+    key: jax.Array,
+) -> TrainState:
+    """A new state from scratch; pure, so that it can be jitted."""
+    return _state_of(config, tx, paces, init_variables(model, config, key))
+
+
+def _state_of(
+    config: ConfigDict, tx: optax.GradientTransformation, paces: dict[str, float | None], variables: dict
+) -> TrainState:
+    trainable, _ = partition(variables["params"], paces)
+    return TrainState(
+        step=jnp.int32(0),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=tx.init(trainable),
+        # A copy: the state is donated, and one buffer cannot be given away twice.
+        ema=jax.tree.map(jnp.copy, trainable) if config.optim.ema else {},
+        guard=Guard(jnp.int32(-1), jnp.bool_(False), jnp.zeros(len(trainable), bool)),
+        constants=variables.get("constants", {}),
+    )
+
+
+def optimizer(
+    config: ConfigDict, model: nn.Module, examples: int
+) -> tuple[optax.GradientTransformation, dict[str, float | None], optax.Schedule, int]:
+    """The transformation, the pace of each parameter, the learning rate by step and the total number of steps."""
+    total = optim.steps_of(config, examples)(config.train.duration, "train.duration")
+    if total < 1:
+        raise UserError(f"config.train.duration = {config.train.duration!r} is less than one step")
+    paces = optim.multipliers(config.optim.groups, parameter_names(config, model))
+    if all(pace is None for pace in paces.values()):
+        raise UserError("config.optim.groups freezes every parameter; nothing is left to train")
+    learning_rate = optim.schedule(config.optim, total, optim.steps_of(config, examples, total))
+    return optim.make(config.optim, paces, learning_rate), paces, learning_rate, total
+
+
+def abstract(config: ConfigDict, model: nn.Module, examples: int, mesh: jax.sharding.Mesh) -> TrainState:
+    """Shapes, dtypes and (replicated) shardings of the state, to restore into."""
+    tx, paces, _, _ = optimizer(config, model, examples)
+    shapes = jax.eval_shape(lambda variables: _state_of(config, tx, paces, variables), _shapes(model, config))
+    place = sharding.replicated(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+
+
+def load_trunk(state: TrainState, path: str, trunk: str) -> TrainState:
+    """The state with the trunk's parameters and statistics from a weight file. Raises UserError as `load` does."""
+    loaded = pretrained.load(Path(path), trunk)
+    params = {**state.params, "trunk": _cast(loaded["params"], state.params["trunk"])}
+    batch_stats = state.batch_stats
+    if loaded.get("batch_stats"):
+        batch_stats = {**batch_stats, "trunk": _cast(loaded["batch_stats"], batch_stats["trunk"])}
+    ema = {**state.ema, **{k: v for k, v in optim.flatten(params).items() if k in state.ema}}
+    return state.replace(params=params, batch_stats=batch_stats, ema=jax.tree.map(jnp.copy, ema))
+
+
+def load_constants(state: TrainState, values: dict) -> TrainState:
+    """The state with the head's constants; `values` has the names, shapes and dtypes that the model declares."""
+    names = {name: (x.shape, x.dtype) for name, x in state.constants.items()}
+    given = {name: (np.shape(x), np.asarray(x).dtype) for name, x in values.items()}
+    if names != given:
+        raise ValueError(f"the head's constants are {given}, and its model declares {names}")
+    return state.replace(constants=_cast(dict(values), state.constants))
+
+
+def take_over(state: TrainState, variables: dict, only: str = "") -> tuple[TrainState, list[str]]:
+    """The state with every parameter and statistic of `variables` that has its name and shape, and their names.
+
+    only: take names that begin with this.
+    """
+    taken = []
+
+    def merge(mine: dict, theirs: dict) -> dict:
+        flat, other = optim.flatten(mine), optim.flatten(theirs)
+        for name, value in flat.items():
+            if name.startswith(only) and name in other and other[name].shape == value.shape:
+                flat[name] = _cast(other[name], value)
+                taken.append(name)
+        return optim.unflatten(flat)
+
+    params = merge(state.params, variables["params"])
+    batch_stats = merge(state.batch_stats, variables.get("batch_stats", {}))
+    flat = optim.flatten(params)
+    ema = {name: jnp.copy(flat[name]) for name in state.ema}
+    return state.replace(params=params, batch_stats=batch_stats, ema=ema), taken
+
+
+def eval_variables(state: TrainState) -> dict:
+    """Variables to score with: the averaged parameters where there are any."""
+    params = optim.unflatten({**optim.flatten(state.params), **state.ema})
+    return {"params": params, "batch_stats": state.batch_stats, "constants": state.constants}
+
+
+def partition(params: dict, paces: dict[str, float | None]) -> tuple[dict, dict]:
+    """Flat dicts (trainable, frozen) by name."""
+    flat = optim.flatten(params)
+    trainable = {name: value for name, value in flat.items() if paces[name] is not None}
+    return trainable, {name: value for name, value in flat.items() if paces[name] is None}
+
+
+def _cast(values: dict, like: dict) -> dict:
+    """`values` with the dtypes and the placement of `like`; the same names are the importer's promise."""
+    return jax.tree.map(lambda v, x: jax.device_put(jnp.asarray(v, x.dtype), x.sharding), values, like)

@@ -1,0 +1,521 @@
+"""Losses against numpy in float64 (plain loops over labels and pairs), by hand, and their gradients."""
+
+import functools
+import math
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from jaxmlic import config as config_lib
+from jaxmlic import losses, sharding
+from jaxmlic.errors import UserError
+from jaxmlic.losses import pairwise
+from jaxmlic.models.heads import linear
+
+binary_cross_entropy = jax.jit(losses.binary_cross_entropy)
+
+
+def reference(logits, labels):
+    """Straight from the definition, a loop over cells in float64."""
+    values = np.zeros(logits.shape[:-1])
+    for index in np.ndindex(labels.shape):
+        z, y = float(logits[index]), int(labels[index])
+        if y != -1:
+            p = 1 / (1 + np.exp(-z))
+            values[index[:-1]] -= np.log(p if y == 1 else 1 - p) / labels.shape[-1]
+    return values
+
+
+def test_binary_cross_entropy_equals_a_loop():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(6, 7)) * 3, rng.integers(-1, 2, (6, 7)).astype(np.int8)
+    found = binary_cross_entropy(jnp.float32(logits), jnp.asarray(labels))
+    np.testing.assert_allclose(found, reference(np.float32(logits), labels), rtol=1e-5)
+
+
+def test_by_hand():
+    found = binary_cross_entropy(jnp.zeros((1, 4)), jnp.array([[1, 0, -1, -1]]))
+    np.testing.assert_allclose(found, [2 * np.log(2) / 4], rtol=1e-6)
+
+
+def test_extreme_logits_are_finite_and_linear():
+    found = binary_cross_entropy(jnp.array([[1e4, -1e4]]), jnp.array([[0, 1]]))
+    np.testing.assert_allclose(found, [1e4])
+    grads = jax.grad(lambda z: binary_cross_entropy(z, jnp.array([[0, 1]])).sum())(jnp.array([[1e4, -1e4]]))
+    np.testing.assert_allclose(grads, [[0.5, -0.5]])
+
+
+def test_gradient_is_probability_minus_label_and_zero_where_unknown():
+    z = jnp.array([[0.3, -2.0, 1.5]])
+    grads = jax.grad(lambda z: binary_cross_entropy(z, jnp.array([[1, 0, -1]])).sum())(z)
+    p = 1 / (1 + np.exp(-np.asarray(z)))
+    np.testing.assert_allclose(grads, [[(p[0, 0] - 1) / 3, p[0, 1] / 3, 0.0]], rtol=1e-5)
+
+
+def test_bfloat16_logits_are_summed_in_float32():
+    z = jnp.linspace(-4, 4, 1001, dtype=jnp.bfloat16)[None]
+    labels = (jnp.arange(1001) % 2)[None]
+    found = binary_cross_entropy(z, labels)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, reference(np.asarray(z, np.float64), np.asarray(labels)), rtol=1e-5)
+
+
+LOSSES = linear.LOSSES
+PAIRWISE = {
+    "rmlc": ("rmlc", {}),
+    "rmlc with s and k": ("rmlc", {"s": -0.3, "k": 2.0}),
+    "rmlc of hinges": ("rmlc", {"s": None}),
+    "warp": ("warp", {}),
+    "lsep": ("lsep", {}),
+}
+
+
+@functools.cache
+def compiled(name, looped=pairwise.LOOPED, **options):
+    """(logits, labels, weights) -> the loss [B] and the gradient [B, C] of its sum, one program for a whole session.
+
+    looped: stands for pairwise.LOOPED, -1 = ranking losses always sort."""
+
+    def total(logits, labels, weights):
+        values = getattr(losses, name)(logits, labels, weights, **options)
+        return values.sum(), values
+
+    def call(logits, labels, weights=1.0):
+        with mock.patch.object(pairwise, "LOOPED", looped):
+            (_, values), gradients = program(logits, labels, np.broadcast_to(np.float32(weights), labels.shape))
+        return np.asarray(values), np.asarray(gradients)
+
+    program = jax.jit(jax.value_and_grad(total, has_aux=True))
+    return call
+
+
+def single(name, logits, labels, **options):
+    """Value [] and gradient [C] of one example, padded with unknown labels to the shape of `example_batch`."""
+    padded = np.zeros((8, 9), np.float32), np.full((8, 9), -1, np.int8)
+    padded[0][0, : len(logits)], padded[1][0, : len(labels)] = logits, labels
+    values, gradients = compiled(name, **options)(*padded)
+    assert not values[1:].any() and not gradients[0, len(logits) :].any()
+    return values[0], gradients[0, : len(logits)]
+
+
+def hinge(t, a=1.0):
+    return max(0.0, a - t)
+
+
+def ramp64(t, s=-0.75):
+    return hinge(t) if s is None else min(1 - s, max(0.0, 1 - t))
+
+
+def rank_weights(logits, labels):
+    """F(r_j) of every positive of one example by counting: {j: F}."""
+    weights = {}
+    for j in np.flatnonzero(labels == 1):
+        rank = sum(logits[k] > logits[j] - 1 for k in np.flatnonzero(labels == 0))
+        weights[j] = math.fsum(1 / i for i in range(1, rank + 1))
+    return weights
+
+
+def by_definition(name, logits, labels, weights=None, at=None):
+    """A pairwise loss [B] from its definition: loops over examples, positives and negatives in float64.
+
+    F is taken at the logits `at`, so that finite differences see it as the constant it is for the gradient.
+    """
+    logits, values = np.asarray(logits, np.float64), []
+    weights = np.ones(labels.shape) if weights is None else np.broadcast_to(weights, labels.shape).astype(np.float64)
+    s, k = {"rmlc with s and k": (-0.3, 2.0), "rmlc of hinges": (None, 5.0)}.get(name, (-0.75, 5.0))
+    for z, y, w, z_at in zip(logits, labels, weights, logits if at is None else at, strict=True):
+        f, value = rank_weights(z_at, y), 0.0
+        for positive in np.flatnonzero(y == 1):
+            for negative in np.flatnonzero(y == 0):
+                t, pair = z[positive] - z[negative], math.sqrt(w[positive] * w[negative])
+                if name == "lsep":
+                    value += pair * math.exp(-t)
+                else:
+                    value += pair * f[positive] * (hinge(t) if name == "warp" else ramp64(t, s))
+        if name == "lsep":
+            value = math.log1p(value)
+        if name.startswith("rmlc"):
+            value += k * sum(w[c] * ramp64((2 * y[c] - 1) * z[c], s) for c in np.flatnonzero(y != -1))
+        values.append(value)
+    return np.array(values)
+
+
+def example_batch(seed=0, shape=(8, 9), scale=1.5):
+    """Logits float32 and labels int8 [B, C] in which row 0 has no positive, 1 no negative, 2 no known label."""
+    rng = np.random.default_rng(seed)
+    logits, labels = np.float32(rng.normal(size=shape) * scale), rng.integers(-1, 2, shape).astype(np.int8)
+    labels[0], labels[1], labels[2] = -abs(labels[0]), abs(labels[1]), -1
+    labels[1, labels[1] == 0] = 1
+    return logits, labels
+
+
+@pytest.mark.parametrize("t", [-1e30, -5.0, -0.76, -0.75, -0.5, 0.0, 0.999, 1.0, 1.5, 1e30])
+def test_ramp_by_hand(t):
+    by_hand = 1.75 if t <= -0.75 else 0.0 if t >= 1 else 1 - t
+    np.testing.assert_allclose(losses.ramp(jnp.float32(t)), by_hand, rtol=1e-6, atol=1e-6)
+    slope = jax.grad(losses.ramp)(t)
+    if t not in (-0.75, 1.0):
+        assert slope == (-1.0 if -0.75 < t < 1 else 0.0)
+    assert -1 <= slope <= 0
+    np.testing.assert_allclose(losses.ramp(jnp.float32(t), None), hinge(np.float32(t)), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("s", [0.0, -0.3, -0.75, -0.99])
+def test_ramp_is_a_difference_of_hinges(s):
+    t = np.linspace(-3, 3, 241)
+    expected = [hinge(x) - hinge(x, s) for x in t]
+    np.testing.assert_allclose(losses.ramp(jnp.float32(t), s), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("s", [0.75, -1.0, 0.1, float("nan")])
+def test_ramp_needs_s_between_minus_one_and_zero(s):
+    for call in (lambda: losses.ramp(0.0, s), lambda: losses.rmlc(jnp.zeros(3), jnp.array([1, 0, 0]), s=s)):
+        with pytest.raises(UserError, match=r"loss option s = .* is not in \(-1, 0\]"):
+            call()
+
+
+def test_rmlc_and_warp_by_hand():
+    """One positive at 0; negatives at 0.5 (margin violated), -0.5 (violated), 3 (beyond the ramp), -2 (in order)."""
+    logits, labels = [0.0, 0.5, -0.5, 3.0, -2.0, 9.0], [1, 0, 0, 0, 0, -1]
+    f3 = 1 + 1 / 2 + 1 / 3
+    np.testing.assert_allclose(single("warp", logits, labels)[0], f3 * (1.5 + 0.5 + 4), rtol=1e-6)
+    pairs, margins = f3 * (1.5 + 0.5 + 1.75), 1 + 1.5 + 0.5 + 1.75 + 0
+    np.testing.assert_allclose(single("rmlc", logits, labels)[0], pairs + 5 * margins, rtol=1e-6)
+    values, _ = single("rmlc", logits, labels, s=-0.3, k=2.0)
+    np.testing.assert_allclose(values, f3 * (1.3 + 0.5 + 1.3) + 2 * (1 + 1.3 + 0.5 + 1.3), rtol=1e-6)
+
+
+def test_lsep_by_hand():
+    values, _ = single("lsep", np.log([1.0, 2.0, 3.0, 5.0]), [1, 1, 0, 0])
+    np.testing.assert_allclose(values, np.log(1 + (3 + 5) * (1 / 1 + 1 / 2)), rtol=1e-6)
+
+
+WAYS = pytest.mark.parametrize("looped", [pairwise.LOOPED, -1], ids=["looping", "sorting"])
+
+
+@WAYS
+@pytest.mark.parametrize("name", PAIRWISE)
+@pytest.mark.parametrize("kind", ["random", "ties", "one class", "wide", "weights"])
+def test_pairwise_losses_equal_loops(name, kind, looped):
+    logits, labels = example_batch(1, (8, 1) if kind == "one class" else (8, 9))
+    weights = None
+    if kind == "ties":  # quarters: many pairs are equal, and many on the kinks of the ramp
+        logits = np.round(logits * 4) / 4
+    if kind == "wide":
+        logits *= 30
+    if kind == "weights":
+        weights = np.random.default_rng(2).choice([0.0, 0.5, 1.0, 3.0], labels.shape)
+    known = labels if weights is None else np.where(weights > 0, labels, -1)
+    loss, options = PAIRWISE[name]
+    found, _ = compiled(loss, looped, **options)(logits, labels, 1.0 if weights is None else weights)
+    np.testing.assert_allclose(found, by_definition(name, logits, known, weights), rtol=2e-5, atol=1e-5)
+
+
+@WAYS
+@pytest.mark.parametrize("name", PAIRWISE)
+@pytest.mark.parametrize("kind", ["random", "ties"])
+def test_pairwise_gradients_equal_finite_differences(name, kind, looped):
+    logits, labels = example_batch(3)
+    if kind == "ties":  # differences 0, 0.4, 0.8, ...: pairs of equals, none on a kink
+        logits = np.float32(np.round(logits) * 0.4)
+    loss, options = PAIRWISE[name]
+    _, found = compiled(loss, looped, **options)(logits, labels)
+    base, step, expected = logits.astype(np.float64), 1e-6, np.zeros(logits.shape)
+    for c in range(logits.shape[1]):  # examples are independent: move the same label in all of them
+        delta = np.zeros(logits.shape)
+        delta[:, c] = step
+        ends = [by_definition(name, base + sign * delta, labels, at=base) for sign in (1, -1)]
+        expected[:, c] = (ends[0] - ends[1]) / (2 * step)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert not found[labels == -1].any()
+
+
+@pytest.mark.parametrize(("name", "options"), [("warp", {}), ("rmlc", {"s": -0.3, "k": 0.0})])
+@pytest.mark.parametrize("kind", ["far from 0", "bfloat16 grid"])
+@pytest.mark.parametrize("looped", [1000, pairwise.LOOPED], ids=["looping", "sorting, about 100 positives"])
+def test_a_thousand_classes(name, options, kind, looped):
+    """All pairs at once in numpy float64; the grid puts many pairs within rounding of a kink (0.3 is not on it)."""
+    rng = np.random.default_rng(13)
+    logits, labels = rng.normal(size=(4, 1000)) * 5, (rng.random((4, 1000)) < 0.1).astype(np.int8)
+    logits = np.float32(logits + 100) if kind == "far from 0" else np.float32(logits.astype(jnp.bfloat16))
+    values, gradients = compiled(name, looped, **options)(logits, labels)
+    harmonic = np.concatenate([[0], np.cumsum(1 / np.arange(1, 1001))])
+    for z, y, value, gradient in zip(logits.astype(np.float64), labels, values, gradients, strict=True):
+        t = z[y == 1][:, None] - z[y == 0]
+        f = harmonic[np.sum(t < 1, axis=1)][:, None]
+        expected, slope = f * np.maximum(0, 1 - t), f * (t < 1)
+        if name == "rmlc":
+            expected, slope = np.minimum(expected, 1.3 * f), slope * (t > -0.3)
+        np.testing.assert_allclose(value, expected.sum(), rtol=1e-5)
+        np.testing.assert_allclose(gradient[y == 1], -slope.sum(1), rtol=1e-5)
+        np.testing.assert_allclose(gradient[y == 0], slope.sum(0), rtol=2e-5, atol=1e-4)
+
+
+@WAYS
+def test_ordered_pairs_have_a_gradient_of_exactly_zero(looped):
+    """Weights that do not sum exactly, and negatives below every positive's margin, hidden among far pairs."""
+    rng = np.random.default_rng(4)
+    logits = np.concatenate([rng.uniform(-9, -8, 40), rng.uniform(0, 0.5, 40), rng.uniform(8, 9, 40)])
+    labels = np.concatenate([np.zeros(40, int), np.tile([0, 1], 20), np.ones(40, int)])
+    weights = jnp.float32(rng.uniform(0.1, 1, 120))
+    _, slopes = compiled("warp", 120 if looped > 0 else -1)(np.float32(logits), labels, weights)
+    assert not slopes[:40].any() and not slopes[80:].any() and (slopes[40:80] != 0).all()
+
+
+def test_saturated_wrong_labels_do_not_pull():
+    """A positive far below all negatives: the hinge pulls, the ramp has let go."""
+    logits, labels = [-6.0, 5.0, 4.0], [1, 0, 0]
+    assert not single("rmlc", logits, labels)[1].any()
+    np.testing.assert_allclose(single("warp", logits, labels)[1], [-3.0, 1.5, 1.5])
+
+
+@pytest.mark.parametrize("name", ["warp", "rmlc"])
+def test_sampled_rank_has_the_distribution_of_drawing_with_replacement(name):
+    """m = 9 known labels, 6 negatives of which 2 violate: r = floor(8 / n), n geometric with probability 1 / 3."""
+    logits = np.float32([0.0, 0.4, -0.5, -4.0, -5.0, -6.0, -7.0, 6.0, 7.0, 1.0])
+    labels = np.array([1, 0, 0, 0, 0, 0, 0, 1, 1, -1])
+    sampled = jax.jit(functools.partial(getattr(losses, name), rank="sampled"))
+    batch = [np.tile(x, (4000, 1)) for x in (logits, labels)]
+    batch[1][0], batch[1][1], batch[1][2] = -abs(labels), abs(labels) | 1, -1  # no positive, no negative, nothing known
+    found = np.asarray(sampled(*batch, None, jax.random.key(0)))
+    again = np.asarray(sampled(*batch, None, jax.random.key(1)))
+    np.testing.assert_array_equal(found[:3], again[:3])
+    assert (found != again).any()
+
+    pairs = 1.4 + 0.5
+    margins = 5 * (1 + 1.4 + 0.5) if name == "rmlc" else 0.0
+    harmonic = np.concatenate([[0], np.cumsum(1 / np.arange(1, 9))])
+    f = np.array([harmonic[8 // n] for n in range(1, 9)])  # from 9 draws on, F(0) = 0
+    probability = np.array([(2 / 3) ** (n - 1) / 3 for n in range(1, 9)])
+    values = (found[3:] - margins) / pairs
+    assert np.all(np.min(abs(values[:, None] - np.append(f, 0)), axis=1) < 1e-4)
+    mean, spread = probability @ f, math.sqrt(probability @ f**2 - (probability @ f) ** 2)
+    assert abs(values.mean() - mean) < 4 * spread / math.sqrt(len(values))
+
+
+@pytest.mark.parametrize("name", ["rmlc", "warp", "lsep"])
+@pytest.mark.parametrize("rank", pairwise.RANKS)
+def test_no_array_of_pairs(name, rank):
+    """Neither the loss nor its gradient has, at any depth, an array that grows as C^2."""
+    logits, labels = jnp.zeros((2, 1000)), jnp.zeros((2, 1000), jnp.int8)
+    loss = losses.lsep if name == "lsep" else functools.partial(getattr(losses, name), key=jax.random.key(0), rank=rank)
+    jaxpr = jax.make_jaxpr(jax.value_and_grad(lambda z: loss(z, labels).sum()))(logits).jaxpr
+
+    def sizes(jaxpr):
+        for equation in jaxpr.eqns:
+            yield from (v.aval.size for v in equation.outvars)
+            for sub in jaxprs_in_params(equation.params):
+                yield from sizes(sub)
+
+    assert max(sizes(jaxpr)) <= 8 * logits.size
+
+
+def test_asymmetric_without_asymmetry_and_focal_without_focus_are_binary_cross_entropy():
+    logits, labels = example_batch(scale=20)
+    values, gradients = compiled("binary_cross_entropy")(logits, labels)
+    for same in (compiled("asymmetric", gamma_neg=0.0, gamma_pos=0.0, clip=0.0), compiled("focal", gamma=0.0)):
+        found = same(logits, labels)
+        np.testing.assert_allclose(found[0], values, rtol=1e-6)
+        np.testing.assert_allclose(found[1], gradients, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", [(4.0, 0.0, 0.05), (4.0, 1.0, 0.05), (2.0, 0.5, 0.0), (0.5, 0.0, 0.2)])
+def test_asymmetric_equals_its_formula(options):
+    """In numpy float64 from probabilities, as in the paper."""
+    gamma_neg, gamma_pos, clip = options
+    logits, labels = example_batch(5, scale=3)
+    p = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    p_m = np.maximum(p - clip, 0)
+    cells = np.where(labels == 1, -((1 - p) ** gamma_pos) * np.log(p), -(p_m**gamma_neg) * np.log(1 - p_m))
+    found, _ = compiled("asymmetric", gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip)(logits, labels)
+    np.testing.assert_allclose(found, np.where(labels == -1, 0, cells).mean(-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("gamma", "alpha"), [(2.0, None), (2.0, 0.25), (1.0, 0.9), (0.0, None)])
+def test_focal_equals_optax(gamma, alpha):
+    logits, labels = example_batch(6, scale=3)
+    cells = jax.jit(functools.partial(optax.sigmoid_focal_loss, alpha=alpha, gamma=gamma))(
+        logits, np.float32(labels == 1)
+    )
+    expected = np.where(labels == -1, 0, cells).mean(-1)
+    np.testing.assert_allclose(compiled("focal", gamma=gamma, alpha=alpha)(logits, labels)[0], expected, rtol=1e-5)
+
+
+def test_softmax_cross_entropy_by_hand():
+    value, gradient = single("softmax_cross_entropy", np.log([1.0, 2.0, 5.0, 99.0]), [1, 1, 0, -1])
+    np.testing.assert_allclose(value, -(np.log(1 / 8) + np.log(2 / 8)) / 2, rtol=1e-6)
+    np.testing.assert_allclose(gradient, [1 / 8 - 1 / 2, 2 / 8 - 1 / 2, 5 / 8, 0], rtol=1e-5)
+    assert single("softmax_cross_entropy", [1.0, 2.0], [0, 0])[0] == 0
+
+
+def test_weighted_cross_entropy_is_equation_9():
+    logits, labels = example_batch(7)
+    num_positive, num_negative = np.sum(labels == 1), np.sum(labels == 0)
+    total = num_positive + num_negative + 1
+    p = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    expected = -total / (num_positive + 1) * np.sum(np.log(p), axis=-1, where=labels == 1)
+    expected -= total / (num_negative + 1) * np.sum(np.log(1 - p), axis=-1, where=labels == 0)
+    np.testing.assert_allclose(compiled("weighted_cross_entropy")(logits, labels)[0], expected, rtol=1e-5)
+
+
+def test_weighted_cross_entropy_counts_over_all_devices():
+    """Eight shards of different balance give the gradients of one device."""
+    logits, labels = example_batch(8, (16, 9))
+    labels[:8] = np.where(labels[:8] == 1, 0, labels[:8])
+    found = []
+    for count in (1, 8):
+        split = sharding.split(sharding.make_mesh(jax.devices()[:count]))
+        loss = jax.jit(jax.value_and_grad(lambda z, y: losses.weighted_cross_entropy(z, y).mean()), in_shardings=split)
+        found.append(loss(logits, labels))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_unknown_labels_contribute_nothing(name):
+    """Whatever their logit, NaN included; nor does a label of weight 0, nor an example without known labels."""
+    logits, labels = example_batch(9)
+    expected, gradients = compiled(name)(logits, labels)
+    assert expected[2] == 0 and not gradients[labels == -1].any() and gradients[3:].any()
+    for changed in (
+        (np.where(labels == -1, np.float32(50), logits), labels),
+        (np.where(labels == -1, np.float32(np.nan), logits), labels),
+        (logits, np.where(labels == -1, np.int8(1), labels), labels != -1),
+    ):
+        found = compiled(name)(*changed)
+        np.testing.assert_array_equal(found[0], expected)
+        np.testing.assert_array_equal(found[1], gradients)
+    logits[3] = np.nan
+    assert np.isnan(compiled(name)(logits, labels)[0][3])  # known labels: the trainer's guard must see it
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_one_contract(name):
+    """Leading axes, vmap, other rows in the batch, weights of examples, half precision."""
+    logits, labels = example_batch(10)
+    expected, _ = compiled(name)(logits, labels)
+    assert expected.shape == (8,) and expected.dtype == np.float32
+    loss = getattr(losses, name)
+    if name == "weighted_cross_entropy":  # every value depends on the whole batch, all leading axes together
+        folded = jax.jit(loss)(logits.reshape(2, 4, 9), labels.reshape(2, 4, 9)).reshape(8)
+    else:
+        folded = jax.jit(jax.vmap(loss))(logits.reshape(2, 4, 9), labels.reshape(2, 4, 9)).reshape(8)
+        others = np.concatenate([logits[:5], logits[:3] * 7]), np.concatenate([labels[:5], 1 - abs(labels[:3])])
+        np.testing.assert_array_equal(compiled(name)(*others)[0][:5], expected[:5])
+    np.testing.assert_allclose(folded, expected, rtol=1e-6, atol=1e-6)
+    if name != "lsep":  # whose weights are within the logarithm
+        weights = np.arange(1.0, 9.0)[:, None]
+        found, _ = compiled(name)(logits, labels, weights)
+        np.testing.assert_allclose(found, expected * weights[:, 0], rtol=1e-5, atol=1e-6)
+    half = logits.astype(jnp.bfloat16)
+    rounded, _ = compiled(name)(half, labels)
+    np.testing.assert_array_equal(rounded, compiled(name)(half.astype(np.float32), labels)[0])
+    np.testing.assert_allclose(rounded, expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_extreme_logits_in_half_precision(name):
+    """Logits of +-80, labels right and wrong: finite values and gradients, and the values of float32."""
+    logits = np.tile(np.array([80, -80, 0], jnp.bfloat16), (8, 3))
+    labels = example_batch(11)[1]
+    labels[3], labels[4] = logits[3] > 0, logits[4] < 0
+    values, gradients = compiled(name)(logits, labels)
+    assert gradients.dtype == jnp.bfloat16 and np.isfinite(values).all()
+    assert np.isfinite(gradients.astype(np.float32)).all()
+    np.testing.assert_array_equal(values, compiled(name)(logits.astype(np.float32), labels)[0])
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 4.0])
+def test_focusing_has_finite_gradients_everywhere(gamma):
+    """Powers of 0 have infinite derivatives for exponents below 1; here p is exactly 0 and 1 in float32."""
+    logits = np.float32([[-1e4, -200, -3, 0, 3, 200, 1e4]] * 2)
+    labels = np.repeat([[0], [1]], 7, axis=1)
+    for loss in (
+        compiled("focal", gamma=gamma),
+        compiled("asymmetric", gamma_neg=gamma, gamma_pos=gamma),
+        compiled("asymmetric", gamma_neg=gamma, gamma_pos=gamma, clip=0.0),
+    ):
+        values, gradients = loss(logits, labels)
+        assert np.isfinite(values).all() and np.isfinite(gradients).all() and (values > 0).all()
+
+
+@pytest.mark.parametrize("name", ["asymmetric", "focal", "lsep", "softmax_cross_entropy", "weighted_cross_entropy"])
+def test_smooth_gradients_equal_finite_differences(name):
+    """Along random directions; central differences in float32 of the value summed over the batch."""
+    logits, labels = example_batch(12)
+    _, gradients = compiled(name)(logits, labels)
+    for direction in np.random.default_rng(14).normal(size=(5, 8, 9)).astype(np.float32):
+        ends = [compiled(name)(logits + step * direction, labels)[0].sum(dtype=np.float64) for step in (0.01, -0.01)]
+        np.testing.assert_allclose(np.sum(gradients * direction), (ends[0] - ends[1]) / 0.02, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "rmlc of hinges"])
+def test_options_come_from_the_config(name):
+    """Every option of every loss can be given on the command line, and does what it does in Python."""
+    options = {
+        "rmlc of hinges": {"s": None},
+        "asymmetric": {"gamma_neg": 1, "gamma_pos": 0.5, "clip": 0.1},
+        "focal": {"gamma": 1.0, "alpha": 0.25},
+        "rmlc": {"s": -0.5, "k": 2.0, "rank": "exact"},
+        "warp": {"rank": "exact"},
+    }.get(name, {})
+    name = name.split()[0]
+    argv = [f"--config.loss.name={name}", f"--config.loss.options={tuple(options.items())!r}"]
+    config = config_lib.from_dict(config_lib.load("quickstart", argv).to_dict())
+    batch = example_batch()
+    from_config = jax.make_jaxpr(lambda z, y: linear.loss_fn({"logits": z}, y, **config.loss)[0])(*batch)
+    assert str(from_config) == str(jax.make_jaxpr(functools.partial(getattr(losses, name), **options))(*batch))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("focal", (("gama", 1.0),), "focal has no option 'gama' .did you mean 'gamma'.*gamma, alpha"),
+        ("lsep", (("key", 1),), "its options: none"),
+        ("warp", (("key", 1),), "no option 'key'"),
+        ("rmlc", (("s", "low"),), "s = 'low' of rmlc is not a number"),
+        ("rmlc", (("k", None),), "k = None of rmlc is not a number"),
+        ("rmlc", (("rank", 1),), "rank = 1 of rmlc is not text"),
+        ("rmlc", (("rank", "sampled"),), "needs a key"),
+        ("warp", (("rank", "exct"),), "did you mean 'exact'"),
+        ("rmlc", (("s", 0.75),), r"s = 0.75 is not in \(-1, 0\]"),
+        ("rmlc", (("k", -1.0),), "k = -1.0"),
+        ("focal", (("alpha", 2.0),), "alpha = 2.0"),
+        ("focal", (("gamma", -1.0),), "gamma = -1.0"),
+        ("asymmetric", (("clip", 1.0),), "clip = 1.0"),
+        ("focal", ("gamma", 1.0), "not a tuple of"),
+        ("rmcl", (), "did you mean 'rmlc'"),
+    ],
+)
+def test_option_mistakes(name, options, message):
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(lambda z, y: linear.loss_fn({"logits": z}, y, name=name, options=options), *example_batch())
+
+
+def test_a_run_from_before_the_options_has_none():
+    values = config_lib.load("quickstart").to_dict()
+    del values["loss"]["options"]
+    assert config_lib.from_dict(values).loss.options == ()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_shapes_must_agree(name):
+    with pytest.raises(AssertionError):
+        getattr(losses, name)(jnp.zeros((2, 3)), jnp.zeros((2, 1), jnp.int8))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_nan_logits_are_not_hidden_unless_their_label_is_unknown(name):
+    """A NaN reaches the loss, where the trainer's guard stops the run; labels that are not 1 or 0 count as unknown."""
+    loss = jax.jit(getattr(losses, name))
+    logits = np.array([[0.3, np.nan, -1.0, 0.2]], np.float32)
+    assert np.isnan(loss(logits, np.array([[1, 0, 0, 1]], np.int8)))
+    assert np.isnan(loss(logits, np.array([[1, 1, 0, 1]], np.int8)))
+    assert np.isfinite(loss(logits, np.array([[1, -1, 0, 1]], np.int8)))
+    unknown, outside = (loss(logits, np.array([[1, -1, value, 1]], np.int8)) for value in (-1, 7))
+    np.testing.assert_array_equal(unknown, outside)

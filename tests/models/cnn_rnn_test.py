@@ -1,0 +1,405 @@
+"""The CNN-RNN head against numpy loops over its equations, its search against re-scoring, and whole runs."""
+
+import functools
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from jaxmlic import config as config_lib
+from jaxmlic import decode, sharding
+from jaxmlic.cli import main as cli
+from jaxmlic.data import datasets
+from jaxmlic.errors import UserError
+from jaxmlic.evaluation import scoring
+from jaxmlic.inputs import cache as cache_lib
+from jaxmlic.labels import order as label_order
+from jaxmlic.models import trunks
+from jaxmlic.models.heads import cnn_rnn, contract
+from jaxmlic.training import loop, run_folder
+
+CLASSES, FEATURES = 4, 96
+SMALL = {"embedding_size": 5, "recurrent_size": 6, "max_length": 3, "beam_size": 3}
+LABELS = np.array([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, -1, 0, 1], [-1, -1, -1, -1]], np.int8)
+
+
+def features_of(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return trunks.Features(rng.normal(size=(count, 1, 1, FEATURES)).astype(np.float32))
+
+
+@functools.cache
+def model_and_variables(num_labels=CLASSES, **fields):
+    """A model and variables far from symmetric, an order of the labels that is not 0, 1, 2, ..."""
+    model, rng = cnn_rnn.Model(num_labels, **(SMALL | fields)), np.random.default_rng(1)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3))))
+    params = jax.tree.map(lambda x: (rng.normal(size=x.shape) * x.shape[0] ** -0.5).astype(x.dtype), shapes["params"])
+    return model, {"params": params, "constants": {"order": rng.permutation(num_labels).astype(np.int32)}}
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+class Numpy:
+    """Eqs. 2 to 5 for one image, step by step, in float64."""
+
+    def __init__(self, variables, features, cell="lstm"):
+        params = jax.tree.map(lambda x: np.array(x, np.float64), variables["params"])
+        self.decoder, self.cell = params["decoder"], cell
+        self.image = np.array(features, np.float64) @ params["image_projection"]["kernel"]
+
+    def log_probs(self, path, known=None):
+        """[len(path) + 1, C + 1]: what is said before each label of the path and after it."""
+        d = self.decoder
+        h = c = np.zeros(d["output_kernel"].shape[0])
+        said = []
+        for label in (None, *path):
+            w = d["start_embedding"][0] if label is None else d["label_embedding"][label]
+            if self.cell == "none":
+                o = w @ d["cell"]["input_kernel"]
+            else:
+                gates = w @ d["cell"]["input_kernel"] + h @ d["cell"]["recurrent_kernel"] + d["cell"]["bias"]
+                i, f, g, out = np.split(gates, 4)
+                c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+                o = h = sigmoid(out) * np.tanh(c)
+            x = np.maximum(o @ d["output_kernel"] + self.image, 0)
+            s = d["label_embedding"] @ x
+            if known is not None:
+                s = np.where(known, s, -np.inf)
+            said.append(s - np.log(np.sum(np.exp(s))))
+        return np.array(said)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "none"])
+def test_teacher_forced_loss_against_a_loop(cell):
+    model, variables = model_and_variables(cell=cell)
+    inputs = features_of(len(LABELS))
+    outputs = jax.jit(model.apply)(variables, inputs, labels=jnp.asarray(LABELS))
+    losses, logged = cnn_rnn.loss_fn(outputs, jnp.asarray(LABELS))
+    place = np.argsort(variables["constants"]["order"])
+    for b, labels in enumerate(LABELS):
+        path = sorted(np.flatnonzero(labels == 1), key=lambda c: place[c])[: model.max_length]
+        said = Numpy(variables, inputs.values[b, 0, 0], cell).log_probs(path, np.append(labels != -1, True))
+        expected = -sum(said[t, token] for t, token in enumerate([*path, CLASSES]))
+        np.testing.assert_allclose(losses[b], expected, rtol=1e-4, atol=1e-6)
+    assert logged["paths_cut"] == 1  # four labels, three places
+    assert losses[4] == 0  # nothing is known of padding, and END is all that is left
+
+
+def test_gradients_reach_every_parameter_but_the_trunk_s():
+    model, variables = model_and_variables()
+
+    def loss(params, labels):
+        outputs = model.apply(
+            {**variables, "params": params},
+            features_of(len(LABELS)),
+            train=True,
+            labels=labels,
+            rngs={"dropout": jax.random.key(2)},
+        )
+        return cnn_rnn.loss_fn(outputs, labels)[0].sum()
+
+    grads = jax.jit(jax.grad(loss))(variables["params"], jnp.asarray(LABELS))
+    for name, part in grads.items():
+        for leaf in jax.tree.leaves(part):
+            assert np.isfinite(leaf).all() and (name == "trunk") == (not np.any(leaf)), name
+
+
+def test_dropout_scales_what_it_keeps():
+    """With the images' embedding far above the rest, ReLU passes all of it: the mean over draws is what is without."""
+    model, variables = model_and_variables(dropout=0.5, cell="none")
+    inputs = features_of(2)
+    score = variables["params"]["decoder"]["label_embedding"]
+
+    def logits(key):
+        outputs = model.apply(variables, inputs, train=True, labels=jnp.zeros((2, 4), jnp.int8), rngs={"dropout": key})
+        return outputs["step_log_probs"][:, 0]
+
+    draws = jax.jit(jax.vmap(logits))(jax.random.split(jax.random.key(0), 64))  # [64, 2, C + 1]
+    assert len(np.unique(np.round(draws[:, 0, 0], 4))) > 8
+    # Log-probabilities differ from the scores by one number a draw; differences of two labels do not.
+    outputs = model.apply(variables, inputs)
+    decoder = outputs["decoder"]
+    x = jax.nn.relu(decoder.cell.project(decoder.read[-1:]) @ decoder.output_projection + outputs["image_embedding"])
+    expected = (x @ score.T)[:, :1] - (x @ score.T)[:, 1:2]
+    spread = np.std(draws[..., :1] - draws[..., 1:2], axis=0) / 8
+    assert np.all(np.abs((draws[..., :1] - draws[..., 1:2]).mean(axis=0) - expected) < 4 * spread + 1e-6)
+
+
+@functools.cache
+def searched(count=5, **fields):
+    """Everything about one batch from one program: search, prediction, and the best paths by greedy decoding."""
+    model, variables = model_and_variables(**fields)
+    inputs = features_of(count)
+
+    @jax.jit
+    def run(variables, inputs):
+        outputs = model.apply(variables, inputs)
+        decoder = outputs["decoder"]
+        table, start = decoder.cell.project(decoder.read), decoder.cell.initial()
+
+        def one(image_embedding, paths):
+            step_fn = decoder.step_fn(table, image_embedding)
+            rescored = jax.vmap(lambda path: decode.rescore(step_fn, start, path))(paths)
+            greedy = decode.greedy(step_fn, start, num_labels=CLASSES, max_length=model.max_length)
+            return rescored, step_fn(start, jnp.int32(decode.START))[1], greedy
+
+        found = cnn_rnn.search(model, variables, inputs, shared=False)
+        shared = cnn_rnn.search(model, variables, inputs, shared=True)
+        more = jax.vmap(one)(outputs["image_embedding"], found[0])
+        return shared, found, cnn_rnn.predict_fn(model, variables, inputs), more
+
+    shared, found, prediction, more = jax.device_get(run(variables, inputs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), shared, found)
+    return variables, inputs, found, prediction, more
+
+
+@pytest.mark.parametrize("cell", ["lstm", "paper", "none"])
+def test_search_finds_paths_whose_probability_is_the_model_s(cell):
+    variables, inputs, (paths, log_probs, scores, _), prediction, (rescored, first, _) = searched(cell=cell)
+    np.testing.assert_array_equal(prediction.path, paths[:, 0])
+    np.testing.assert_allclose(prediction.scores, scores, rtol=1e-6)
+    np.testing.assert_allclose(rescored, log_probs, rtol=1e-4)
+    for image in range(5):
+        for path, log_prob in zip(paths[image], log_probs[image], strict=True):
+            if cell != "paper":
+                labels = [int(c) for c in path if c < CLASSES]
+                said = Numpy(variables, inputs.values[image, 0, 0], cell).log_probs(labels)
+                expected = sum(said[t, token] for t, token in enumerate([*labels, CLASSES]))
+                np.testing.assert_allclose(log_prob, expected, rtol=1e-4)
+        expected = decode.path_marginals(paths[image], log_probs[image], CLASSES, first[image])
+        np.testing.assert_allclose(scores[image], expected, rtol=1e-3, atol=1e-4)
+        assert set(np.flatnonzero(prediction.chosen[image])) == {c for c in paths[image, 0] if c < CLASSES}
+
+
+def test_a_beam_of_one_is_greedy():
+    _, _, (paths, log_probs, *_), _, (_, _, (path, log_prob)) = searched(beam_size=1)
+    np.testing.assert_array_equal(paths[:, 0], path)
+    np.testing.assert_allclose(log_probs[:, 0], log_prob, rtol=1e-5)
+
+
+def test_scores_of_the_best_path_alone():
+    variables, inputs, _, prediction, _ = searched(scores="max_over_steps", min_length=2)
+    assert np.all((prediction.path < CLASSES).sum(axis=1) >= 2)
+    for image in range(5):
+        labels = [int(c) for c in prediction.path[image] if c < CLASSES]
+        said = Numpy(variables, inputs.values[image, 0, 0]).log_probs(labels)
+        highest = np.exp(said[:, :CLASSES].max(axis=0))
+        np.testing.assert_allclose(sigmoid(prediction.scores[image]), highest, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("num_labels", "beam_size", "max_length"), [(1, 5, 10), (2, 40, 1)])
+def test_small_vocabularies_and_wide_beams(num_labels, beam_size, max_length):
+    model, variables = model_and_variables(num_labels, beam_size=beam_size, max_length=max_length)
+    inputs, labels = features_of(2), jnp.ones((2, num_labels), jnp.int8)
+
+    @jax.jit
+    def run(variables, inputs):
+        outputs = model.apply(variables, inputs, labels=labels)
+        return cnn_rnn.loss_fn(outputs, labels)[0], cnn_rnn.predict_fn(model, variables, inputs)
+
+    losses, prediction = run(variables, inputs)
+    assert np.isfinite(losses).all()
+    assert prediction.path.shape == (2, max_length) and prediction.scores.shape == (2, num_labels)
+    assert np.isfinite(prediction.scores).all()
+
+
+@pytest.mark.parametrize("order", ["pla", "mla"])
+def test_alignments_follow_the_model_and_keep_the_labels(order):
+    model, variables = model_and_variables(order=order)
+    inputs = features_of(len(LABELS))
+    outputs = jax.jit(model.apply)(variables, inputs, labels=jnp.asarray(LABELS))
+    place = np.argsort(variables["constants"]["order"])
+    for b, labels in enumerate(LABELS):
+        kept = sorted(np.flatnonzero(labels == 1), key=lambda c: place[c])[: model.max_length]
+        assert sorted(c for c in np.array(outputs["paths"][b]) if c < CLASSES) == sorted(kept)
+        # The path that the model reads: its best known label that is not on it yet, whatever the truth is.
+        known, read, reference = labels != -1, [], Numpy(variables, inputs.values[b, 0, 0])
+        for t in range(model.max_length if known.any() else 1):
+            said = reference.log_probs(read, np.append(known, True))[t]
+            np.testing.assert_allclose(np.exp(outputs["step_log_probs"][b, t]), np.exp(said), atol=1e-5)
+            free = [c for c in range(CLASSES) if known[c] and c not in read]
+            if not free:
+                break
+            read.append(max(free, key=lambda c: said[c]))
+    fixed = label_order.paths(jnp.asarray(LABELS), variables["constants"]["order"], model.max_length)
+    unaligned = label_order.path_cross_entropy(outputs["step_log_probs"], fixed)
+    aligned = label_order.path_cross_entropy(outputs["step_log_probs"], outputs["paths"])
+    if order == "mla":
+        assert np.all(aligned <= unaligned + 1e-5)
+
+
+def test_random_per_batch_draws_an_order_a_step():
+    model, variables = model_and_variables(order="random_per_batch", max_length=4)
+    labels = jnp.ones((3, CLASSES), jnp.int8)
+    apply = jax.jit(lambda key: model.apply(variables, features_of(3), True, labels, rngs={"dropout": key})["paths"])
+    seen = {tuple(np.array(apply(jax.random.key(i))[0])) for i in range(12)}
+    assert len(seen) > 5 and all(sorted(path) == [0, 1, 2, 3] for path in seen)
+    paths = apply(jax.random.key(0))
+    assert np.all(paths == paths[:1])  # one order for the batch
+
+
+FACTS = contract.Facts(np.array([[1, 1, 0], [1, 0, -1], [1, 1, 1], [0, 0, 1]], np.int8), ["b", "c", "a"])
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ("frequent_first", [0, 1, 2]),
+        ("rare_first", [1, 2, 0]),
+        ("lexicographic", [2, 0, 1]),
+        ("fixed_random", label_order.fixed_random(3, 7)),
+        ("random_per_batch", [0, 1, 2]),
+        ("mla", [0, 1, 2]),
+    ],
+)
+def test_constants(order, expected, capsys):
+    config = config_lib.override(config_lib.load("cnn_rnn"), {"model.order": order, "model.max_length": 2, "seed": 7})
+    found = cnn_rnn.constants(config, FACTS)
+    np.testing.assert_array_equal(found["order"], expected)
+    assert found["order"].dtype == np.int32
+    assert capsys.readouterr().out.startswith(
+        "1 of 4 training images have more than config.model.max_length = 2 labels"
+    )
+    cnn_rnn.constants(config_lib.override(config, {"model.max_length": 3}), FACTS)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"order": "frequent_frist"},
+            "config.model.order = 'frequent_frist' is unknown (did you mean 'frequent_first'?)",
+        ),
+        ({"cell": "gru"}, "config.model.cell = 'gru' is unknown; known: lstm, paper, none"),
+        ({"scores": "marginal"}, "config.model.scores = 'marginal' is unknown"),
+        ({"pool": "mean"}, "config.model.pool = 'mean' is unknown"),
+        ({"min_length": 4}, "config.model.min_length = 4, but a path has at most 3 labels"),
+        ({"min_length": 5, "max_length": 9}, "config.model.min_length = 5, but a path has at most 4 labels"),
+        ({"min_length": -1}, "config.model.min_length = -1; it is at least 0"),
+        ({"max_length": 0}, "config.model.max_length = 0; it is at least 1"),
+        ({"beam_size": 0}, "config.model.beam_size = 0; it is at least 1"),
+        ({"length_penalty": -0.5}, "config.model.length_penalty = -0.5; it is at least 0"),
+        ({"recurrent_size": 0}, "config.model.recurrent_size = 0; it is at least 1"),
+    ],
+)
+def test_mistakes(fields, message):
+    model = cnn_rnn.Model(CLASSES, **(SMALL | fields))
+    with pytest.raises(UserError) as raised:
+        jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3))))
+    assert message in str(raised.value)
+
+
+def config_of(data_dir, **more):
+    """The experiment file's head on the tiny data set, small."""
+    flat = {
+        key: value
+        for key, value in config_lib.flatten(tiny_config(data_dir)).items()
+        if key.split(".")[0] in ("data", "train") or key in ("optim.schedule", "optim.clip_norm")
+    }
+    own = {
+        "model.embedding_size": 8,
+        "model.recurrent_size": 16,
+        "model.max_length": 2,
+        "model.beam_size": 3,
+        "optim.lr": 1e-3,
+        "optim.groups": ((".*", 1.0),),
+        "data.source": "images",
+        "train.duration": "6 steps",
+        "train.eval_every": "6 steps",
+        "train.log_every": "3 steps",
+    }
+    config = config_lib.load("cnn_rnn:dataset=tiny,trunk=small_cnn")
+    return config_lib.override(config, flat | own | more)
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cnn_rnn") / "run"
+    config = config_of(data_dir)
+    trainer = loop.Trainer(config, str(folder), sharding.make_mesh(jax.devices()[:1]))
+    assert trainer.fit().finished
+    assert trainer.train_step._cache_size() == 1 and trainer.predict_step._cache_size() == 1
+    return folder
+
+
+def test_a_run_evaluates_and_keeps_its_order(finished, data_dir):
+    numbers = scoring.run(str(finished))
+    assert numbers["protocol"] == "path"
+    assert 0 <= numbers["mAP"] <= 1
+    found = run_folder.load(finished)
+    model = cnn_rnn.Model(3, **found.config.model)
+    variables, _ = scoring.restore_variables(found, model, sharding.make_mesh())
+    trainer = loop.Trainer(found.config, str(finished))
+    np.testing.assert_array_equal(
+        variables["constants"]["order"], label_order.frequent_first(trainer.train_view.labels)
+    )
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert all("train/paths_cut" in row for row in rows if "train/loss" in row)
+
+
+@pytest.fixture(scope="module")
+def photos(data_dir, tmp_path_factory):
+    source, folder = datasets.load("tiny", data_dir).source("test"), tmp_path_factory.mktemp("photos")
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(source[i]["image"])
+    return folder
+
+
+def test_predict_trace_shows_paths_and_steps(finished, photos, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    assert cli.run(["predict", f"--workdir={run}", "--trace", str(photos)]) == 0
+    printed = capsys.readouterr().out
+    images = json.loads((run / "predictions.json").read_text())["images"]
+    assert len(images) == 3
+    for image in images:
+        best = image["trace"]["paths"][0]
+        assert set(best["labels"]) == set(image["labels"])
+        assert best["probability"] == pytest.approx(np.exp(best["log_probability"]))
+        log_probs = [path["log_probability"] for path in image["trace"]["paths"]]
+        assert log_probs == sorted(log_probs, reverse=True)
+        steps = image["trace"]["steps"]
+        assert [step["taken"] for step in steps] == [*best["labels"], "END"]
+        # The probability of the best path is the product over its steps (all four tokens are among the top five).
+        said = [{e["label"]: e["probability"] for e in step["top"]} for step in steps]
+        product = np.prod([probs[step["taken"]] for probs, step in zip(said, steps, strict=True)])
+        assert product == pytest.approx(best["probability"], rel=1e-3)
+        assert all(sum(probs.values()) == pytest.approx(1, abs=1e-4) for probs in said)
+        assert f"path 1  {best['probability']:.4f}" in printed
+    assert printed.count("t=1") == 3
+
+
+def test_one_device_and_eight_give_the_same():
+    """Loss, gradients and search with the batch divided over a mesh; dropout draws the same."""
+    model, variables = model_and_variables()
+    labels = np.random.default_rng(3).integers(-1, 2, (8, CLASSES)).astype(np.int8)
+
+    def run(variables, inputs, labels):
+        def loss(params):
+            rngs = {"dropout": jax.random.key(0)}
+            outputs = model.apply({**variables, "params": params}, inputs, train=True, labels=labels, rngs=rngs)
+            return cnn_rnn.loss_fn(outputs, labels)[0].mean()
+
+        return jax.value_and_grad(loss)(variables["params"]), cnn_rnn.predict_fn(model, variables, inputs)
+
+    found = []
+    for count in (1, 8):
+        mesh = sharding.make_mesh(jax.devices()[:count])
+        place, split = sharding.replicated(mesh), sharding.split(mesh)
+        arguments = jax.device_put((variables, features_of(8), labels), (place, split, split))
+        found.append(jax.device_get(jax.jit(run, in_shardings=(place, split, split))(*arguments)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)
+
+
+def test_cached_features_are_asked_for_in_one_line(data_dir, tmp_path, capsys):
+    """The shipped CPU recipe without its cache says what to run."""
+    config = config_lib.load("cnn_rnn:dataset=corel5k")
+    assert config.data.source == "features" and config.model.batch_norm == "frozen"
+    with pytest.raises(UserError, match=r"config\.pretrained=FILE"):
+        cache_lib.check(config, {"trunk/x": None})

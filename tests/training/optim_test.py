@@ -1,0 +1,137 @@
+"""Schedules by hand, optimizers against PyTorch's rules written in numpy, groups and frozen parameters."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jaxmlic.configs import common
+from ml_collections import ConfigDict
+
+from jaxmlic.errors import UserError
+from jaxmlic.training import optim
+
+
+def config(**values) -> ConfigDict:
+    found = common.base()
+    found.train.batch_size = 10
+    with found.unlocked():
+        found.optim.update(values)
+    return found
+
+
+def rates(config, total=100, at=(0, 10, 50, 99)):
+    schedule = optim.schedule(config.optim, total, optim.steps_of(config, 100, total))
+    return [float(schedule(step)) for step in at]
+
+
+def test_step_schedule_with_milestones_in_epochs():
+    found = rates(config(schedule="step", lr=1.0, milestones=("2 epochs", "5 epochs")), at=(0, 19, 20, 49, 50, 99))
+    np.testing.assert_allclose(found, [1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
+
+
+def test_milestones_count_from_the_start_of_training_also_with_warmup():
+    found = rates(config(schedule="step", lr=1.0, milestones=("50 steps",), warmup="10%"), at=(0, 5, 10, 49, 50))
+    np.testing.assert_allclose(found, [0, 0.5, 1, 1, 0.1], rtol=1e-6)
+
+
+def test_cosine_with_warmup():
+    found = rates(config(schedule="cosine", lr=2.0, warmup="10 steps"), at=(0, 5, 10, 55, 100))
+    np.testing.assert_allclose(found, [0, 1, 2, 1, 0], atol=1e-6)
+
+
+def test_one_cycle_rises_for_the_warmup_and_falls():
+    found = rates(config(schedule="one_cycle", lr=1.0, warmup="25%"), at=(0, 25, 99))
+    assert found[0] == pytest.approx(0.04) and found[1] == pytest.approx(1.0) and found[2] < 0.01
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
+def test_optimizers_against_their_rules_in_numpy(name):
+    values = config(
+        name=name, lr=0.1, schedule="constant", weight_decay=0.3, momentum=0.8, beta2=0.95, groups=((".*", 1.0),)
+    )
+    names = ["a/kernel", "a/bias"]
+    tx = optim.make(values.optim, dict.fromkeys(names, 1.0), optax.constant_schedule(0.1))
+    rng = np.random.default_rng(0)
+    params = {n: rng.normal(size=3) for n in names}
+    grads = [{n: rng.normal(size=3) for n in names} for _ in range(4)]
+    ours = {n: jnp.float32(v) for n, v in params.items()}
+    state = tx.init(ours)
+    for g in grads:
+        updates, state = tx.update({n: jnp.float32(v) for n, v in g.items()}, state, ours)
+        ours = optax.apply_updates(ours, updates)
+    for n in names:
+        decay = 0.3 if n.endswith("kernel") else 0.0
+        np.testing.assert_allclose(ours[n], reference(name, params[n], [g[n] for g in grads], decay), rtol=2e-4)
+
+
+def reference(name, p, grads, decay, lr=0.1, momentum=0.8, beta2=0.95, eps=1e-8):
+    """PyTorch's documented update rules (rmsprop with its momentum buffer)."""
+    m, v, p = np.zeros(3), np.zeros(3), p.copy()
+    for t, g in enumerate(grads, 1):
+        if name != "adamw":
+            g = g + decay * p
+        if name == "sgd":
+            m = momentum * m + g
+            p = p - lr * m
+        elif name == "rmsprop":
+            v = beta2 * v + (1 - beta2) * g * g
+            m = momentum * m + g / (np.sqrt(v) + eps)
+            p = p - lr * m
+        else:
+            m, v = momentum * m + (1 - momentum) * g, beta2 * v + (1 - beta2) * g * g
+            step = (m / (1 - momentum**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
+            p = p - lr * (step + (decay * p if name == "adamw" else 0))
+    return p
+
+
+def test_first_matching_group_sets_the_pace():
+    names = ["trunk/conv/kernel", "trunk/norm/bias", "classifier/kernel"]
+    found = optim.multipliers((("trunk/norm/.*", None), ("trunk/.*", 0.1), (".*", 1.0)), names)
+    assert found == {"trunk/conv/kernel": 0.1, "trunk/norm/bias": None, "classifier/kernel": 1.0}
+
+
+def test_pace_multiplies_the_update():
+    values = config(name="sgd", lr=1.0, weight_decay=0.0)
+    tx = optim.make(values.optim, {"a": 0.1, "b": 1.0}, optax.constant_schedule(1.0))
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    updates, _ = tx.update({"a": jnp.ones(2), "b": jnp.ones(2)}, tx.init(params), params)
+    np.testing.assert_allclose(updates["a"], -0.1, rtol=1e-6)
+    np.testing.assert_allclose(updates["b"], -1.0, rtol=1e-6)
+
+
+def test_clipping_bounds_the_global_norm():
+    values = config(name="sgd", lr=1.0, weight_decay=0.0, clip_norm=1.0)
+    tx = optim.make(values.optim, {"a": 1.0, "b": 1.0}, optax.constant_schedule(1.0))
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
+    updates, _ = tx.update({"a": jnp.full(2, 3.0), "b": jnp.full(2, 4.0)}, tx.init(params), params)
+    total = np.sqrt(sum(float((u**2).sum()) for u in updates.values()))
+    assert total == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ((("trunk/.*", 1.0),), "no group matches parameter classifier/kernel"),
+        ((("trnk/.*", None), (".*", 1.0)), "matches no parameter"),
+        ((("(", None), (".*", 1.0)), "is no regular expression"),
+    ],
+)
+def test_group_mistakes(groups, message):
+    with pytest.raises(UserError, match=message):
+        optim.multipliers(groups, ["trunk/kernel", "classifier/kernel"])
+
+
+@pytest.mark.parametrize(("field", "value"), [("name", "adamm"), ("schedule", "cosin")])
+def test_unknown_names_are_guessed(field, value):
+    values = config(**{field: value})
+    with pytest.raises(UserError, match="did you mean"):
+        optim.schedule(values.optim, 10, optim.steps_of(values, 100, 10))
+        optim.make(values.optim, {"a": 1.0}, optax.constant_schedule(1.0))
+
+
+def test_moving_average_by_hand():
+    old, new = {"a": jnp.zeros(1)}, {"a": jnp.ones(1)}
+    np.testing.assert_allclose(
+        optim.average(old, new, 0.99, jnp.int32(0))["a"], 0.9, rtol=1e-6
+    )  # decay 1 / 10 at first
+    np.testing.assert_allclose(optim.average(old, new, 0.99, jnp.int32(10_000))["a"], 0.01, rtol=1e-4)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from jaxmlic import config as config_lib
 from jaxmlic import sharding
+from jaxmlic.cli import propagate
 from jaxmlic.cli.parser import Parser
 from jaxmlic.experiments.self_training import run
-from jaxmlic.propagation import propagate
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,6 +14,7 @@ from jaxmlic.data.image import ImageError, decode_image
 from jaxmlic.errors import UserError
 from jaxmlic.evaluation import scoring
 from jaxmlic.models.heads import contract
+from jaxmlic.reports import trace as trace_report
 from jaxmlic.training import metrics_log, run_folder
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
@@ -102,14 +103,14 @@ def run(
         if trace:
             steps = jax.tree.map(sharding.gather, trace_step(variables, pixels))
             traces.extend(
-                trace.describe(jax.tree.map(lambda x, i=i: x[i], steps), chosen[i], found.class_names)
+                trace_report.describe(jax.tree.map(lambda x, i=i: x[i], steps), chosen[i], found.class_names)
                 for i in range(len(names))
             )
     if prediction_is_decoded := bool(rows) and prediction.chosen is not None:
         source = "none: the decoder chose the labels"
     print_table(rows, found.class_names)
     for (name, _, _), steps in zip(rows, traces, strict=False):
-        print(f"{name}\n{trace.text(steps)}")
+        print(f"{name}\n{trace_report.text(steps)}")
     print(f"threshold: {source}")
     stem = Path(out) if out else found.workdir / "predictions"
     if rows:

@@ -219,7 +219,8 @@ def test_without_tensorflow(tmp_path):
     code = f"""
 import sys
 import numpy as np
-from jaxmlic.data import builders
+from jaxmlic.data import datasets
+from jaxmlic.data.prepare import writer
 example = {{"id": "a", "image": b"x", "labels": np.array([1], np.int8)}}
 writer.write("small", {str(tmp_path)!r}, ["cat"], {{"train": [example]}}, {{}})
 print(datasets.load("small", {str(tmp_path)!r}).source("train")[0]["id"], "tensorflow" in sys.modules)

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from jaxmlic.cli import noise_curves as command
 from jaxmlic.errors import UserError
 from jaxmlic.experiments import sweep
 from jaxmlic.reports import noise_curves
@@ -38,7 +39,7 @@ def test_runs_of_seeds_folds_and_batches_come_together(tmp_path):
 
 
 def test_table_and_picture(tmp_path, capsys):
-    noise_curves.main([str(runs(tmp_path, NOISY)), "--title=Some title"])
+    command.main([str(runs(tmp_path, NOISY)), "--title=Some title"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[3].split("  ")[0] == "rmlc" and "60.00 +- 14.14" in lines[3] and lines[3].endswith("20.00")
     assert "20.00 +- 14.14" in lines[4] and lines[4].endswith("40.00")

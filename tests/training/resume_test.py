@@ -17,7 +17,7 @@ SCRIPT = """
 import os, signal, sys, time
 sys.path.insert(0, {tests!r})
 import conftest
-from jaxmlic import train
+from jaxmlic.training import loop
 kill_at = int(sys.argv[1])
 trainer = loop.Trainer(conftest.tiny_config({data!r}), {workdir!r})
 jitted = trainer.train_step
@@ -72,7 +72,7 @@ from jaxmlic.cli import main as cli
 cli.quiet_libraries()
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 import conftest
-from jaxmlic import train
+from jaxmlic.training import loop
 from jaxmlic.errors import UserError
 trainer = loop.Trainer(conftest.tiny_config({str(data_dir)!r}), {str(workdir)!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

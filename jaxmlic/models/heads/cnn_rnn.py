@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmlic import decode, losses
+from jaxmlic import decode
+from jaxmlic.decode.shared import beam_search_batch
 from jaxmlic.errors import UserError, check_choice, check_least
 from jaxmlic.labels import order as label_order
+from jaxmlic.losses.pointwise import NOTHING
 from jaxmlic.models import trunks
 from jaxmlic.models.heads.contract import Facts, Prediction, Trace
 from jaxmlic.models.heads.linear import POOLS
@@ -182,7 +184,7 @@ def one_cpu() -> bool:
 
 def log_softmax(logits: Array, known: Array) -> Array:
     """Log-probabilities over the tokens that are known: float32 [..., C + 1]."""
-    return jax.nn.log_softmax(jnp.where(known, logits, losses.NOTHING))
+    return jax.nn.log_softmax(jnp.where(known, logits, NOTHING))
 
 
 def along_paths(
@@ -285,7 +287,7 @@ def find_paths(
             return state, output @ decoder.output_projection
 
         say = lambda image, projected: jax.nn.log_softmax(decoder.say(projected, image))  # noqa: E731
-        return shared.beam_search_batch(advance, say, image_embeddings, start, **options)
+        return beam_search_batch(advance, say, image_embeddings, start, **options)
     return jax.vmap(lambda image: decode.beam_search(decoder.step_fn(table, image), start, **options))(image_embeddings)
 
 

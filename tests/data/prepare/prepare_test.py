@@ -482,7 +482,7 @@ def test_a_killed_preparation_goes_on_where_it_stopped(run, tmp_path, stop_after
     code = f"""
 import os, signal
 from jaxmlic.cli import main as cli
-from jaxmlic.data import builders
+from jaxmlic.data.prepare import writer
 writer.SHARD_BYTES = 6000
 real, seen = writer.serialize_example, []
 def serialize(example):

@@ -147,7 +147,7 @@ def our_training(arrays: dict, features: np.ndarray, labels: np.ndarray, max_len
 
         def loss(params: dict) -> jax.Array:
             variables = {"params": params, "constants": constants}
-            inputs = trunks.Features(features[:, None, None])
+            inputs = trunks.StoredMaps(features[:, None, None])
             outputs = model.apply(variables, inputs, train=True, labels=labels, rngs={"dropout": dropout})
             return cnn_rnn.loss_fn(outputs, labels)[0].mean()
 

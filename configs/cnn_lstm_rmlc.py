@@ -101,10 +101,41 @@ FROZEN = {
 }
 
 
+# Fields of each head's own.
+HEADS = {
+    # Algorithm 1: an LSTM over the positions of the feature map
+    "positions": {
+        "units": (512,),  # of each LSTM, one or several
+        "activation": "tanh",  # of the LSTM's input and cell: "tanh" or "relu"
+        "pool": "avg",  # over the LSTM's steps: "avg", "max" or "flatten"
+        "hidden": 0,  # units of a ReLU layer before the last one; 0 = none
+    },
+    # 3.5: labels in an embedded space, an LSTM over the labels so far, beam search
+    "path": {
+        "units": 512,  # of the LSTM
+        "activation": "tanh",
+        "pool": "avg",  # over positions: "avg", "max" or "avg_max"
+        "embedding": 128,  # width of the space of labels and images
+        "order": "frequent_first",  # of an image's labels in training
+        "max_length": 8,  # labels of a path
+        "beam_size": 3,  # paths that the search keeps
+    },
+    # no LSTM
+    "plain": {
+        "pool": "avg",  # over positions: "avg", "max", "avg_max" or "flatten"
+        "hidden": 0,
+    },
+}
+
+
 def parse(arg=None):
-    return common.parse_arg(
-        arg, dataset="", row="", start="", trunk="", mode="", size=0, noise=False, folds=0, batches=0, subset=0
-    )
+    defaults = dict.fromkeys(("dataset", "row", "head", "start", "trunk", "mode"), "")
+    return common.parse_arg(arg, **defaults, size=0, noise=False, rate=0, folds=0, batches=0, part=0, subset=0)
+
+
+def check(name, value, known):
+    if value not in known:
+        raise UserError(f"config argument {name}={value!r}; it is one of {', '.join(known)}")
 
 
 def get_config(arg=None):
@@ -113,23 +144,17 @@ def get_config(arg=None):
     row = arg.row or "cnn_lstm_rmlc"
     start = arg.start or ("ilsvrc" if dataset not in ("cifar10", "stl10") else "random")
     mode = arg.mode or ("frozen" if dataset in CPU else "finetune")
-    for name, value, known in (("row", row, ROWS), ("start", start, STARTS), ("mode", mode, ("finetune", "frozen"))):
-        if value not in known:
-            raise UserError(f"config argument {name}={value!r}; it is one of {', '.join(known)}")
+    check("row", row, ROWS)
+    check("start", start, STARTS)
+    check("mode", mode, ("finetune", "frozen"))
+    head = arg.head or ("positions" if ROWS[row][1] else "plain")
+    check("head", head, HEADS)
 
     config = common.base()
-    config.head = "cnn_lstm_rmlc"
+    config.head = f"cnn_lstm_rmlc.{head}"
     config.model = {
         "trunk": "",  # any of jaxmlic.models.trunks; cifar14_algorithm2 has Algorithm 2's kernels and leaky ReLU
-        "recurrent": "positions",  # "positions" (Algorithm 1), "path" (3.5: labels, beam search) or "none"
-        "units": (512,),  # of each LSTM ("positions": one or several, "path": one)
-        "activation": "tanh",  # of the LSTM's input and cell: "tanh" or "relu"
-        "pool": "avg",  # over the LSTM's steps, else over positions: "avg", "max" or "flatten" (not "path")
-        "hidden": 0,  # units of a ReLU layer before the last one; 0 = none
-        "embedding": 128,  # width of the labels' space ("path")
-        "order": "frequent_first",  # of an image's labels in training ("path")
-        "max_length": 8,  # labels of a path ("path")
-        "beam_size": 3,  # ("path")
+        **HEADS[head],
         "dropout": 0.3,  # before every layer of the head
         "grey": False,  # Algorithm 2: the image made grey, on three channels
         "edges": 0.0,  # Algorithm 2: amount of unsharp masking with a Laplacian; 0 = none
@@ -167,8 +192,12 @@ def get_config(arg=None):
         config.train.batch_size = 32
         config.data.val_fraction = 0.0
     trunk = arg.trunk or ("efficientnet_lite0" if dataset in CPU else "resnet101")
-    config.update_from_flattened_dict(fields_of(row) | start_fields(start, trunk, arg.size or side_of(dataset, arg)))
-    config.update_from_flattened_dict(protocol_fields(arg, dataset, 0))
+    config.loss.name = ROWS[row][0]
+    config.loss.options = LOSS_OPTIONS.get(config.loss.name, ())
+    config.features.store = "map" if head == "positions" else "pooled"
+    config.data.noise_rate = arg.rate / 100
+    config.update_from_flattened_dict(start_fields(start, head, trunk, arg.size or side_of(dataset, arg)))
+    config.update_from_flattened_dict(protocol_fields(arg, dataset))
     return common.smoke(config) if arg.smoke else config
 
 
@@ -178,39 +207,18 @@ def side_of(dataset, arg):
     return size // 8 if arg.smoke else size
 
 
-def fields_of(row):
-    """Config fields of a row of ROWS."""
-    loss, lstm = ROWS[row]
-    return {
-        "loss.name": loss,
-        "loss.options": LOSS_OPTIONS.get(loss, ()),
-        "model.recurrent": "positions" if lstm else "none",
-        "features.store": "map" if lstm else "pooled",
-    }
-
-
-def start_fields(start, trunk, size):
+def start_fields(start, head, trunk, size):
     """The 14-layer network from scratch, or a pretrained trunk (the weights are --config.pretrained's)."""
-    if start == "random":
-        return {
-            "model.trunk": "cifar14",
-            "model.units": (64, 32, 16),
-            "model.pool": "flatten",
-            "model.hidden": 20,
-            "data.image_size": 32,
-            "pretrained": "",
-        }
-    return {
-        "model.trunk": trunk,
-        "model.units": (512,),
-        "model.pool": "avg",
-        "model.hidden": 0,
-        "data.image_size": size,
-    }
+    if start == "ilsvrc":
+        return {"model.trunk": trunk, "data.image_size": size}
+    layers = {"model.units": (64, 32, 16)} if head == "positions" else {}
+    layers |= {"model.pool": "flatten", "model.hidden": 20} if head != "path" else {}
+    return {"model.trunk": "cifar14", "data.image_size": 32, "pretrained": "", **layers}
 
 
-def protocol_fields(arg, dataset, part):
-    """Which split is trained on in the part-th run of a protocol, and where its checkpoint is selected."""
+def protocol_fields(arg, dataset):
+    """Which split is trained on in one run of a protocol, and where its checkpoint is selected."""
+    part = arg.part
     if bool(arg.folds) + bool(arg.batches) + bool(arg.subset) > 1:
         raise UserError("config arguments folds, batches and subset exclude one another")
     if arg.folds and dataset == "stl10":
@@ -224,7 +232,7 @@ def protocol_fields(arg, dataset, part):
 
 
 def sweep(arg=None):
-    """(name, fields) of the rows that the argument leaves open.
+    """(name, (more of the argument, fields)) of the rows that the argument leaves open.
 
     Names are ROW[_START][_noiseRATE][_foldN | _batchN], with the data set in front where the argument has none, and
     `jaxmlic noise-curves` reads them.
@@ -238,8 +246,6 @@ def sweep(arg=None):
         rows = (arg.row,) if arg.row else rows
         both = dataset in ("cifar10", "stl10") and not arg.noise
         starts = (arg.start,) if arg.start else STARTS if both else ("ilsvrc",)
-        base = parse(f"dataset={dataset}")
-        base.update(arg, dataset=dataset, noise=False)
         prefix = "" if arg.dataset else f"{dataset}_"
         for row in rows:
             for start in starts:
@@ -248,34 +254,10 @@ def sweep(arg=None):
                         name = prefix + row + (f"_{start}" if both else "")
                         name += f"_noise{rate}" if arg.noise else ""
                         name += f"_{'fold' if arg.folds else 'batch'}{part}" if arg.folds or arg.batches else ""
-                        entries.append((name, entry(arg, dataset, row, start, rate / 100, part)))
+                        argument = f"dataset={dataset},row={row},start={start},rate={rate},part={part}"
+                        # The weights of the command line are not for the network that starts at random.
+                        entries.append((name, (argument, {"pretrained": ""} if start == "random" else {})))
     return entries
-
-
-def entry(arg, dataset, row, start, rate, part):
-    """What differs from the config of the same argument."""
-    spec = lambda **more: ",".join(  # noqa: E731
-        f"{k}={v}" for k, v in {**arg.to_dict(), "noise": "", **more}.items() if v not in ("", 0, False)
-    )
-    base = common_flat(get_config(spec()))
-    own = common_flat(get_config(spec(dataset=dataset, row=row, start=start)))
-    own |= protocol_fields(arg, dataset, part)
-    if rate:
-        own["data.noise_rate"] = rate
-    if start == "ilsvrc":
-        own.pop("pretrained")  # the command line's
-    return {key: value for key, value in own.items() if base.get(key) != value}
-
-
-def common_flat(config):
-    """{"optim.lr": 0.005, ...}"""
-    flat = {}
-    for key, value in config.items():
-        if hasattr(value, "items"):
-            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
-        else:
-            flat[key] = value
-    return flat
 
 
 METRICS = ("CP", "CR", "CF1_mean", "OP", "OR", "OF1", "mAP")  # the columns of Tables 3 and 4: F1-C is mostly CF1_mean

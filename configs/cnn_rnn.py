@@ -102,8 +102,7 @@ def data_and_trunk(arg, trunk):
     config.data.cache = on_features
     config.data.source = "features" if on_features else "images"
     config.model.trunk = arg.trunk or ("efficientnet_lite0" if on_features else trunk)
-    has_batch_norm = "batch_norm" in trunks.get(config.model.trunk)[0].Trunk.__dataclass_fields__
-    config.model.batch_norm = "frozen" if has_batch_norm else "train"
+    config.model.batch_norm = "frozen" if trunks.has_batch_norm(config.model.trunk) else "train"
     config.optim.groups = (("trunk/.*", None), (".*", 1.0))
     config.train.batch_size = 32
     config.train.checkpoint_every = "10%"

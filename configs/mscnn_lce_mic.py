@@ -111,7 +111,7 @@ def trunk_of(arg):
 
 def _freeze(config, lr, decay, epochs, hidden):
     """A trunk that stays as it is, whose stages can be stored, and a head that trains from them in minutes."""
-    if config.model.trunk.startswith(("efficientnet", "resnet", "vgg16_bn")):
+    if trunks.has_batch_norm(config.model.trunk):
         config.model.batch_norm = "frozen"
     config.model.map_size = 14
     config.model.stage_norm = True  # the first two stages' vectors are five times as large as the last one's

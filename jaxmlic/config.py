@@ -120,7 +120,7 @@ def differences(old: Mapping, new: ConfigDict) -> list[str]:
 
 def from_dict(values: Mapping) -> ConfigDict:
     """The locked config of a run folder's config.json; fields that are newer than the folder have their defaults."""
-    config = ConfigDict(dict(values), convert_dict=True)
+    config = ConfigDict(_with_current_head(dict(values)), convert_dict=True)
     _import_shipped()
     defaults = importlib.import_module("jaxmlic.configs.common").base()
     for section in ("data", "features", "augment", "optim", "train", "eval"):
@@ -131,6 +131,20 @@ def from_dict(values: Mapping) -> ConfigDict:
         config.loss.options = defaults.loss.options
     config.lock()
     return config
+
+
+def _with_current_head(values: dict) -> dict:
+    """The config of an older folder whose head "cnn_lstm_rmlc" was one of three by its field `recurrent`."""
+    if values.get("head") != "cnn_lstm_rmlc" or "recurrent" not in values.get("model", {}):
+        return values
+    model = dict(values["model"])
+    head = {"none": "plain"}.get(model["recurrent"], model["recurrent"])
+    path_only, lstm_only = {"embedding", "order", "max_length", "beam_size"}, {"units", "activation"}
+    foreign = {"positions": path_only, "path": {"hidden"}, "plain": path_only | lstm_only}.get(head, set())
+    if head == "path":
+        model["units"] = model["units"][0]
+    model = {name: value for name, value in model.items() if name not in foreign | {"recurrent"}}
+    return values | {"head": f"cnn_lstm_rmlc.{head}", "model": model}
 
 
 def _import_shipped() -> Path:

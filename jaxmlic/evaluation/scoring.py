@@ -29,9 +29,9 @@ PredictStep = Callable[[dict, jax.Array], contract.Prediction]
 
 
 def make_predict_step(head: ModuleType, model: nn.Module, mesh: jax.sharding.Mesh) -> PredictStep:
-    """Jitted (variables, images uint8 [B, S, S, 3] or their Features) -> Prediction, images divided over the mesh."""
+    """Jitted (variables, images uint8 [B, S, S, 3] or their StoredMaps) -> Prediction, images divided over the mesh."""
 
-    def predict(variables: dict, images: jax.Array | trunks.Features) -> contract.Prediction:
+    def predict(variables: dict, images: jax.Array | trunks.StoredMaps) -> contract.Prediction:
         return head.predict_fn(model, variables, images)
 
     return jax.jit(

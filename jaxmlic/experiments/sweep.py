@@ -21,10 +21,10 @@ SHOWN = ("mAP", "CF1", "OF1", "IF1", "MAP@10", "top1", "accuracy")
 NAME = re.compile(r"(?P<whole>(?P<series>.+?)(?:_noise(?P<rate>\d+(?:\.\d+)?))?)(?:_(?P<part>fold|batch)\d+)?")
 
 
-def entries(spec: str, only: Sequence[str] = ()) -> list[tuple[str, dict | str]]:
+def entries(spec: str, only: Sequence[str] = ()) -> list[tuple[str, dict | str | tuple[str, dict]]]:
     """(name, overrides) of the experiment's `sweep()`, or `sweep(ARG)` if it takes one, or of those named in `only`.
 
-    Overrides are {dotted field: value}, or text: more of the config's argument, where heads have other fields.
+    Overrides are {dotted field: value}, or text: more of the config's argument, where heads have other fields, or both.
     """
     module = config_lib.load_module(spec)
     if not hasattr(module, "sweep"):
@@ -43,11 +43,16 @@ def entries(spec: str, only: Sequence[str] = ()) -> list[tuple[str, dict | str]]
     return [(name, values) for name, values in found if not only or name in only]
 
 
-def config_of(spec: str, base: ConfigDict, values: dict | str, overrides: Sequence[str]) -> ConfigDict:
+def config_of(
+    spec: str, base: ConfigDict, values: dict | str | tuple[str, dict], overrides: Sequence[str]
+) -> ConfigDict:
     """The config of one entry; `base` is that of `spec` with `overrides`."""
-    if not isinstance(values, str):
-        return config_lib.override(base, values)
-    return config_lib.load(f"{spec}{',' if config_lib.find(spec)[1] else ':'}{values}", overrides)
+    argument, fields = (
+        values if isinstance(values, tuple) else (values, {}) if isinstance(values, str) else ("", values)
+    )
+    if argument:
+        base = config_lib.load(f"{spec}{',' if config_lib.find(spec)[1] else ':'}{argument}", overrides)
+    return config_lib.override(base, fields)
 
 
 def result_of(workdir: Path, config) -> dict | None:

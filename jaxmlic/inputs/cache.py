@@ -92,22 +92,22 @@ class Views:
         return augment.draw_flips(key, batch, self.flips).astype(jnp.int32) + int(self.resampled)
 
 
-def draw(key: jax.Array, batch: dict[str, jax.Array], config: ConfigDict) -> trunks.Features:
-    """One view of each image of a Reader's batch [B, views, h, w, D], as Features. Pure, for the training step."""
+def draw(key: jax.Array, batch: dict[str, jax.Array], config: ConfigDict) -> trunks.StoredMaps:
+    """One view of each image of a Reader's batch [B, views, h, w, D], as StoredMaps. Pure, for the training step."""
     if config.data.source == "file":
         return inputs(batch)
     view = Views.of(config).draw(key, len(batch["labels"]))
     return _features(batch, lambda x: jnp.take_along_axis(x, view[:, None, None, None, None], axis=1)[:, 0])
 
 
-def inputs(batch: dict[str, jax.Array]) -> jax.Array | trunks.Features:
+def inputs(batch: dict[str, jax.Array]) -> jax.Array | trunks.StoredMaps:
     """What a head is given for evaluation: view 0 of the features of a batch, or its images."""
     return batch["image"] if "image" in batch else _features(batch, lambda x: x[:, 0])
 
 
-def _features(batch: dict[str, jax.Array], pick: Callable[[jax.Array], jax.Array]) -> trunks.Features:
+def _features(batch: dict[str, jax.Array], pick: Callable[[jax.Array], jax.Array]) -> trunks.StoredMaps:
     stages = {key.removeprefix(STAGE): pick(x) for key, x in batch.items() if key.startswith(STAGE)}
-    return trunks.Features(pick(batch[VALUES]) if VALUES in batch else None, stages)
+    return trunks.StoredMaps(pick(batch[VALUES]) if VALUES in batch else None, stages)
 
 
 def check_source(config: ConfigDict) -> None:

@@ -1,7 +1,7 @@
 """Features that were made elsewhere, in place of images: `config.data.source="file"` and `config.data.features_file`.
 
 The file is an .npz with `features`, float [N, D] (or maps [N, h, w, D]), and `ids`, text [N], the ids of a prepared
-data set's images in any order. Heads get them as `trunks.Features`; there is no trunk, so such a run has no use for
+data set's images in any order. Heads get them as `trunks.StoredMaps`; there is no trunk, so such a run has no use for
 photographs: `jaxmlic predict` refuses it, `jaxmlic evaluate` reads the file again.
 """
 

@@ -103,14 +103,14 @@ def image_features(config: ConfigDict, view: loader.View, workdir: str | None) -
     """float32 [N, D] of a view's images, and whose they are: the run's in `workdir`, or a frozen trunk's from a cache.
 
     Of a stored map the mean over positions is taken, of stored stages that of the last. UserError for a head without
-    an output named `features`, and where nothing is stored.
+    an output named `pooled`, and where nothing is stored.
     """
     if workdir is None:
         reader = cache_lib.Reader(view, config, train=False)
         parts = []
         for start in range(0, len(view), 256):
             found = cache_lib.inputs(reader(np.arange(start, min(start + 256, len(view)))))
-            last = found.values if found.values is not None else list(found.stages.values())[-1]
+            last = found.feature_map if found.feature_map is not None else list(found.stages.values())[-1]
             parts.append(last.astype(np.float32).mean(axis=(1, 2)))
         return np.concatenate(parts), f"{config.model.trunk}, frozen"
     run = run_folder.load(workdir)
@@ -120,9 +120,9 @@ def image_features(config: ConfigDict, view: loader.View, workdir: str | None) -
 
     def forward(variables: dict, inputs: jax.Array) -> jax.Array:
         outputs = model.apply(variables, inputs, train=False)
-        if "features" not in outputs:
-            raise UserError(f"head {config.head!r} has no output 'features' to propagate with")
-        return outputs["features"].astype(jnp.float32)
+        if "pooled" not in outputs:
+            raise UserError(f"head {config.head!r} has no output 'pooled' to propagate with")
+        return outputs["pooled"].astype(jnp.float32)
 
     place = sharding.split(mesh)
     forward = jax.jit(forward, in_shardings=(sharding.replicated(mesh), place), out_shardings=place)

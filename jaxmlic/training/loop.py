@@ -66,6 +66,7 @@ def loss_and_grads(
             batch["image"],
             train=True,
             labels=labels,
+            frozen_trunk=not any(name.startswith("trunk/") for name in trainable),
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
@@ -228,8 +229,10 @@ class Trainer:
         if restored:
             return state
         if state.constants:
-            facts = contract.Facts(self.train_view.labels, list(self.dataset.class_names))
-            state = state_lib.load_constants(state, self.head.constants(self.config, facts))
+            statistics = contract.LabelStatistics(self.train_view.labels, list(self.dataset.class_names))
+            constants, notes = self.head.constants(self.config, statistics)
+            print(*notes, sep="\n", end="\n" if notes else "")
+            state = state_lib.load_constants(state, constants)
         if self.config.pretrained:
             state = state_lib.load_trunk(state, self.config.pretrained, self.config.model.trunk)
         return self._started_from(state, self.config.start_from) if self.config.start_from else state

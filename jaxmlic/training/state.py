@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from jaxmlic import sharding
 from jaxmlic.errors import UserError
 from jaxmlic.inputs import feature_file
-from jaxmlic.models.trunks import Features, pretrained
+from jaxmlic.models.trunks import StoredMaps, pretrained
 from jaxmlic.training import optim
 
 
@@ -51,7 +51,7 @@ class TrainState:
 def init_variables(model: nn.Module, config: ConfigDict, key: jax.Array) -> dict:
     """Fresh variables for images [B, S, S, 3] of the config's size, or for the features of its file."""
     shape, is_features = _input_of(config)
-    inputs = Features(jnp.zeros(shape, jnp.float32)) if is_features else jnp.zeros(shape, jnp.uint8)
+    inputs = StoredMaps(jnp.zeros(shape, jnp.float32)) if is_features else jnp.zeros(shape, jnp.uint8)
     return model.init(key, inputs, train=False)
 
 

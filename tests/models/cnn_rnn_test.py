@@ -29,7 +29,7 @@ LABELS = np.array([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, -1, 0, 1], [-1,
 
 def features_of(count, seed=0):
     rng = np.random.default_rng(seed)
-    return trunks.Features(rng.normal(size=(count, 1, 1, FEATURES)).astype(np.float32))
+    return trunks.StoredMaps(rng.normal(size=(count, 1, 1, FEATURES)).astype(np.float32))
 
 
 @functools.cache
@@ -84,7 +84,7 @@ def test_teacher_forced_loss_against_a_loop(cell):
     place = np.argsort(variables["constants"]["order"])
     for b, labels in enumerate(LABELS):
         path = sorted(np.flatnonzero(labels == 1), key=lambda c: place[c])[: model.max_length]
-        said = Numpy(variables, inputs.values[b, 0, 0], cell).log_probs(path, np.append(labels != -1, True))
+        said = Numpy(variables, inputs.feature_map[b, 0, 0], cell).log_probs(path, np.append(labels != -1, True))
         expected = -sum(said[t, token] for t, token in enumerate([*path, CLASSES]))
         np.testing.assert_allclose(losses[b], expected, rtol=1e-4, atol=1e-6)
     assert logged["paths_cut"] == 1  # four labels, three places
@@ -169,7 +169,7 @@ def test_search_finds_paths_whose_probability_is_the_model_s(cell):
         for path, log_prob in zip(paths[image], log_probs[image], strict=True):
             if cell != "paper":
                 labels = [int(c) for c in path if c < CLASSES]
-                said = Numpy(variables, inputs.values[image, 0, 0], cell).log_probs(labels)
+                said = Numpy(variables, inputs.feature_map[image, 0, 0], cell).log_probs(labels)
                 expected = sum(said[t, token] for t, token in enumerate([*labels, CLASSES]))
                 np.testing.assert_allclose(log_prob, expected, rtol=1e-4)
         expected = decode.path_marginals(paths[image], log_probs[image], CLASSES, first[image])
@@ -188,7 +188,7 @@ def test_scores_of_the_best_path_alone():
     assert np.all((prediction.path < CLASSES).sum(axis=1) >= 2)
     for image in range(5):
         labels = [int(c) for c in prediction.path[image] if c < CLASSES]
-        said = Numpy(variables, inputs.values[image, 0, 0]).log_probs(labels)
+        said = Numpy(variables, inputs.feature_map[image, 0, 0]).log_probs(labels)
         highest = np.exp(said[:, :CLASSES].max(axis=0))
         np.testing.assert_allclose(sigmoid(prediction.scores[image]), highest, rtol=1e-3, atol=1e-5)
 
@@ -219,7 +219,7 @@ def test_alignments_follow_the_model_and_keep_the_labels(order):
         kept = sorted(np.flatnonzero(labels == 1), key=lambda c: place[c])[: model.max_length]
         assert sorted(c for c in np.array(outputs["paths"][b]) if c < CLASSES) == sorted(kept)
         # The path that the model reads: its best known label that is not on it yet, whatever the truth is.
-        known, read, reference = labels != -1, [], Numpy(variables, inputs.values[b, 0, 0])
+        known, read, reference = labels != -1, [], Numpy(variables, inputs.feature_map[b, 0, 0])
         for t in range(model.max_length if known.any() else 1):
             said = reference.log_probs(read, np.append(known, True))[t]
             np.testing.assert_allclose(np.exp(outputs["step_log_probs"][b, t]), np.exp(said), atol=1e-5)
@@ -244,7 +244,7 @@ def test_random_per_batch_draws_an_order_a_step():
     assert np.all(paths == paths[:1])  # one order for the batch
 
 
-FACTS = contract.Facts(np.array([[1, 1, 0], [1, 0, -1], [1, 1, 1], [0, 0, 1]], np.int8), ["b", "c", "a"])
+STATISTICS = contract.LabelStatistics(np.array([[1, 1, 0], [1, 0, -1], [1, 1, 1], [0, 0, 1]], np.int8), ["b", "c", "a"])
 
 
 @pytest.mark.parametrize(
@@ -258,16 +258,14 @@ FACTS = contract.Facts(np.array([[1, 1, 0], [1, 0, -1], [1, 1, 1], [0, 0, 1]], n
         ("mla", [0, 1, 2]),
     ],
 )
-def test_constants(order, expected, capsys):
+def test_constants(order, expected):
     config = config_lib.override(config_lib.load("cnn_rnn"), {"model.order": order, "model.max_length": 2, "seed": 7})
-    found = cnn_rnn.constants(config, FACTS)
+    found, notes = cnn_rnn.constants(config, STATISTICS)
     np.testing.assert_array_equal(found["order"], expected)
     assert found["order"].dtype == np.int32
-    assert capsys.readouterr().out.startswith(
-        "1 of 4 training images have more than config.model.max_length = 2 labels"
-    )
-    cnn_rnn.constants(config_lib.override(config, {"model.max_length": 3}), FACTS)
-    assert capsys.readouterr().out == ""
+    assert len(notes) == 1
+    assert notes[0].startswith("1 of 4 training images have more than config.model.max_length = 2 labels")
+    assert cnn_rnn.constants(config_lib.override(config, {"model.max_length": 3}), STATISTICS)[1] == []
 
 
 @pytest.mark.parametrize(

@@ -22,16 +22,16 @@ class ModelWithConstants(linear.Model):
     """Binary relevance whose logits start from the labels' frequencies, which are not trained."""
 
     @nn.compact
-    def __call__(self, images, train=False, labels=None):
+    def __call__(self, images, train=False, labels=None, frozen_trunk=False):
         prior = self.variable("constants", "prior", jnp.zeros, (self.num_labels,), jnp.float32)
-        outputs = super().__call__(images, train, labels)
+        outputs = super().__call__(images, train, labels, frozen_trunk)
         return outputs | {"logits": outputs["logits"] + prior.value[None]}
 
 
-def constants(config, facts):
-    positive = (facts.labels == 1).sum(axis=0)
-    negative = (facts.labels == 0).sum(axis=0)
-    return {"prior": np.log(positive / negative).astype(np.float32)}
+def constants(config, statistics):
+    positive = (statistics.labels == 1).sum(axis=0)
+    negative = (statistics.labels == 0).sum(axis=0)
+    return {"prior": np.log(positive / negative).astype(np.float32)}, ["a note on the prior"]
 
 
 @pytest.fixture
@@ -43,12 +43,13 @@ def head_with_constants(monkeypatch):
     return head
 
 
-def test_constants_come_from_the_training_split_and_stay(head_with_constants, data_dir, tmp_path):
+def test_constants_come_from_the_training_split_and_stay(head_with_constants, data_dir, tmp_path, capsys):
     config = tiny_config(data_dir, **{"train.duration": "4 steps"})
     trainer = loop.Trainer(config, str(tmp_path / "run"))
-    facts = contract.Facts(trainer.train_view.labels, ["red", "green", "blue"])
-    wanted = constants(config, facts)["prior"]
+    statistics = contract.LabelStatistics(trainer.train_view.labels, ["red", "green", "blue"])
+    wanted = constants(config, statistics)[0]["prior"]
     np.testing.assert_array_equal(trainer.initial_state().constants["prior"], wanted)
+    assert "a note on the prior\n" in capsys.readouterr().out
     assert trainer.fit().finished
     variables, _ = scoring.restore_variables(run_folder.load(tmp_path / "run"), trainer.model, trainer.mesh)
     np.testing.assert_array_equal(variables["constants"]["prior"], wanted)
@@ -61,7 +62,7 @@ def test_constants_come_from_the_training_split_and_stay(head_with_constants, da
 
 
 def test_constants_of_another_shape_are_a_programming_error(head_with_constants, data_dir, tmp_path):
-    head_with_constants.constants = lambda config, facts: {"prior": np.zeros(4, np.float32)}
+    head_with_constants.constants = lambda config, statistics: ({"prior": np.zeros(4, np.float32)}, [])
     with pytest.raises(ValueError, match="constants"):
         loop.Trainer(tiny_config(data_dir), str(tmp_path / "run")).initial_state()
 

@@ -25,7 +25,7 @@ def test_logits_are_a_linear_map_of_the_pooled_feature_map(images, pool):
     grid = np.asarray(outputs["feature_map"])
     parts = {"avg": [grid.mean((1, 2))], "max": [grid.max((1, 2))]}
     features = np.concatenate(parts.get(pool, [grid.mean((1, 2)), grid.max((1, 2))]), axis=-1)
-    np.testing.assert_allclose(outputs["features"], features, atol=1e-5)
+    np.testing.assert_allclose(outputs["pooled"], features, atol=1e-5)
     classifier = variables["params"]["classifier"]
     expected = features @ np.asarray(classifier["kernel"]) + np.asarray(classifier["bias"])
     np.testing.assert_allclose(outputs["logits"], expected, atol=1e-4)

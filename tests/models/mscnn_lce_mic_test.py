@@ -53,7 +53,7 @@ def stages():
     """What a trunk gave for two images, so that only the head is compiled."""
     rng = np.random.default_rng(1)
     shapes = {"stage1": (2, 4, 6, 3), "stage2": (2, 2, 3, 5), "stage3": (2, 2, 2, 8)}
-    return trunks.Features(None, {name: rng.random(shape, np.float32) for name, shape in shapes.items()})
+    return trunks.StoredMaps(None, {name: rng.random(shape, np.float32) for name, shape in shapes.items()})
 
 
 def outputs_of(inputs, **fields):
@@ -85,7 +85,7 @@ def test_the_whole_network_from_its_named_parts(stages):
         np.testing.assert_allclose(weights, expected, rtol=1e-4)
         np.testing.assert_allclose(weights.sum((1, 2)), 1, rtol=1e-5)
         attended.append(np.einsum("bhw,bhwd->bd", expected, local))
-    np.testing.assert_allclose(outputs["features"], np.concatenate(attended, -1), rtol=1e-4)
+    np.testing.assert_allclose(outputs["pooled"], np.concatenate(attended, -1), rtol=1e-4)
     adjacency, words = (np.asarray(variables["constants"][k]) for k in ("adjacency", "word_vectors"))
     hidden = adjacency @ words @ params["gcn"]["kernel_0"]
     embeddings = adjacency @ np.where(hidden > 0, hidden, 0.2 * hidden) @ params["gcn"]["kernel_1"]
@@ -100,7 +100,7 @@ def test_stages_come_from_the_trunk(images):
     module, fields = trunks.get("small_cnn")
     run = jax.jit(lambda v, x: module.Trunk(**fields).apply(v, module.preprocess(x), False)[1])
     kept = run({"params": variables["params"]["trunk"]}, images)
-    again = jax.jit(model.apply)(variables, trunks.Features(None, {name: kept[name] for name in kept}))
+    again = jax.jit(model.apply)(variables, trunks.StoredMaps(None, {name: kept[name] for name in kept}))
     assert outputs["attention_stage1"].shape == (2, 3, 3) and outputs["attention_stage3"].shape == (2, 2, 3)
     for name in outputs:
         np.testing.assert_allclose(again[name], outputs[name], rtol=1e-3, atol=1e-4)
@@ -148,7 +148,7 @@ def test_step_4_averages_a_classifier_for_each_stage(stages):
     parts = [np.asarray(outputs[f"logits_stage{i}"]) for i in (1, 2, 3)]
     np.testing.assert_allclose(outputs["logits"], np.mean(parts, axis=0), rtol=1e-4, atol=1e-5)
     classifier = jax.tree.map(np.asarray, variables["params"]["classifier_stage1"])
-    expected = np.asarray(outputs["features"])[:, :3] @ classifier["kernel"] + classifier["bias"]
+    expected = np.asarray(outputs["pooled"])[:, :3] @ classifier["kernel"] + classifier["bias"]
     np.testing.assert_allclose(parts[0], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -157,7 +157,7 @@ def test_all_off_is_the_linear_head(stages):
     outputs, variables = outputs_of(stages, **off)
     linear_head = linear.Model(4)
     same = {"params": {"classifier": variables["params"]["classifier_stage3"]}}
-    plain = linear_head.apply(same, trunks.Features(stages.stages["stage3"]))
+    plain = linear_head.apply(same, trunks.StoredMaps(stages.stages["stage3"]))
     np.testing.assert_allclose(outputs["logits"], plain["logits"], rtol=1e-5, atol=1e-6)
 
 
@@ -170,7 +170,7 @@ def test_dot_with_the_maximum_over_the_last_stage_is_ml_gcn(stages):
 
 def test_features_without_the_stages_are_refused(stages):
     with pytest.raises(UserError, match=r"no stage 'stage1' in the stored features .*features\.stages.* there: none"):
-        Model(4, **SMALL).init(jax.random.key(0), trunks.Features(jnp.zeros((2, 2, 2, 8))))
+        Model(4, **SMALL).init(jax.random.key(0), trunks.StoredMaps(jnp.zeros((2, 2, 2, 8))))
     with pytest.raises(UserError, match=r"reads the feature map: set config\.features\.store='map'"):
         linear.Model(4).init(jax.random.key(0), stages)
 
@@ -181,7 +181,7 @@ def test_features_without_the_stages_are_refused(stages):
 def test_the_papers_sizes_on_other_trunks(trunk, width):
     paper = {"gcn_hidden": 1024, "gcn_dim": 2048, "word_dim": 300, "mfb_dim": 358, "global_dim": 512, "trunk": trunk}
     params, outputs = shapes_of(**paper)
-    assert outputs["features"] == (2, width) and outputs["logits"] == (2, 4)
+    assert outputs["pooled"] == (2, width) and outputs["logits"] == (2, 4)
     assert params["params/gcn/kernel_0"] == (300, 1024) and params["params/gcn/kernel_1"] == (1024, 2048)
     assert params["params/fusion/image/kernel"] == (width, 358) and params["params/fusion/kernel"] == (4, 179)
     if trunk == "vgg16":
@@ -203,21 +203,25 @@ def config_of(data_dir, **more):
     return config_lib.override(base, values | model | plain | groups | more)
 
 
-def facts(labels=LABELS):
-    return contract.Facts(labels, NAMES)
+def statistics(labels=LABELS):
+    return contract.LabelStatistics(labels, NAMES)
 
 
-def test_constants_are_the_label_graph_and_the_word_vectors(data_dir, capsys):
-    found = mscnn_lce_mic.constants(config_of(data_dir, **{"model.threshold": 0.5, "model.reweight": 0.3}), facts())
+def test_constants_are_the_label_graph_and_the_word_vectors(data_dir):
+    found, notes = mscnn_lce_mic.constants(
+        config_of(data_dir, **{"model.threshold": 0.5, "model.reweight": 0.3}), statistics()
+    )
     counts = label_graph.cooccurrence(LABELS)
     np.testing.assert_array_equal(found["adjacency"], label_graph.adjacency(*counts, 0.5, 0.3, "paper"))
     np.testing.assert_array_equal(found["adjacency"][3], [0, 0, 0, 1])  # a label without examples keeps its own vector
     np.testing.assert_array_equal(found["word_vectors"], label_graph.word_vectors(NAMES, "random", dim=5)[0])
-    assert "word vectors" in capsys.readouterr().out
-    assert mscnn_lce_mic.constants(config_of(data_dir, **{"model.graph": "none"}), facts()) == {}
+    assert len(notes) == 1 and "word vectors" in notes[0]
+    assert mscnn_lce_mic.constants(config_of(data_dir, **{"model.graph": "none"}), statistics()) == ({}, [])
     glove = config_of(data_dir, **{"model.word_vectors": "glove100", "model.word_dim": 0})
-    found = mscnn_lce_mic.constants(glove, contract.Facts(LABELS, ["cat", "dog", "tvmonitor", "nothing at all"]))
-    assert found["word_vectors"].shape == (4, 100) and "random for nothing at all" in capsys.readouterr().out
+    found, notes = mscnn_lce_mic.constants(
+        glove, contract.LabelStatistics(LABELS, ["cat", "dog", "tvmonitor", "nothing at all"])
+    )
+    assert found["word_vectors"].shape == (4, 100) and "random for nothing at all" in notes[0]
 
 
 def test_isolated_labels_and_labels_without_examples_train(stages):
@@ -237,7 +241,7 @@ def test_isolated_labels_and_labels_without_examples_train(stages):
 
 MISTAKES = [
     ({"fusion": "mbf"}, r"config\.model\.fusion = 'mbf' is unknown \(did you mean 'mfb'\?\)"),
-    ({"mfb_norm": "l2"}, r"config\.model\.mfb_norm = 'l2' is unknown.*one of none, power_l2"),
+    ({"mfb_norm": "l2"}, r"config\.model\.mfb_norm = 'l2' is unknown.*known: none, power_l2"),
     ({"graph": "gat"}, r"config\.model\.graph = 'gat' is unknown"),
     ({"adjacency": "ml-gcn"}, r"config\.model\.adjacency = 'ml-gcn' is unknown \(did you mean 'ml_gcn'\?\)"),
     ({"pool": "mean"}, r"config\.model\.pool = 'mean' is unknown"),
@@ -269,10 +273,10 @@ def test_mistakes_in_word_vectors_and_the_graph(data_dir, tmp_path):
     ]
     for fields, message in cases:
         with pytest.raises(UserError, match=message):
-            mscnn_lce_mic.constants(config_of(data_dir, **fields), facts())
+            mscnn_lce_mic.constants(config_of(data_dir, **fields), statistics())
     file.write_text("red 1 2 3\ngreen 1 2 3\n")
     with pytest.raises(UserError, match=r"word_dim = 5, but the vectors of .*vectors\.txt' have 3 numbers"):
-        mscnn_lce_mic.constants(config_of(data_dir, **{"model.word_vectors": str(file)}), facts())
+        mscnn_lce_mic.constants(config_of(data_dir, **{"model.word_vectors": str(file)}), statistics())
 
 
 def test_the_step_is_the_same_on_one_and_eight_devices(data_dir, tmp_path):

@@ -30,7 +30,7 @@ RELEASED = {"mask": "all", "output": "released"}
 
 def features_of(count=BATCH, seed=0):
     rng = np.random.default_rng(seed)
-    return trunks.Features(rng.normal(size=(count, 1, 1, FEATURES)).astype(np.float32))
+    return trunks.StoredMaps(rng.normal(size=(count, 1, 1, FEATURES)).astype(np.float32))
 
 
 def sigmoid(x):
@@ -62,7 +62,7 @@ def run(model, variables, inputs, labels=None, train=False):
 def by_hand(variables, inputs, labels, *, mask, output, num_steps, train):
     """Eqs. 1 to 6 image by image in float64: step logits [B, T, C], labels read next [B, T], masks [B, T, C]."""
     p = jax.tree.map(lambda x: np.array(x, np.float64), variables["params"])
-    cnn = inputs.values[:, 0, 0].astype(np.float64) @ p["classifier"]["kernel"] + p["classifier"]["bias"]
+    cnn = inputs.feature_map[:, 0, 0].astype(np.float64) @ p["classifier"]["kernel"] + p["classifier"]["bias"]
     s = sigmoid(cnn)
     if output == "released":
         stats = variables["batch_stats"]["score_norm"]

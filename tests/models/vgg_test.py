@@ -20,7 +20,7 @@ PUBLISHED = {"vgg16": 14_714_688, "vgg16_bn": 14_723_136, "vgg16_fc": 134_260_54
 @pytest.fixture(scope="module")
 def narrow():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vgg, "FC_FEATURES", NARROW)
+        patch.setattr(vgg, "FC_CHANNELS", NARROW)
         yield
 
 
@@ -58,8 +58,8 @@ def test_batch_norm_in_training_and_frozen(network):
     _, model, variables, _ = network
     image, model = images(8, 32, 48), copy.deepcopy(model)  # the statistics move
     norms = {"bn1_1": ("features.1", 8 * 32 * 48), "bn5_3": ("features.41", 8 * 2 * 3)}
-    assert_training_parity(model, runner(vgg, vgg.Trunk(with_norm=True)), variables, image, norms)
-    frozen = vgg.Trunk(with_norm=True, batch_norm="frozen")
+    assert_training_parity(model, runner(vgg, vgg.Trunk(batch_norm="train")), variables, image, norms)
+    frozen = vgg.Trunk(batch_norm="frozen")
     assert_frozen_trains_as_it_evaluates(runner(vgg, frozen), variables, image[:2])
 
 
@@ -76,11 +76,11 @@ def test_dropout_acts_in_training(network):
 
 def test_the_convolutions_alone_come_from_the_same_file(network):
     trunk, _, variables, path = network
-    name = "vgg16_bn" if trunk.with_norm else "vgg16"
+    name = "vgg16_bn" if trunk.batch_norm else "vgg16"
     alone = pretrained.load(path, name)
     expected = {k: v for k, v in variables["params"].items() if not k.startswith("fc")}
     jax.tree.map(np.testing.assert_array_equal, alone["params"], expected)
-    other = "vgg16" if trunk.with_norm else "vgg16_bn"
+    other = "vgg16" if trunk.batch_norm else "vgg16_bn"
     with pytest.raises(UserError, match=f"not the weights of {other}; missing in the file"):
         pretrained.load(path, other)
     with pytest.raises(UserError, match=r"classifier.6.weight is \(20, 96\), wanted \(20, 512\)"):
@@ -95,9 +95,9 @@ def test_timm_keeps_the_hidden_layers_as_convolutions(network, tmp_path):
         shape = {"pre_logits.fc1.weight": (NARROW, 512, 7, 7), "pre_logits.fc2.weight": (NARROW, NARROW, 1, 1)}
         renamed[name.replace("classifier.6", "head.fc")] = value.numpy().reshape(shape.get(name, value.shape))
     np.savez(tmp_path / "timm.npz", **renamed)
-    got = pretrained.load(tmp_path / "timm.npz", "vgg16_bn_fc" if trunk.with_norm else "vgg16_fc", classifier=True)
+    got = pretrained.load(tmp_path / "timm.npz", "vgg16_bn_fc" if trunk.batch_norm else "vgg16_fc", classifier=True)
     jax.tree.map(np.testing.assert_array_equal, got, variables)
-    pretrained.load(tmp_path / "timm.npz", "vgg16_bn" if trunk.with_norm else "vgg16")
+    pretrained.load(tmp_path / "timm.npz", "vgg16_bn" if trunk.batch_norm else "vgg16")
 
 
 def test_bfloat16_is_near_float32(network):
@@ -113,7 +113,7 @@ def test_bfloat16_is_near_float32(network):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_variants_have_their_published_size(name, monkeypatch):
-    monkeypatch.setattr(vgg, "FC_FEATURES", WIDE)
+    monkeypatch.setattr(vgg, "FC_CHANNELS", WIDE)
     module, fields = trunks.get(name)
     trunk = module.Trunk(**fields, dtype=jnp.bfloat16)
     rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
@@ -132,6 +132,6 @@ def test_variants_have_their_published_size(name, monkeypatch):
 
 def test_mistakes_are_named():
     with pytest.raises(UserError, match="no batch norm to freeze"):
-        vgg.Trunk(batch_norm="frozen").init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), False)
+        trunks.build("vgg16", dtype="float32", batch_norm="frozen")
     with pytest.raises(UserError, match="images of 31 x 40 pixels are too small"):
         vgg.Trunk().init(jax.random.key(0), jnp.zeros((1, 31, 40, 3)), False)

@@ -18,9 +18,9 @@ from jaxmlic.errors import UserError, check_choice, check_least
 from jaxmlic.labels import order as label_order
 from jaxmlic.losses.pointwise import NOTHING
 from jaxmlic.models import trunks
-from jaxmlic.models.heads.contract import Facts, Prediction, Trace
-from jaxmlic.models.heads.linear import POOLS
+from jaxmlic.models.heads.contract import LabelStatistics, Prediction, Reads, Trace
 from jaxmlic.models.layers import cells, prefix_tree
+from jaxmlic.models.layers.pooling import POOLS
 
 Array = jax.Array
 
@@ -122,26 +122,28 @@ class Model(nn.Module):
     scores: str = "marginals"
 
     @nn.compact
-    def __call__(self, images: Array, train: bool = False, labels: Array | None = None) -> dict[str, Array | Decoder]:
-        """Images uint8 or float [B, H, W, 3] in 0..255, or `trunks.Features`.
+    def __call__(
+        self, images: Array, train: bool = False, labels: Array | None = None, frozen_trunk: bool = False
+    ) -> dict[str, Array | Decoder]:
+        """Images uint8 or float [B, H, W, 3] in 0..255, or `trunks.StoredMaps`.
 
-        Returns feature_map [B, h, w, D], features [B, D], image_embedding [B, E] (U_I I), decoder, and where labels
+        Returns feature_map [B, h, w, D], pooled [B, D], image_embedding [B, E] (U_I I), decoder, and where labels
         int8 [B, C] are given, step_log_probs float32 [B, T + 1, C + 1] along paths int32 [B, T]. Labels of -1 are left
         out of the softmax. Raises UserError for a field that cannot be.
         """
         self._check()
-        feature_map, _ = trunks.feature_map(
-            images, train, name=self.trunk, dtype=self.dtype, batch_norm=self.batch_norm
+        feature_map = trunks.feature_map(
+            images, train, name=self.trunk, dtype=self.dtype, batch_norm=self.batch_norm, frozen=frozen_trunk
         )
-        features = POOLS[self.pool](feature_map.astype(jnp.float32))
-        image_embedding = nn.Dense(self.embedding_size, use_bias=False, name="image_projection")(features)
+        pooled = POOLS[self.pool](feature_map.astype(jnp.float32))
+        image_embedding = nn.Dense(self.embedding_size, use_bias=False, name="image_projection")(pooled)
         decoder = DecoderParameters(
             self.num_labels, self.embedding_size, self.recurrent_size, self.cell, name="decoder"
         )()
         order = self.variable("constants", "order", jnp.arange, self.num_labels, dtype=jnp.int32).value
         outputs = {
             "feature_map": feature_map,
-            "features": features,
+            "pooled": pooled,
             "image_embedding": image_embedding,
             "decoder": decoder,
         }
@@ -175,6 +177,11 @@ class Model(nn.Module):
                 f"config.model.min_length = {self.min_length}, but a path has at most {longest} labels "
                 f"(config.model.max_length = {self.max_length}, {self.num_labels} classes)"
             )
+
+
+def reads(model: ConfigDict) -> Reads:
+    """The pooled feature map."""
+    return Reads(pool=model.pool)
 
 
 def one_cpu() -> bool:
@@ -234,19 +241,32 @@ def loss_fn(outputs: dict[str, Array], labels: Array) -> tuple[Array, dict[str, 
     return label_order.path_cross_entropy(outputs["step_log_probs"], outputs["paths"]), {"paths_cut": cut}
 
 
-def constants(config: ConfigDict, facts: Facts) -> dict[str, np.ndarray]:
-    """The order of the labels, int32 [C]: the one that is drawn from in "random_per_batch", and that says which labels
-    are cut in "pla" and "mla", is frequent-first. Says how many training paths are cut."""
-    model = config.model
-    cut = int(np.sum((facts.labels == 1).sum(axis=1) > model.max_length))
-    if cut:
-        print(
-            f"{cut} of {len(facts.labels)} training images have more than config.model.max_length = {model.max_length} "
-            "labels: what comes after these in the order is cut from their paths"
-        )
+def constants(config: ConfigDict, statistics: LabelStatistics) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The order of the labels, int32 [C], and a note on how many training paths are cut.
+
+    The order that "random_per_batch" draws from, and that decides which labels are cut in "pla" and "mla", is
+    frequent-first.
+    """
+    model, labels = config.model, statistics.labels
+    cut = int(np.sum((labels == 1).sum(axis=1) > model.max_length))
+    note = (
+        f"{cut} of {len(labels)} training images have more than config.model.max_length = {model.max_length} labels: "
+        "what comes after these in the order is cut from their paths"
+    )
     fixed = model.order if model.order not in (*ALIGNMENTS, "random_per_batch") else "frequent_first"
-    order = label_order.order_fn(fixed, facts.labels, facts.class_names, config.seed)
-    return {"order": np.asarray(order(jax.random.key(0)))}
+    order = label_order.order_fn(fixed, labels, statistics.class_names, config.seed)
+    return {"order": np.asarray(order(jax.random.key(0)))}, [note] if cut else []
+
+
+def label_embeddings(variables: dict) -> dict[str, Array]:
+    """U_l float32 [C, E], which embeds labels and scores them, and its rows of END and START [1, E] apart."""
+    decoder = variables["params"]["decoder"]
+    table = decoder["label_embedding"]
+    return {
+        "label_embedding": table[:-1],
+        "label_embedding_end": table[-1:],
+        "label_embedding_start": decoder["start_embedding"],
+    }
 
 
 def search(model: Model, variables: dict, images: Array, shared: bool | None = None) -> tuple[Array, ...]:

@@ -1,17 +1,24 @@
-"""What the trainer and the evaluator know about a head, and nothing else.
+"""What the trainer, the inputs and the evaluator know about a head, and nothing else.
 
 A head module exports
-  Model(num_labels, **config.model): a Flax module; `model(images, train=False, labels=None)` takes uint8 or float
-    [B, H, W, 3] in 0..255, or `trunks.Features` in their place, and gives a dict of named outputs. `labels` int8 [B, C]
-    is passed in training, for heads that read the truth (teacher forcing); padding's labels are all -1. `outputs` may
-    hold what the loss needs beside the logits. Draws come from `make_rng("dropout")`.
+  Model(num_labels, **config.model): a Flax module; `model(images, train=False, labels=None, frozen_trunk=False)` takes
+    uint8 or float [B, H, W, 3] in 0..255, or `trunks.StoredMaps` in their place, and gives a dict of named outputs.
+    `labels` int8 [B, C] is passed in training, for heads that read the truth (teacher forcing); padding's labels are
+    all -1. `frozen_trunk` is True where no parameter of the trunk is trained; the head hands it to the trunk. `outputs`
+    may hold what the loss needs beside the logits; `pooled` [B, D], where there is one, is the image's vector. Draws
+    come from `make_rng("dropout")`.
   loss_fn(outputs, labels, **config.loss) -> (per-example float32 [B], dict of scalars to log).
   predict_fn(model, variables, images) -> Prediction.
+  reads(config.model) -> Reads: what the head reads of its trunk.
 and, where the model declares variables in the collection "constants" (names, shapes and dtypes by `self.variable`),
-  constants(config, facts) -> dict of numpy arrays: their values, from the training split. They are made once, saved
-    with every checkpoint and never trained: an order of the labels, an adjacency, word vectors.
+  constants(config, statistics) -> (dict of numpy arrays, list of notes): their values, from the training split, and
+    lines about them for the user. They are made once, saved with every checkpoint and never trained: an order of the
+    labels, an adjacency, word vectors.
 and, where the head decides in steps,
   trace_fn(model, variables, images) -> Trace: what `jaxmlic predict --trace` shows of them.
+and, where the head has vectors of labels,
+  label_embeddings(variables) -> {name: float32 [C, D]}: the tables, rows in the order of the labels. Rows that stand
+    for no label are entries of their own, [1, D]: "NAME_start", "NAME_end".
 """
 
 import dataclasses
@@ -23,20 +30,51 @@ import flax.struct
 import jax
 import numpy as np
 
-from jaxmlic.errors import UserError, did_you_mean
+from jaxmlic.errors import UserError, unknown
+
+# Pooling a map of 1 x 1 by these gives its vector again, so that the vector can be stored in place of the map.
+STORABLE_POOLS = ("avg", "max")
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
+class LabelStatistics:
     """What a head may know of the training split: labels int8 [N, C] in {1, 0, -1} and the class names [C]."""
 
     labels: np.ndarray
     class_names: list[str]
 
 
+@dataclasses.dataclass(frozen=True)
+class Reads:
+    """What a head reads of its trunk: the feature map, pooled or position by position, or several stages.
+
+    Attributes:
+      pool: the pooling through which alone the head reads the feature map; "" where it reads positions or stages.
+      stages: the stages that it reads, () for the trunk's levels; None where it reads the feature map.
+      map_size: stages with more rows or columns are averaged to so many; 0 leaves them as they are.
+    """
+
+    pool: str = ""
+    stages: tuple[str, ...] | None = None
+    map_size: int = 0
+
+    def check_store(self, store: str) -> None:
+        """UserError unless what `config.features.store` ("pooled", "map" or "stages") keeps is what the head reads."""
+        if (store == "stages") != (self.stages is not None):
+            remedy = "'map' or 'pooled'" if self.stages is None else "'stages'"
+            what = "the feature map" if self.stages is None else "stages of the trunk"
+            raise UserError(f"config.features.store = {store!r}, but this head reads {what}: set it to {remedy}")
+        if store == "pooled" and self.pool not in STORABLE_POOLS:
+            what = f"this one is {self.pool!r}" if self.pool else "this head reads the positions of a map"
+            raise UserError(
+                f"config.features.store = 'pooled' goes with config.model.pool = 'avg' or 'max', and {what}: set "
+                "config.features.store='map'"
+            )
+
+
 @flax.struct.dataclass
 class Prediction:
-    """What a head says about a batch.
+    """What a head predicts for a batch.
 
     Attributes:
       scores: float32 [B, C] logits: what rankings and AP are made from; sigmoid(score) is the probability of the label.
@@ -69,8 +107,19 @@ class Trace:
 
 
 def find(name: str) -> ModuleType:
-    """The head module `jaxmlic.models.heads.<name>`; UserError with the list of heads for an unknown name."""
-    known = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "contract"))
+    """The head module `jaxmlic.models.heads.<name>`, such as "linear" or "cnn_lstm_rmlc.path".
+
+    UserError with the list of heads for an unknown name.
+    """
+    known = names()
     if name not in known:
-        raise UserError(f"config.head = {name!r} is unknown{did_you_mean(name, known)}; heads: {', '.join(known)}")
+        raise unknown("config.head =", name, known)
     return import_module(f"jaxmlic.models.heads.{name}")
+
+
+def names() -> list[str]:
+    """The names of all heads: files here, and files of the folders here, whose names do not begin with "_"."""
+    folder = Path(__file__).parent
+    paths = [path.relative_to(folder) for pattern in ("*.py", "*/*.py") for path in folder.glob(pattern)]
+    public = [path for path in paths if not path.name.startswith("_") and path != Path("contract.py")]
+    return sorted(".".join(path.with_suffix("").parts) for path in public)

@@ -12,18 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmlic.errors import UserError, did_you_mean
+from jaxmlic.errors import UserError, check_choice, check_least
 from jaxmlic.labels import graph as label_graph
+from jaxmlic.losses.named import named
 from jaxmlic.models import trunks
-from jaxmlic.models.heads import linear
-from jaxmlic.models.heads.contract import Facts
+from jaxmlic.models.heads.contract import LabelStatistics, Prediction, Reads
 from jaxmlic.models.layers import attention, fusion, graph_convolution
+from jaxmlic.models.layers.pooling import POOLS
 
 GRAPHS = ("gcn", "none")
 FUSIONS = ("mfb", "dot", "none")
-
-loss_fn = linear.loss_fn
-predict_fn = linear.predict_fn
 
 
 class Model(nn.Module):
@@ -77,10 +75,12 @@ class Model(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False, labels: jax.Array | None = None) -> dict[str, jax.Array]:
-        """Images uint8 or float [B, H, W, 3] in 0..255, or `trunks.Features` with stages, to label logits.
+    def __call__(
+        self, images: jax.Array, train: bool = False, labels: jax.Array | None = None, frozen_trunk: bool = False
+    ) -> dict[str, jax.Array]:
+        """Images uint8 or float [B, H, W, 3] in 0..255, or `trunks.StoredMaps` with stages, to label logits.
 
-        Returns logits float32 [B, C], features [B, sum of D], the stages' vectors side by side (F in Section E), and
+        Returns logits float32 [B, C], pooled [B, sum of D], the stages' vectors side by side (F in Section E), and
         where they exist: attention_STAGE [B, h, w], weights that sum to one; logits_STAGE [B, C]; label_embeddings
         [C, gcn_dim].
         """
@@ -93,11 +93,12 @@ class Model(nn.Module):
             dtype=self.dtype,
             batch_norm=self.batch_norm,
             map_size=self.map_size,
+            frozen=frozen_trunk,
         )
         vectors, outputs = self._vectors({stage: x.astype(jnp.float32) for stage, x in maps.items()})
         if self.stage_norm:
             vectors = {stage: fusion.unit_scale(vector) for stage, vector in vectors.items()}
-        outputs["features"] = jnp.concatenate(list(vectors.values()), axis=-1)  # [B, sum of D]
+        outputs["pooled"] = jnp.concatenate(list(vectors.values()), axis=-1)  # [B, sum of D]
         dropout = nn.Dropout(self.dropout, deterministic=not train)
         if self.fusion == "none":
             for stage, vector in vectors.items():
@@ -105,18 +106,18 @@ class Model(nn.Module):
                 outputs[f"logits_{stage}"] = classifier(dropout(vector))
             logits = sum(outputs[f"logits_{stage}"] for stage in vectors) / len(vectors)
             return outputs | {"logits": logits}
-        features = dropout(outputs["features"])
-        embeddings = self._label_embeddings(features.shape[-1])
+        pooled = dropout(outputs["pooled"])
+        embeddings = self._label_embeddings(pooled.shape[-1])
         if self.fusion == "mfb":
             mfb = fusion.FactorizedBilinear(self.mfb_dim, self.mfb_groups, self.mfb_norm, name="fusion")
-            logits = mfb(features, embeddings)
+            logits = mfb(pooled, embeddings)
         else:
-            logits = features @ embeddings.T
+            logits = pooled @ embeddings.T
         return outputs | {"label_embeddings": embeddings, "logits": logits}
 
     def _vectors(self, maps: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """The vector [B, D] of each stage, attended or pooled, and the attention maps."""
-        pooled = {stage: linear.POOLS[self.pool](x) for stage, x in maps.items()}
+        pooled = {stage: POOLS[self.pool](x) for stage, x in maps.items()}
         if not self.attention:
             return pooled, {}
         joined = jnp.concatenate(list(pooled.values()), axis=-1)  # eq 2
@@ -145,16 +146,12 @@ class Model(nn.Module):
 
     def _check(self) -> None:
         """UserError for values that do not exist or do not go together."""
-        choices = {"pool": linear.POOLS, "graph": GRAPHS, "fusion": FUSIONS, "adjacency": label_graph.STYLES}
+        choices = {"pool": POOLS, "graph": GRAPHS, "fusion": FUSIONS, "adjacency": label_graph.STYLES}
         choices |= {"mfb_norm": fusion.NORMS}
         for field, known in choices.items():
-            value = getattr(self, field)
-            if value not in known:
-                hint = did_you_mean(value, known)
-                raise UserError(f"config.model.{field} = {value!r} is unknown{hint}; it is one of {', '.join(known)}")
+            check_choice(f"model.{field}", getattr(self, field), known)
         for field, least in (("gcn_layers", 1), ("gcn_hidden", 1), ("gcn_dim", 0), ("global_dim", 1), ("map_size", 0)):
-            if getattr(self, field) < least:
-                raise UserError(f"config.model.{field} = {getattr(self, field)}; it is at least {least}")
+            check_least(f"model.{field}", getattr(self, field), least)
         if self.fusion == "none" and self.graph != "none":
             raise UserError(
                 f"config.model.graph = {self.graph!r} makes label embeddings that config.model.fusion = 'none' does "
@@ -165,34 +162,64 @@ class Model(nn.Module):
 
 
 def word_dim(source: str, dim: int, num_labels: int) -> int:
-    """Width of the word vectors; UserError where `dim` does not say it, or says another than the source has."""
+    """Width of the word vectors; UserError where neither `dim` nor the source has one, or both have different ones."""
     own = {"glove100": 100, "one_hot": num_labels}.get(source)
     if own is None and dim < 1:
-        raise UserError(f"config.model.word_dim = {dim}: say how wide the vectors of {source!r} are")
+        raise UserError(f"config.model.word_dim = {dim}: set it to the width of the vectors of {source!r}")
     if own is not None and dim not in (0, own):
         raise UserError(f"config.model.word_dim = {dim}, but the vectors of {source!r} have {own} numbers")
     return own or dim
 
 
-def constants(config: ConfigDict, facts: Facts) -> dict[str, np.ndarray]:
+def reads(model: ConfigDict) -> Reads:
+    """Stages of the trunk."""
+    return Reads(stages=tuple(model.stages), map_size=model.map_size)
+
+
+def loss_fn(
+    outputs: dict[str, jax.Array], labels: jax.Array, *, name: str, options: tuple = ()
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The named loss on the logits (see `losses.named`), per example [B]; nothing further to log."""
+    return named(name, options, outputs["logits"], labels), {}
+
+
+def predict_fn(model: Model, variables: dict, images: jax.Array) -> Prediction:
+    """Scores are the float32 logits; which labels count as predicted is a threshold's matter."""
+    return Prediction(scores=model.apply(variables, images, train=False)["logits"])
+
+
+def label_embeddings(variables: dict) -> dict[str, jax.Array]:
+    """float32 [C, gcn_dim], of the graph or free, and with a graph its word_vectors [C, W]; {} without fusion."""
+    params, values = variables["params"], variables.get("constants", {})
+    if "label_embedding" in params:
+        return {"label_embedding": params["label_embedding"]}
+    if "gcn" not in params:
+        return {}
+    widths = tuple(params["gcn"][f"kernel_{layer}"].shape[1] for layer in range(len(params["gcn"])))
+    layers = graph_convolution.GraphConvolutions(widths)
+    embeddings = layers.apply({"params": params["gcn"]}, values["adjacency"], values["word_vectors"])
+    return {"label_embedding": embeddings, "word_vectors": values["word_vectors"]}
+
+
+def constants(config: ConfigDict, statistics: LabelStatistics) -> tuple[dict[str, np.ndarray], list[str]]:
     """adjacency float32 [C, C] from the training labels and word_vectors float32 [C, W] (eqs 6 to 8, Section D).
 
-    {} without a graph. Raises UserError for a threshold or weight out of range and as `word_vectors` does.
+    And a note on the words that have no vector. Nothing without a graph. Raises UserError for a threshold or weight out
+    of range and as `word_vectors` does.
     """
     model = config.model
     if model.graph == "none":
-        return {}
+        return {}, []
     try:
         adjacency = label_graph.adjacency(
-            *label_graph.cooccurrence(facts.labels), model.threshold, model.reweight, model.adjacency
+            *label_graph.cooccurrence(statistics.labels), model.threshold, model.reweight, model.adjacency
         )
     except ValueError as error:
         raise UserError(f"config.model.threshold, config.model.reweight: {error}") from None
-    dim = word_dim(model.word_vectors, model.word_dim, len(facts.class_names))
-    vectors, lookup = label_graph.word_vectors(facts.class_names, model.word_vectors, dim=dim, seed=config.seed)
+    dim = word_dim(model.word_vectors, model.word_dim, len(statistics.class_names))
+    vectors, lookup = label_graph.word_vectors(statistics.class_names, model.word_vectors, dim=dim, seed=config.seed)
     if vectors.shape[1] != dim:
         raise UserError(
             f"config.model.word_dim = {dim}, but the vectors of {model.word_vectors!r} have {vectors.shape[1]} numbers"
         )
-    print(lookup)
-    return {"adjacency": adjacency, "word_vectors": vectors}
+    return {"adjacency": adjacency, "word_vectors": vectors}, [str(lookup)]

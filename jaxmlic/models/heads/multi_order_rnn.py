@@ -1,10 +1,10 @@
-"""Multi-order RNN (Dutta, Verma, Jawahar, 2020): an LSTM starts from the CNN's scores and says all labels each step.
+"""Multi-order RNN (Dutta, Verma, Jawahar, 2020): an LSTM starts from the CNN's scores and predicts all labels a step.
 
 Eqs. 1 to 7. The CNN's probabilities s give the first state, h = tanh(W_h s + b_h), c = tanh(W_c s + b_c). Each step
 reads the label that the step before found most probable (no gradient passes through that choice; the first reads a
-START row) and says every label of the image except the one it read. A label's score is its highest over the steps. The
-CNN's scores are a layer named `classifier`, so that `config.start_from` takes trunk and scores over from a run of the
-linear head: the paper's two stages.
+START row) and predicts every label of the image except the one it read. A label's score is its highest over the steps.
+The CNN's scores are a layer named `classifier`, so that `config.start_from` takes trunk and scores over from a run of
+the linear head: the paper's two stages.
 
 `output="released"`, `mask="all"` and `step_loss="released"` are the choices of the authors' code. `mask="pool"` is the
 order-free RNN of Chen et al. (2018), as the paper describes it: training reads the most confident label out of a pool
@@ -14,14 +14,15 @@ of true labels, which it leaves, and decoding reads on until no label is above 1
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from jaxmlic import losses
 from jaxmlic.errors import check_choice, check_least
 from jaxmlic.models import trunks
-from jaxmlic.models.heads.contract import Prediction, Trace
-from jaxmlic.models.heads.linear import POOLS
+from jaxmlic.models.heads.contract import Prediction, Reads, Trace
 from jaxmlic.models.layers import cells
 from jaxmlic.models.layers.norm import BatchNorm
+from jaxmlic.models.layers.pooling import POOLS
 
 Array = jax.Array
 
@@ -39,7 +40,7 @@ class Model(nn.Module):
       embedding_size: E, of the label that a step reads.
       recurrent_size: H.
       num_steps: T.
-      mask: which labels a step is not to say. "last": the one it reads (eq. 5); "all": every one read so far, and none
+      mask: which labels are masked at a step. "last": the one it reads (eq. 5); "all": every one read so far, and none
         is read twice in decoding (the authors' code); "pool": as "all", and training reads true labels while there are
         any left (the order-free RNN).
       output: "paper": W h + b (eq. 3); "released": W tanh(P h + p + x) + b with the E numbers x that the step reads,
@@ -59,19 +60,21 @@ class Model(nn.Module):
     output: str = "paper"
 
     @nn.compact
-    def __call__(self, images: Array, train: bool = False, labels: Array | None = None) -> dict[str, Array]:
-        """Images uint8 or float [B, H, W, 3] in 0..255, or `trunks.Features`; labels only matter for mask="pool".
+    def __call__(
+        self, images: Array, train: bool = False, labels: Array | None = None, frozen_trunk: bool = False
+    ) -> dict[str, Array]:
+        """Images uint8 or float [B, H, W, 3] in 0..255, or `trunks.StoredMaps`; labels only matter for mask="pool".
 
-        Returns feature_map [B, h, w, D], features [B, D], cnn_logits [B, C], step_logits [B, T, C], logits [B, C] (the
-        highest of the steps), read_next int32 [B, T] (the label that each step found) and masked bool [B, T, C] (what
-        each step was not to say). Raises UserError for a field that cannot be.
+        Returns feature_map [B, h, w, D], pooled [B, D], cnn_logits [B, C], step_logits [B, T, C], logits [B, C] (the
+        highest of the steps), read_next int32 [B, T] (the label that each step found) and masked bool [B, T, C] (the
+        labels masked at each step). Raises UserError for a field that cannot be.
         """
         self._check()
-        feature_map, _ = trunks.feature_map(
-            images, train, name=self.trunk, dtype=self.dtype, batch_norm=self.batch_norm
+        feature_map = trunks.feature_map(
+            images, train, name=self.trunk, dtype=self.dtype, batch_norm=self.batch_norm, frozen=frozen_trunk
         )
-        features = POOLS[self.pool](feature_map.astype(jnp.float32))
-        dropped = nn.Dropout(self.dropout, deterministic=not train)(features)
+        pooled = POOLS[self.pool](feature_map.astype(jnp.float32))
+        dropped = nn.Dropout(self.dropout, deterministic=not train)(pooled)
         cnn_logits = nn.Dense(self.num_labels, name="classifier")(dropped)
         scores = jax.nn.sigmoid(cnn_logits)  # s of the paper
         if self.output == "released":
@@ -82,23 +85,23 @@ class Model(nn.Module):
         rows = (self.num_labels + 1, self.embedding_size)
         embedding = self.param("label_embedding", nn.initializers.normal(self.embedding_size**-0.5), rows, jnp.float32)
         cell = cells.Cell(self.embedding_size, self.recurrent_size, name="cell")()
-        say = self._output_layer()
+        predict_logits = self._output_layer()
 
         def step(carry: tuple, _: None) -> tuple[tuple, tuple]:
-            state, last, said = carry  # last [B], of which -1 is START's row; said bool [B, C]
+            state, last, read = carry  # last [B], of which -1 is START's row; read bool [B, C]
             inputs = embedding[last]  # [B, E]
             state, output = cell.step(state, cell.project(inputs))
-            logits = say(output, inputs)  # [B, C]
-            chosen = jnp.argmax(jnp.where(self._readable(said, labels), logits, -jnp.inf), axis=-1)  # [B]
+            logits = predict_logits(output, inputs)  # [B, C]
+            chosen = jnp.argmax(jnp.where(self._readable(read, labels), logits, -jnp.inf), axis=-1)  # [B]
             now = jax.nn.one_hot(chosen, self.num_labels, dtype=bool)
-            return (state, chosen, now if self.mask == "last" else said | now), (logits, chosen, said)
+            return (state, chosen, now if self.mask == "last" else read | now), (logits, chosen, read)
 
         start = (state, jnp.full(len(scores), -1), jnp.zeros(scores.shape, bool))
         found = jax.lax.scan(step, start, None, length=self.num_steps)[1]
         step_logits, read_next, masked = (jnp.swapaxes(x, 0, 1) for x in found)
         return {
             "feature_map": feature_map,
-            "features": features,
+            "pooled": pooled,
             "cnn_logits": cnn_logits,
             "step_logits": step_logits,
             "logits": step_logits.max(axis=1),
@@ -118,14 +121,14 @@ class Model(nn.Module):
         offset = self.param("projection_bias", nn.initializers.zeros, (1, width), jnp.float32)
         return lambda output, inputs: jnp.tanh(output @ projection + offset + inputs) @ kernel + bias
 
-    def _readable(self, said: Array, labels: Array | None) -> Array:
-        """Which labels the next step may read, after a step that was not to say `said`: bool [B, C]."""
+    def _readable(self, masked: Array, labels: Array | None) -> Array:
+        """Which labels the next step may read, after a step with labels `masked`: bool [B, C]."""
         if self.mask == "last" or (self.mask == "all" and labels is not None):
-            return jnp.ones_like(said)  # eq. 4; the authors' code, too, takes the best of all labels in training
+            return jnp.ones_like(masked)  # eq. 4; the authors' code, too, takes the best of all labels in training
         if labels is None:
-            return ~said
-        pool = (labels == 1) & ~said
-        return jnp.where(pool.any(axis=1, keepdims=True), pool, ~said)
+            return ~masked
+        pool = (labels == 1) & ~masked
+        return jnp.where(pool.any(axis=1, keepdims=True), pool, ~masked)
 
     def _check(self):
         check_choice("model.pool", self.pool, POOLS)
@@ -135,12 +138,23 @@ class Model(nn.Module):
             check_least(f"model.{field}", getattr(self, field), 1)
 
 
+def reads(model: ConfigDict) -> Reads:
+    """The pooled feature map."""
+    return Reads(pool=model.pool)
+
+
+def label_embeddings(variables: dict) -> dict[str, Array]:
+    """The rows that a step reads, float32 [C, E], and START's [1, E] apart."""
+    table = variables["params"]["label_embedding"]
+    return {"label_embedding": table[:-1], "label_embedding_start": table[-1:]}
+
+
 def loss_fn(
     outputs: dict[str, Array], labels: Array, *, step_loss: str = "paper", cnn_weight: float = 0.0
 ) -> tuple[Array, dict[str, Array]]:
     """Eq. 7 (with the minus sign it lacks) summed over classes and steps: float32 [B].
 
-    What a step is not to say is absent to it (eq. 6); unknown labels count nowhere else.
+    A label that is masked at a step has the target 0 there (eq. 6); other unknown labels do not count.
 
     Args:
       outputs: of the model.

@@ -26,6 +26,13 @@ def global_max_pool(x: Array) -> Array:
     return jnp.sum(jnp.where(here, flat, 0), axis=1)
 
 
+POOLS = {
+    "avg": global_avg_pool,
+    "max": global_max_pool,
+    "avg_max": lambda x: jnp.concatenate([global_avg_pool(x), global_max_pool(x)], axis=-1),
+}
+
+
 def adaptive_avg_pool(x: Array, size: tuple[int, int]) -> Array:
     """[B, H, W, D] -> [B, h, w, D] for size (h, w): `torch.nn.AdaptiveAvgPool2d`, for maps of any size.
 

@@ -3,7 +3,8 @@
 Each exports `Trunk` (a Flax module, `trunk(x, train) -> (feature map [B, h, w, D], stages)`), `preprocess(image)`
 (pixels 0..255 on the device -> the input), `STRIDE`, and `NAMES`: the names it goes by in a config and the fields each
 stands for. Every such name begins with the module's. `LEVELS` are the stages, from fine to coarse, that a head of
-several stages reads where it is not told others.
+several stages reads where it is not told others, and `BATCH_NORM` the names of NAMES that have batch norm, whose
+`Trunk` has a field `batch_norm`.
 
 A trunk that pretrained weights exist for has `torch_names(**fields)`, variable -> name in a PyTorch state dict, perhaps
 `timm_names(**fields)`, the same for timm's names, and `TORCH_CLASSIFIER`, the prefixes of the classification layer's
@@ -21,20 +22,20 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxmlic.errors import UserError, did_you_mean
+from jaxmlic.errors import UserError, check_choice, did_you_mean, unknown
 from jaxmlic.models.layers import pooling
 
 
 @flax.struct.dataclass
-class Features:
-    """What a trunk gave before, handed to a head in place of images.
+class StoredMaps:
+    """Outputs of a trunk that were stored before, handed to a head in place of images.
 
     Attributes:
-      values: the feature map [B, h, w, D] (1 x 1 where it is pooled), or None where stages alone were kept.
+      feature_map: the feature map [B, h, w, D] (1 x 1 where it is pooled), or None where stages alone were kept.
       stages: maps [B, h, w, D] by name, those that were kept.
     """
 
-    values: jax.Array | None
+    feature_map: jax.Array | None
     stages: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
 
 
@@ -46,7 +47,12 @@ def get(name: str) -> tuple[ModuleType, dict[str, Any]]:
         if fields is not None:
             return _module(file), dict(fields)
     known = sorted(n for f in files for n in getattr(_module(f), "NAMES", {}))
-    raise UserError(f"unknown trunk {name!r}{did_you_mean(name, known)}; trunks are {', '.join(known)}")
+    raise unknown("trunk", name, known)
+
+
+def has_batch_norm(name: str) -> bool:
+    """Whether a trunk has batch norm, so that `batch_norm="frozen"` means something to it."""
+    return name in getattr(get(name)[0], "BATCH_NORM", ())
 
 
 def build(name: str, *, dtype: str, batch_norm: str) -> tuple[nn.Module, Callable[[jax.Array], jax.Array]]:
@@ -55,9 +61,8 @@ def build(name: str, *, dtype: str, batch_norm: str) -> tuple[nn.Module, Callabl
     Raises UserError for an unknown trunk, dtype or batch-norm mode, and for a frozen batch norm in a trunk without one.
     """
     module, fields = get(name)
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"config.model.dtype = {dtype!r}; it is 'float32' or 'bfloat16'")
-    if "batch_norm" in module.Trunk.__dataclass_fields__:
+    check_choice("model.dtype", dtype, ("float32", "bfloat16"))
+    if has_batch_norm(name):
         fields["batch_norm"] = batch_norm
     elif batch_norm != "train":
         raise UserError(f"config.model.batch_norm = {batch_norm!r}: trunk {name!r} has no batch norm to freeze")
@@ -65,22 +70,26 @@ def build(name: str, *, dtype: str, batch_norm: str) -> tuple[nn.Module, Callabl
 
 
 def feature_map(
-    inputs: jax.Array | Features, train: bool, *, name: str, dtype: str, batch_norm: str
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(feature map, stages) of images [B, H, W, 3] in 0..255, or of `Features`, which have no stages.
+    inputs: jax.Array | StoredMaps, train: bool, *, name: str, dtype: str, batch_norm: str, frozen: bool = False
+) -> jax.Array:
+    """The feature map [B, h, w, D] of images [B, H, W, 3] in 0..255, or the one of `StoredMaps`.
 
-    For use inside a head's compact method: the trunk becomes its submodule "trunk". Raises UserError as `build` does.
+    For use inside a head's compact method: the trunk becomes its submodule "trunk".
+
+    frozen: whether no parameter of the trunk is trained; see `acts_in_training`.
+
+    Raises UserError as `build` does.
     """
     trunk, preprocess = build(name, dtype=dtype, batch_norm=batch_norm)
-    if not isinstance(inputs, Features):
-        return trunk(preprocess(inputs), train)
-    if inputs.values is None:
+    if not isinstance(inputs, StoredMaps):
+        return trunk(preprocess(inputs), train and acts_in_training(name, batch_norm, frozen))[0]
+    if inputs.feature_map is None:
         raise UserError("this head reads the feature map: set config.features.store='map' or 'pooled'")
-    return inputs.values, inputs.stages
+    return inputs.feature_map
 
 
 def stages(
-    inputs: jax.Array | Features,
+    inputs: jax.Array | StoredMaps,
     train: bool,
     wanted: Sequence[str],
     *,
@@ -88,21 +97,24 @@ def stages(
     dtype: str,
     batch_norm: str,
     map_size: int = 0,
+    frozen: bool = False,
 ) -> dict[str, jax.Array]:
-    """The wanted stages, in their order, of images [B, H, W, 3] in 0..255 or of `Features`: maps [B, h, w, D] by name.
+    """The wanted stages in their order: maps [B, h, w, D] by name, of images [B, H, W, 3] in 0..255 or `StoredMaps`.
 
     For use inside a head's compact method: the trunk becomes its submodule "trunk".
 
     wanted: names of stages; empty for the trunk's LEVELS.
     map_size: maps with more rows or columns are averaged to so many; 0 leaves them as they are.
+    frozen: whether no parameter of the trunk is trained; see `acts_in_training`.
 
     Raises UserError as `build` does, and for a stage that there is not.
     """
     trunk, preprocess = build(name, dtype=dtype, batch_norm=batch_norm)
-    if isinstance(inputs, Features):
+    if isinstance(inputs, StoredMaps):
         found, where = inputs.stages, "the stored features (config.features.store='stages', config.features.stages)"
     else:
-        found, where = trunk(preprocess(inputs), train)[1], f"trunk {name!r}"
+        found = trunk(preprocess(inputs), train and acts_in_training(name, batch_norm, frozen))[1]
+        where = f"trunk {name!r}"
     wanted = tuple(wanted) or levels(name)
     for stage in wanted:
         if stage not in found:
@@ -110,6 +122,15 @@ def stages(
                 f"no stage {stage!r} in {where}{did_you_mean(stage, found)}; there: {', '.join(found) or 'none'}"
             )
     return {stage: shrink(found[stage], map_size) for stage in wanted}
+
+
+def acts_in_training(name: str, batch_norm: str, frozen: bool) -> bool:
+    """Whether a trunk's output in training differs from its output in evaluation.
+
+    A trunk without a trained parameter is a fixed function, its own dropout off (VGG16's fc6 and fc7): the "fixed CNN"
+    of the papers, whose output can be stored. It is none while `batch_norm="train"` moves its statistics.
+    """
+    return not frozen or (has_batch_norm(name) and batch_norm == "train")
 
 
 def levels(name: str) -> tuple[str, ...]:

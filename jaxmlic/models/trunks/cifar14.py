@@ -1,6 +1,6 @@
 """The convolutional part of the 14-layer CIFAR network of CNN-LSTM-RMLC (James and Lakshmi, 3.2.4): C1 to S9.
 
-A grey 32x32 image becomes 4x4 positions of 128 features. Six 3x3 convolutions with ReLU and three sub-samplings have
+A grey 32x32 image becomes 4x4 positions of 128 channels. Six 3x3 convolutions with ReLU and three sub-samplings have
 640, 36928, 128, 73856, 147584, 256, 295168, 295040 and 256 parameters, as the paper counts them. A sub-sampling is the
 maximum of 2x2 times a learned scale plus a learned bias, one of each per map, without an activation.
 """
@@ -75,10 +75,10 @@ class Trunk(nn.Module):
         pooling.check_image_size(x, STRIDE)
         stages = {}
         x = x.astype(self.dtype)
-        for name, features in _LAYERS:
+        for name, channels in _LAYERS:
             if name.startswith("C"):
                 size = (self.kernel, self.kernel)
-                x = nn.Conv(features, size, dtype=self.dtype, kernel_init=conv.conv_init, name=name)(x)
+                x = nn.Conv(channels, size, dtype=self.dtype, kernel_init=conv.conv_init, name=name)(x)
                 x = nn.leaky_relu(x, self.slope) if self.slope else nn.relu(x)
             else:
                 x = SubSampling(self.dtype, name=name)(x)

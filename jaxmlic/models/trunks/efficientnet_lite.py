@@ -33,7 +33,8 @@ VARIANTS = {
 }
 # Names of this trunk in a config, with the fields each stands for.
 NAMES = {"efficientnet_lite": {}} | {f"efficientnet_{v}": {"variant": v} for v in VARIANTS}
-# kernel, stride, expansion, features, blocks of each stage at width and depth 1
+BATCH_NORM = tuple(NAMES)
+# kernel, stride, expansion, channels, blocks of each stage at width and depth 1
 _STAGES = (
     (3, 1, 1, 16, 1),
     (3, 2, 6, 24, 2),

@@ -31,7 +31,7 @@ def load(path: str | Path, trunk: str, *, classifier: bool = False) -> dict[str,
     module, fields = trunks.get(trunk)
     if not hasattr(module, "torch_names"):
         raise UserError(f"trunk {trunk!r} has no pretrained weights to load; leave the path of weights empty")
-    wanted, features = _shapes(module, tuple(sorted(fields.items())))
+    wanted, channels = _shapes(module, tuple(sorted(fields.items())))
     state = read_state(path)
     names = _names(module, fields, state, classifier)
     found = {name for name in state if name in names.values() or not _left_out(name, module)}
@@ -43,7 +43,7 @@ def load(path: str | Path, trunk: str, *, classifier: bool = False) -> dict[str,
         )
     if classifier:
         classes = state[names["classifier", "bias"]].size  # any number; the kernel must agree
-        wanted = wanted | {("classifier", "kernel"): (features, classes), ("classifier", "bias"): (classes,)}
+        wanted = wanted | {("classifier", "kernel"): (channels, classes), ("classifier", "bias"): (classes,)}
     flat, wrong = {}, []
     for key, name in names.items():
         array = _in_torch_shape(state[name], _to_torch(wanted[key]))
@@ -75,7 +75,7 @@ def _left_out(name: str, module: ModuleType) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def _shapes(module: ModuleType, fields: tuple[tuple[str, Any], ...]) -> tuple[dict[Key, tuple[int, ...]], int]:
-    """The shape of every variable, and the features of the feature map."""
+    """The shape of every variable, and the channels of the feature map."""
     image = jnp.zeros((1, module.STRIDE, module.STRIDE, 3))
     trunk = module.Trunk(**dict(fields))
     (feature_map, _), variables = jax.eval_shape(lambda: trunk.init_with_output(jax.random.key(0), image, False))

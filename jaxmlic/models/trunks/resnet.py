@@ -24,8 +24,9 @@ TORCH_CLASSIFIER = ("fc",)
 DEPTHS = {18: (False, (2, 2, 2, 2)), 50: (True, (3, 4, 6, 3)), 101: (True, (3, 4, 23, 3))}
 # Names of this trunk in a config, with the fields each stands for.
 NAMES = {f"resnet{depth}": {"depth": depth} for depth in DEPTHS}
+BATCH_NORM = tuple(NAMES)
 _WIDTHS = (64, 128, 256, 512)
-_EXPANSION = 4  # of a bottleneck: features out over features of its 3x3 convolution
+_EXPANSION = 4  # of a bottleneck: channels out over channels of its 3x3 convolution
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _batch_norm = partial(BatchNorm, momentum=0.9, epsilon=1e-5)
@@ -37,9 +38,9 @@ def preprocess(image: Array) -> Array:
     return (image.astype(jnp.float32) - mean) / deviation
 
 
-def _conv3x3(features: int, stride: int, dtype: Any, name: str) -> nn.Conv:
+def _conv3x3(channels: int, stride: int, dtype: Any, name: str) -> nn.Conv:
     return nn.Conv(
-        features, (3, 3), stride, padding=1, use_bias=False, dtype=dtype, kernel_init=conv.conv_init, name=name
+        channels, (3, 3), stride, padding=1, use_bias=False, dtype=dtype, kernel_init=conv.conv_init, name=name
     )
 
 

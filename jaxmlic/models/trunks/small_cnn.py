@@ -33,7 +33,7 @@ class Trunk(nn.Module):
 
     `stages` holds "stage1" to "stage3" (strides 2, 4, 8; one, two, three convolutions); the last is the feature map.
 
-    widths: features of the three stages, multiples of 8 (the groups of the group norms).
+    widths: channels of the three stages, multiples of 8 (the groups of the group norms).
     dtype: of the computation; parameters and statistics are float32.
     """
 

@@ -15,12 +15,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmlic.errors import UserError
 from jaxmlic.models.layers import conv, pooling
 from jaxmlic.models.layers.norm import BatchNorm, check_batch_norm
 from jaxmlic.models.trunks.resnet import preprocess
 
 __all__ = [
+    "BATCH_NORM",
     "LEVELS",
     "NAMES",
     "STRIDE",
@@ -42,14 +42,15 @@ TORCH_LEFT_OUT = ("classifier.0", "classifier.3", "pre_logits.fc1", "pre_logits.
 # Names of this trunk in a config, with the fields each stands for.
 NAMES = {
     "vgg16": {},
-    "vgg16_bn": {"with_norm": True},
+    "vgg16_bn": {"batch_norm": "train"},
     "vgg16_fc": {"with_fc": True},
-    "vgg16_bn_fc": {"with_norm": True, "with_fc": True},
+    "vgg16_bn_fc": {"batch_norm": "train", "with_fc": True},
 }
-FC_FEATURES = 4096
+BATCH_NORM = ("vgg16_bn", "vgg16_bn_fc")
+FC_CHANNELS = 4096
 _FC_POOL = (7, 7)
 _DROPOUT = 0.5
-# features and convolutions of the five blocks; a 2x2 max pool ends each
+# channels and convolutions of the five blocks; a 2x2 max pool ends each
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
 
@@ -60,33 +61,30 @@ class Trunk(nn.Module):
     layers. `stages` holds every convolution after its ReLU, "conv1_1" to "conv5_3" (strides 1, 2, 4, 8, 16; the 7th,
     10th and 13th are conv3_3, conv4_3 and conv5_3), then "pool5", and "fc6" and "fc7" where they are, before dropout.
 
-    with_norm: batch norm (epsilon 1e-5) between each convolution and its ReLU.
     with_fc: 7x7 adaptive average pooling and the two fully connected layers, each with ReLU and dropout of 0.5, which
         in training needs the rng "dropout".
-    batch_norm: "train" normalises a training batch by its own statistics and updates the running ones;
-        "frozen" keeps to the running averages and never changes them; UserError where there is no batch norm.
+    batch_norm: batch norm (epsilon 1e-5) between each convolution and its ReLU: "train" normalises a training batch by
+        its own statistics and updates the running ones; "frozen" keeps to the running averages and never changes them.
+        None for the network without.
     dtype: of the computation; parameters and statistics are float32.
     """
 
-    with_norm: bool = False
     with_fc: bool = False
-    batch_norm: str = "train"
+    batch_norm: str | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, dict[str, Array]]:
-        frozen = check_batch_norm(self.batch_norm)
-        if frozen and not self.with_norm:
-            raise UserError("batch_norm is 'frozen', but this VGG16 has no batch norm to freeze; take vgg16_bn")
+        frozen = self.batch_norm is not None and check_batch_norm(self.batch_norm)
         pooling.check_image_size(x, STRIDE)
         norm = partial(BatchNorm, frozen or not train, relu=True, dtype=self.dtype, momentum=0.9, epsilon=1e-5)
         stages = {}
         x = x.astype(self.dtype)
-        for block, (features, convolutions) in enumerate(_BLOCKS, start=1):
+        for block, (channels, convolutions) in enumerate(_BLOCKS, start=1):
             for n in range(1, convolutions + 1):
                 name = f"{block}_{n}"
-                x = nn.Conv(features, (3, 3), dtype=self.dtype, kernel_init=conv.conv_init, name=f"conv{name}")(x)
-                x = norm(name=f"bn{name}")(x) if self.with_norm else nn.relu(x)
+                x = nn.Conv(channels, (3, 3), dtype=self.dtype, kernel_init=conv.conv_init, name=f"conv{name}")(x)
+                x = norm(name=f"bn{name}")(x) if self.batch_norm else nn.relu(x)
                 stages[f"conv{name}"] = x
             x = nn.max_pool(x, (2, 2), (2, 2))
         stages["pool5"] = x
@@ -94,7 +92,7 @@ class Trunk(nn.Module):
             x = pooling.adaptive_avg_pool(x, _FC_POOL)
             for name in ("fc6", "fc7"):
                 x = nn.DenseGeneral(
-                    FC_FEATURES,
+                    FC_CHANNELS,
                     axis=(1, 2, 3),
                     dtype=self.dtype,
                     kernel_init=nn.initializers.normal(0.01),
@@ -105,7 +103,7 @@ class Trunk(nn.Module):
         return x, stages
 
 
-def torch_names(with_norm: bool = False, with_fc: bool = False) -> dict[tuple[str, ...], str]:
+def torch_names(with_fc: bool = False, batch_norm: str | None = None) -> dict[tuple[str, ...], str]:
     """Variable -> its name in torchvision's state dict: ("params", "conv1_2", "bias") -> "features.2.bias"."""
     names = {}
     index = 0  # in torchvision's `features`: convolution, (batch norm,) ReLU, and at a block's end the pool
@@ -113,20 +111,20 @@ def torch_names(with_norm: bool = False, with_fc: bool = False) -> dict[tuple[st
         for n in range(1, convolutions + 1):
             names["params", f"conv{block}_{n}", "kernel"] = f"features.{index}.weight"
             names["params", f"conv{block}_{n}", "bias"] = f"features.{index}.bias"
-            if with_norm:
+            if batch_norm:
                 norm = f"bn{block}_{n}"
                 names["params", norm, "scale"] = f"features.{index + 1}.weight"
                 names["params", norm, "bias"] = f"features.{index + 1}.bias"
                 names["batch_stats", norm, "mean"] = f"features.{index + 1}.running_mean"
                 names["batch_stats", norm, "var"] = f"features.{index + 1}.running_var"
-            index += 3 if with_norm else 2
+            index += 3 if batch_norm else 2
         index += 1
     return names | (_fc_names("classifier.0", "classifier.3") if with_fc else {})
 
 
-def timm_names(with_norm: bool = False, with_fc: bool = False) -> dict[tuple[str, ...], str]:
+def timm_names(with_fc: bool = False, batch_norm: str | None = None) -> dict[tuple[str, ...], str]:
     """The same for timm, where the fully connected layers are convolutions (the same ones on a map of 7x7)."""
-    return torch_names(with_norm) | (_fc_names("pre_logits.fc1", "pre_logits.fc2") if with_fc else {})
+    return torch_names(batch_norm=batch_norm) | (_fc_names("pre_logits.fc1", "pre_logits.fc2") if with_fc else {})
 
 
 def _fc_names(fc6: str, fc7: str) -> dict[tuple[str, ...], str]:

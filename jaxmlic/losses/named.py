@@ -1,0 +1,61 @@
+"""A loss by its name and options, as `config.loss` gives them."""
+
+import inspect
+import typing
+from collections.abc import Callable
+
+import jax
+
+from jaxmlic.errors import UserError, check_choice, unknown
+from jaxmlic.losses import pairwise, pointwise
+
+LOSSES = {
+    "asymmetric": pointwise.asymmetric,
+    "binary_cross_entropy": pointwise.binary_cross_entropy,
+    "focal": pointwise.focal,
+    "lsep": pairwise.lsep,
+    "rmlc": pairwise.rmlc,
+    "softmax_cross_entropy": pointwise.softmax_cross_entropy,
+    "warp": pairwise.warp,
+    "weighted_cross_entropy": pointwise.weighted_cross_entropy,
+}
+
+
+def named(name: str, options: tuple, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The named loss per example, float32 [...] from logits and labels [..., C].
+
+    Args:
+      name: one of LOSSES.
+      options: (name, value) pairs for the loss's keyword-only parameters. No key reaches a loss from here, so that
+        sampled ranks are for direct callers of jaxmlic.losses.
+      logits, labels: as in `pointwise`.
+
+    Raises:
+      UserError: a name, an option or a value that the loss does not have.
+    """
+    check_choice("loss.name", name, LOSSES)
+    loss = LOSSES[name]
+    return loss(logits, labels, **check_options(loss, options))
+
+
+def check_options(loss: Callable[..., jax.Array], options: tuple) -> dict[str, float | str | None]:
+    """config.loss.options as keyword arguments of `loss`; UserError for what is not an option of it."""
+    known = {
+        name: parameter
+        for name, parameter in inspect.signature(loss).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    try:
+        options = {str(name): value for name, value in options}
+    except (TypeError, ValueError):
+        raise UserError(f"config.loss.options = {options!r} is not a tuple of (name, value) pairs") from None
+    for name, value in options.items():
+        if name not in known:
+            raise unknown(f"config.loss.options: option of {loss.__name__}", name, known)
+        if value is None and type(None) in typing.get_args(known[name].annotation):
+            continue
+        kind = str if isinstance(known[name].default, str) else (int, float)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            expected = "text" if kind is str else "a number"
+            raise UserError(f"config.loss.options: {name} = {value!r} of {loss.__name__} is not {expected}")
+    return options

@@ -10,7 +10,7 @@ help:
 	@echo "make quickstart   new environment, install, embedded data, train, evaluate (minutes)"
 	@echo "make test         new environment where there is none, lint, tests (about 12 minutes on two cores)"
 	@echo "make test-slow    the tests that take minutes each"
-	@echo "make lint         ruff: lint and format check"
+	@echo "make lint         ruff, and the layers that imports go down"
 
 # The stamp file makes the install happen once; a change of setup.cfg repeats it.
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -34,6 +34,7 @@ test-slow: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 clean:
 	rm -rf $(VENV) build *.egg-info

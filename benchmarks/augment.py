@@ -16,9 +16,10 @@ from trunks import measure
 
 from jaxmlic import config as config_lib
 from jaxmlic.data import augment
+from jaxmlic.inputs import open_source
 from jaxmlic.models.heads import linear
-from jaxmlic.training import loop
 from jaxmlic.training import state as state_lib
+from jaxmlic.training import step as step_lib
 
 CLASSES = 20
 
@@ -64,9 +65,11 @@ def step(options: argparse.Namespace, labels: jax.Array):
     }
     config = config_lib.override(common.base(), values)
     model = linear.Model(CLASSES, **config.model)
-    tx, paces, _, _ = state_lib.optimizer(config, model, 1000)
-    state = jax.jit(lambda: state_lib.create(config, model, tx, paces, jax.random.key(0)))()
-    run = jax.jit(loop.make_step_fn(linear, model, config, tx, paces, 1000))
+    tx, multipliers, _, _ = state_lib.optimizer(config, model, open_source(config).example(), 1000)
+    state = jax.jit(
+        lambda: state_lib.create(config, model, open_source(config).example(), tx, multipliers, jax.random.key(0))
+    )()
+    run = jax.jit(step_lib.make_step_fn(linear, model, config, open_source(config), tx, multipliers, 1000))
     images = np.random.default_rng(1).integers(0, 256, (options.batch, options.size, options.size, 3), np.uint8)
     inputs = {"image": jnp.asarray(images), "labels": labels, "mask": jnp.ones(options.batch, bool)}
     return lambda: jax.block_until_ready(run(state, inputs))

@@ -66,7 +66,7 @@ def make_trainer(config, steps: int):
 def read(config, dataset, split: str, train: bool) -> tuple[np.ndarray, np.ndarray]:
     """Stored features float32 [N, views, D] and labels [N, C]; one view where not for training."""
     view = loader.select(config.data, dataset, split)
-    reader = cache_lib.Reader(view, config, train=train)
+    reader = cache_lib.CachedReader(view, config, train=train)
     parts = [reader(np.arange(i, min(i + 500, len(view))))["features"] for i in range(0, len(view), 500)]
     x = np.concatenate(parts)[:, :, 0, 0].astype(np.float32)
     return x if train else x[:, :1], view.labels

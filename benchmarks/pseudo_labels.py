@@ -36,7 +36,7 @@ from jaxmlic import config as config_lib
 from jaxmlic import losses, metrics, propagation
 from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets, loader
-from jaxmlic.experiments import sweep
+from jaxmlic.experiments import pseudo_labels, sweep
 from jaxmlic.propagation import label_file, propagate
 
 ALPHAS = (0.5, 0.9, 0.99)
@@ -58,9 +58,9 @@ class Problem:
         self.dataset = datasets.load(options.dataset, self.config.data.dir or None)
         self.view = loader.select(self.config.data, self.dataset, "train")
         self.truth = self.view.stored_labels
-        self.values, _ = propagate.image_features(self.config, self.view, None)
+        self.values, _ = pseudo_labels.image_features(self.config, self.view, None)
         self.test = loader.select(self.config.data, self.dataset, self.config.data.test_split)
-        self.test_values, _ = propagate.image_features(self.config, self.test, None)
+        self.test_values, _ = pseudo_labels.image_features(self.config, self.test, None)
 
     @functools.cache  # noqa: B019  (there is one)
     def neighbours(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -191,7 +191,7 @@ def one(problem: Problem, name: str, count: int, seed: int) -> dict:
         argv = [f"--subset={count}", "--from=train", f"--seed={seed}", f"--as={split}"]
         if cli.run(["data", "split", problem.options.dataset, *argv]):
             raise SystemExit(2)
-    labels, known = propagate.known_labels(problem.view, f"{split}/labelled")
+    labels, known = pseudo_labels.known_labels(problem.view, f"{split}/labelled")
     numbers, rest = {"method": name, "labelled": count, "seed": seed}, np.flatnonzero(~known)
     if name == "alone":
         found = propagation.PseudoLabels(labels, np.maximum(labels, 0), known.astype(np.float32), 0)

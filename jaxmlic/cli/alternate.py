@@ -31,4 +31,5 @@ def main(argv: Sequence[str]) -> int:
         labelled=options.labelled,
         split=options.split,
         rounds=options.rounds,
+        report=print,
     )

@@ -2,7 +2,7 @@
 
 from jaxmlic import metrics
 from jaxmlic.cli.parser import Parser
-from jaxmlic.evaluation.scoring import run
+from jaxmlic.experiments.runs import evaluate
 
 
 def main(argv: list[str]) -> int:
@@ -18,5 +18,11 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--data-dir", help="where the data sets are now, if not where the run found them")
     options = parser.parse_args(argv)
-    run(options.workdir, protocol=options.protocol, split=options.split, data_dir=options.data_dir)
+    evaluate(
+        options.workdir,
+        protocol=options.protocol,
+        split=options.split,
+        data_dir=options.data_dir,
+        report=print,
+    )
     return 0

@@ -3,7 +3,7 @@
 from jaxmlic import config as config_lib
 from jaxmlic import sharding
 from jaxmlic.cli.parser import Parser
-from jaxmlic.inputs.cache import compute
+from jaxmlic.experiments.runs import store_features
 
 
 def main(argv: list[str]) -> int:
@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     options, overrides = parser.parse_known_args(argv)
     config = config_lib.load(options.config, overrides)
     sharding.use_cpu_devices(config.train.cpu_devices, config.train.batch_size)
-    folder = compute(config)
+    folder = store_features(config, print)
     print(f"features in {folder}")
     print("train from them: the same command as for training, with --config.data.source=features")
     return 0

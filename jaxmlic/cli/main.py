@@ -10,8 +10,8 @@ from types import TracebackType
 
 import absl.logging
 
-from jaxmlic import __version__
 from jaxmlic.errors import UserError, did_you_mean
+from jaxmlic.version import __version__
 
 # command: (module with main(argv) -> exit status, what it does)
 COMMANDS = {

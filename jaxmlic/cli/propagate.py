@@ -7,7 +7,8 @@ from jaxmlic import config as config_lib
 from jaxmlic import sharding
 from jaxmlic.cli.parser import Parser
 from jaxmlic.errors import UserError
-from jaxmlic.propagation.propagate import ALPHA, METHODS, Method, run
+from jaxmlic.experiments import pseudo_labels
+from jaxmlic.propagation.propagate import ALPHA, METHODS, Method
 from jaxmlic.training import run_folder
 
 
@@ -70,5 +71,8 @@ def main(argv: Sequence[str]) -> int:
     if options.data_dir is not None:
         config = config_lib.override(config, {"data.dir": options.data_dir})
     sharding.use_cpu_devices(config.train.cpu_devices, config.train.batch_size)
-    run(config, method, labelled=options.labelled, out=options.out, split=options.split, workdir=options.workdir)
+    _, lines = pseudo_labels.propagate(
+        config, method, labelled=options.labelled, out=options.out, split=options.split, workdir=options.workdir
+    )
+    print(*lines, sep="\n")
     return 0

@@ -12,7 +12,6 @@ a rate takes away are among those of every higher rate.
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -20,7 +19,6 @@ from ml_collections import ConfigDict
 from jaxmlic.data.loader import Targets, View
 from jaxmlic.errors import UserError, did_you_mean
 
-FILE = "noise.npz"
 _TRIES = 32  # places tried at random before all are looked at
 
 
@@ -122,11 +120,6 @@ def _picked(mask: np.ndarray, rate: float, rng: np.random.Generator) -> tuple[np
     return np.nonzero(rank < count[None])
 
 
-def save(workdir: str | Path, view: View) -> None:
-    """WORKDIR/noise.npz: `ids` [N], `clean` and `noisy` int8 [N, C], in the order of the training examples."""
-    np.savez_compressed(Path(workdir) / FILE, ids=view.ids, clean=view.stored_labels, noisy=view.labels)
-
-
 def describe(view: View, config: ConfigDict) -> str:
     """One line: how many labels changed."""
     clean, noisy = view.stored_labels, view.labels
@@ -134,5 +127,5 @@ def describe(view: View, config: ConfigDict) -> str:
     images = int((clean != noisy).any(axis=1).sum())
     return (
         f"noise {config.noise!r}, rate {config.noise_rate:g}: of {int((clean == 1).sum()):,} training labels {taken:,} "
-        f"were taken away and {given:,} wrong ones given, in {images:,} of {len(view):,} images ({FILE})"
+        f"were taken away and {given:,} wrong ones given, in {images:,} of {len(view):,} images"
     )

@@ -8,6 +8,7 @@ WORKDIR/labels1.npz  labels from round 0's features
 WORKDIR/round1       trained on all images with labels 1, from round 0's parameters; and so on
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -15,8 +16,11 @@ from ml_collections import ConfigDict
 from jaxmlic import config as config_lib
 from jaxmlic.errors import UserError
 from jaxmlic.experiments import sweep
-from jaxmlic.inputs import cache as cache_lib
-from jaxmlic.propagation import label_file, propagate
+from jaxmlic.experiments.pseudo_labels import propagate
+from jaxmlic.experiments.runs import run_one, store_features
+from jaxmlic.inputs import open_source
+from jaxmlic.propagation import label_file
+from jaxmlic.propagation.propagate import Method, describe
 
 
 def rounds_of(config: ConfigDict, workdir: Path, labelled: str, split: str, rounds: int) -> list[ConfigDict]:
@@ -33,7 +37,14 @@ def rounds_of(config: ConfigDict, workdir: Path, labelled: str, split: str, roun
 
 
 def run(
-    config: ConfigDict, workdir: str, method: propagate.Method, *, labelled: str, split: str = "train", rounds: int = 1
+    config: ConfigDict,
+    workdir: str,
+    method: Method,
+    *,
+    labelled: str,
+    split: str = "train",
+    rounds: int = 1,
+    report: Callable[[str], None] = lambda text: None,
 ) -> int:
     """All rounds, each evaluated on the test split, and a table of them; 0, or 130 when stopped by Ctrl-C.
 
@@ -46,29 +57,32 @@ def run(
     method.check()
     folder, results = Path(workdir), {}
     configs = rounds_of(config, folder, labelled, split, rounds)
-    if config.data.source == "features":
+    if open_source(config).is_stored:
         for one in configs[:2]:
-            cache_lib.compute(one)
+            store_features(one, report)
     for number, one in enumerate(configs):
         if number:
-            _labels(configs[number - 1], folder, number, method, labelled, split)
-        found, stopped = sweep.run_one(one, folder / f"round{number}")
+            _labels(configs[number - 1], folder, number, method, labelled, split, report)
+        found, stopped = run_one(one, folder / f"round{number}", report)
         if found is None:
-            print(f"stopped in round {number}; the same command continues there")
+            report(f"stopped in round {number}; the same command continues there")
             return 130 if stopped == 2 else 0
         results[f"round{number}"] = [{"seed": config.seed, **found}]
     sweep.write(folder, results)
-    print(sweep.table(results))
+    report(sweep.table(results))
     return 0
 
 
-def _labels(before: ConfigDict, folder: Path, number: int, method: propagate.Method, labelled: str, split: str) -> None:
+def _labels(
+    before: ConfigDict, folder: Path, number: int, method: Method, labelled: str, split: str, report: Callable
+) -> None:
     """labels<number>.npz from the run of the round before, unless it is there."""
     out, previous = folder / f"labels{number}.npz", folder / f"round{number - 1}"
     if not out.exists():
-        propagate.run(before, method, labelled=labelled, out=str(out), split=split, workdir=str(previous))
+        _, lines = propagate(before, method, labelled=labelled, out=str(out), split=split, workdir=str(previous))
+        report("\n".join(lines))
         return
-    wanted, info = propagate.describe(method, labelled, split), label_file.load(out).info
+    wanted, info = describe(method, labelled, split), label_file.load(out).info
     changed = [
         f"{key}: {info.get(key)!r} there, {value!r} now" for key, value in wanted.items() if info.get(key) != value
     ]

@@ -2,7 +2,6 @@
 
 import csv
 import inspect
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -13,8 +12,8 @@ from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
 from jaxmlic.errors import UserError, did_you_mean
-from jaxmlic.evaluation import scoring
-from jaxmlic.training import loop, run_folder
+from jaxmlic.experiments.runs import result_of, run_one
+from jaxmlic.training import run_folder
 
 SHOWN = ("mAP", "CF1", "OF1", "IF1", "MAP@10", "top1", "accuracy")
 # Entries that stand for parts of one experiment, as configs/cnn_lstm_rmlc.py names them.
@@ -55,28 +54,6 @@ def config_of(
     return config_lib.override(base, fields)
 
 
-def result_of(workdir: Path, config) -> dict | None:
-    """The test metrics of a complete run in `workdir`, or None."""
-    path = workdir / run_folder.SCORES / f"{config.data.test_split}.{config.eval.protocol}.json"
-    complete = run_folder.result(workdir) is not None and path.exists()
-    return json.loads(path.read_text()) if complete else None
-
-
-def run_one(config, workdir: Path) -> tuple[dict | None, int | None]:
-    """Trains and evaluates what is missing in `workdir`: (metrics, None), or (None, signal) if told to stop."""
-    found = result_of(workdir, config)
-    if found is not None:
-        changed = config_lib.differences(run_folder.load(workdir).config.to_dict(), config)
-        if changed:
-            raise UserError(f"{workdir} is the run of another config ({'; '.join(changed[:5])}); use another --workdir")
-        return found, None
-    outcome = loop.run(config, str(workdir))
-    if not outcome.finished:
-        return None, outcome.stopped_by
-    scoring.run(str(workdir))
-    return result_of(workdir, config), None
-
-
 def run(spec: str, workdir: str, *, seeds: int = 1, only: Sequence[str] = (), overrides: Sequence[str] = ()) -> int:
     """Runs the sweep and writes WORKDIR/sweep.csv and runs.csv; returns 0, or 130 when stopped by Ctrl-C.
 
@@ -102,7 +79,7 @@ def run(spec: str, workdir: str, *, seeds: int = 1, only: Sequence[str] = (), ov
     for number, (name, seed, config) in enumerate(plan, 1):
         print(f"[{number}/{len(plan)}] {name}, seed {seed}", flush=True)
         try:
-            found, stopped = run_one(config, Path(workdir) / name / f"seed{seed}")
+            found, stopped = run_one(config, Path(workdir) / name / f"seed{seed}", print)
         except UserError as error:
             failed.append(f"{name}, seed {seed}: {error}")
             print(f"jaxmlic: {error}", flush=True)

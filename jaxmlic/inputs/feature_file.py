@@ -7,13 +7,16 @@ photographs: `jaxmlic predict` refuses it, `jaxmlic evaluate` reads the file aga
 
 import functools
 import os
-import zipfile
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
+from jaxmlic import storage
 from jaxmlic.data import datasets, loader
 from jaxmlic.errors import UserError
+from jaxmlic.inputs.source import Source, eval_inputs
+from jaxmlic.models import trunks
 
 
 def load(path: str) -> tuple[np.ndarray, np.ndarray]:
@@ -31,16 +34,8 @@ def load(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.lru_cache(maxsize=2)
 def _load(path: str, *_: int) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = {"features", "ids"} - set(file.files)
-            if missing:
-                raise UserError(f"{path}: no array {sorted(missing)[0]!r}; it holds {', '.join(file.files) or 'none'}")
-            features, ids = file["features"], file["ids"]
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        ragged = "Object arrays" in str(error)
-        why = "an array of objects: rows of different lengths, or ids that are no text" if ragged else error
-        raise UserError(f"{path} is no .npz of features and ids ({why})") from None
+    arrays = storage.load_npz(path, ("features", "ids"), (), what="file of features and ids")
+    features, ids = arrays["features"], arrays["ids"]
     if features.dtype.kind not in "fiu" or features.ndim not in (2, 4) or 0 in features.shape:
         kind = f"{features.dtype} {list(features.shape)}"
         raise UserError(f"{path}: features are {kind}, and should be numbers [N, D] or [N, h, w, D]")
@@ -61,38 +56,51 @@ def _load(path: str, *_: int) -> tuple[np.ndarray, np.ndarray]:
     return features.reshape(len(features), *(features.shape[1:] if features.ndim == 4 else (1, 1, -1))), ids
 
 
-def shape(config: ConfigDict) -> tuple[int, ...]:
-    """(h, w, D) of the config's features."""
-    return load(config.data.features_file)[0].shape[1:]
+class FileSource(Source):
+    """Features of `config.data.features_file`, read into memory."""
+
+    has_trunk = False
+
+    def check(self) -> None:
+        """UserError for fields that features from a file leave without a meaning."""
+        config = self.config
+        if not config.data.features_file:
+            raise UserError("config.data.source = 'file' needs config.data.features_file=FILE.npz")
+        if config.pretrained:
+            raise UserError("config.pretrained is for a trunk, and features from a file have none: leave it out")
+        if config.augment.mixup != "off":
+            raise UserError("config.augment.mixup mixes pixels, which features from a file cannot: set it to 'off'")
+        load(config.data.features_file)
+
+    def example(self) -> trunks.StoredMaps:
+        """Zeros of the features of one image."""
+        shape = load(self.config.data.features_file)[0].shape[1:]
+        return trunks.StoredMaps(jnp.zeros((1, *shape), jnp.float32))
+
+    def eval_reader(self, view: loader.View) -> "FileReader":
+        """The file's rows of the view's images."""
+        return FileReader(view, self.config.data.features_file)
+
+    train_reader = validation_reader = eval_reader
+
+    def training_inputs(
+        self, key: jax.Array, batch: dict[str, jax.Array], epoch: jax.Array
+    ) -> tuple[trunks.StoredMaps, jax.Array]:
+        """The features as they are."""
+        return eval_inputs(batch), batch["labels"]
 
 
-def check(config: ConfigDict) -> None:
-    """UserError for fields that features from a file leave without a meaning."""
-    if config.data.source != "file":
-        if config.data.features_file:
-            raise UserError("config.data.features_file is read with config.data.source='file' alone: set it too")
-        return
-    if not config.data.features_file:
-        raise UserError("config.data.source = 'file' needs config.data.features_file=FILE.npz")
-    if config.pretrained:
-        raise UserError("config.pretrained is for a trunk, and features from a file have none: leave it out")
-    if config.augment.mixup != "off":
-        raise UserError("config.augment.mixup mixes pixels, which features from a file cannot: set it to 'off'")
-    load(config.data.features_file)
-
-
-class Reader(loader.RowReader):
+class FileReader(loader.RowReader):
     """As `ImageReader`, but a batch holds `features` float32 [B, 1, h, w, D] instead of images.
 
     Raises UserError for an image without a row, and for a row whose id the whole data set does not have.
     """
 
-    def __init__(self, view: loader.View, config: ConfigDict):
+    def __init__(self, view: loader.View, path: str):
         super().__init__(view)
-        path = config.data.features_file
         self._features, ids = load(path)
         row_of = {name: row for row, name in enumerate(ids.tolist())}
-        _refuse_strangers(path, row_of, view.dataset)
+        _refuse_unknown_ids(path, row_of, view.dataset)
         missing = [name for name in view.ids.tolist() if name not in row_of]
         if missing:
             raise UserError(
@@ -105,7 +113,7 @@ class Reader(loader.RowReader):
         return self.batch(rows, features=self._features[self._rows[rows]][:, None])
 
 
-def _refuse_strangers(path: str, row_of: dict[str, int], dataset: datasets.Dataset) -> None:
+def _refuse_unknown_ids(path: str, row_of: dict[str, int], dataset: datasets.Dataset) -> None:
     known = {name for split in dataset.splits for name in dataset.ids(split).tolist()}
     for name, row in row_of.items():
         if name not in known:

@@ -1,19 +1,17 @@
-"""From a prepared data set to batches: split selection, host decoding, shuffling, padding; grain keeps the position.
-
-A batch is a dict of `image` uint8 [B, S, S, 3], `labels` int8 [B, C] in {1, 0, -1}, `mask` bool [B] (False = padding),
-in evaluation `id` text [B] and, where training has weighted targets, `weight` float32 [B]. B is this host's share of
-the global batch.
-"""
+"""Photographs: decoded and resized on the host, augmented on the device inside the training step."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
+from jaxmlic.data import augment
 from jaxmlic.data.image import ImageError, decode_image
 from jaxmlic.data.loader import Batch, RowReader, View
 from jaxmlic.errors import UserError
+from jaxmlic.inputs.source import Source
 
 
 class ImageReader(RowReader):
@@ -62,3 +60,29 @@ class ImageReader(RowReader):
             for _ in tqdm(decoded, label, len(self), leave=False, unit="img", disable=None):
                 pass
         return pixels
+
+
+class ImageSource(Source):
+    """Photographs of the prepared data set."""
+
+    def train_reader(self, view: View) -> ImageReader:
+        """Images at `config.data.resize`, to be cropped by `training_inputs`."""
+        return self._reader(view, self.config.data.resize or self.config.data.image_size)
+
+    def validation_reader(self, view: View) -> ImageReader:
+        """Images at the model's size."""
+        return self._reader(view, self.config.data.image_size)
+
+    def eval_reader(self, view: View) -> ImageReader:
+        """Images at the model's size, read once and so not kept."""
+        return ImageReader(view, self.config.data.image_size)
+
+    def training_inputs(
+        self, key: jax.Array, batch: dict[str, jax.Array], epoch: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The images with the augmentation of `config.augment`."""
+        size = self.config.data.image_size
+        return augment.augment(key, batch["image"], batch["labels"], size, epoch, **self.config.augment)
+
+    def _reader(self, view: View, side: int) -> ImageReader:
+        return ImageReader(view, side, cache=self.config.data.cache, threads=self.config.data.threads)

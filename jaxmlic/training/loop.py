@@ -1,35 +1,29 @@
-"""The one trainer: a jitted, donated step over a mesh, one loop for every system, `jaxmlic train`."""
+"""The one loop for every system: trains, logs, validates, saves, and continues what a run folder holds."""
 
 import collections
 import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Iterator
-from types import FrameType, ModuleType
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
-from jaxmlic import metrics, progress, sharding
-from jaxmlic.data import augment, datasets, label_noise, loader
+from jaxmlic import metrics, progress, sharding, storage
+from jaxmlic.data import datasets, loader
 from jaxmlic.errors import UserError
 from jaxmlic.evaluation import scoring
-from jaxmlic.inputs import cache as cache_lib
-from jaxmlic.inputs import feature_file
-from jaxmlic.inputs.images import ImageReader
+from jaxmlic.inputs import open_source
 from jaxmlic.models.heads import contract
-from jaxmlic.propagation import label_file
-from jaxmlic.training import metrics_log, optim, run_folder
+from jaxmlic.training import metrics_log, optim, run_folder, starting_point, targets
 from jaxmlic.training import state as state_lib
 from jaxmlic.training.checkpoint import Checkpoints
-from jaxmlic.training.state import Guard, TrainState
-
-Step = Callable[[TrainState, dict], tuple[TrainState, dict]]
+from jaxmlic.training.state import TrainState
+from jaxmlic.training.step import check_finite, make_step_fn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,137 +33,6 @@ class Outcome:
     step: int
     finished: bool
     stopped_by: int | None = None
-
-
-def loss_and_grads(
-    head: ModuleType, model: nn.Module, config: ConfigDict, paces: dict, state: TrainState, batch: dict, key: jax.Array
-) -> tuple[jax.Array, dict, dict, dict]:
-    """Mean loss over the examples that are not padding, scalars to log, new batch statistics, gradients by name.
-
-    `batch["weight"]` float32 [B], where there is one, multiplies the examples' losses and not the number they are
-    divided by, so that a batch of doubtful examples takes a small step.
-    Only the trainable parameters are differentiated, so a frozen trunk costs its forward pass alone.
-    """
-    trainable, frozen = state_lib.partition(state.params, paces)
-    counted = batch["mask"].astype(jnp.float32)
-    # Unknown, so that a loss that counts over the batch does not count padding.
-    labels = jnp.where(batch["mask"][:, None], batch["labels"], jnp.int8(-1))
-
-    def loss_fn(trainable: dict) -> tuple[jax.Array, tuple[dict, dict]]:
-        variables = {
-            "params": optim.unflatten({**frozen, **trainable}),
-            "batch_stats": state.batch_stats,
-            "constants": state.constants,
-        }
-        outputs, updates = model.apply(
-            variables,
-            batch["image"],
-            train=True,
-            labels=labels,
-            frozen_trunk=not any(name.startswith("trunk/") for name in trainable),
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
-        )
-        per_example, scalars = head.loss_fn(outputs, labels, **config.loss)
-        mean = jnp.sum(per_example * counted * batch.get("weight", 1.0)) / jnp.maximum(jnp.sum(counted), 1.0)
-        return mean, (scalars, updates.get("batch_stats", state.batch_stats))
-
-    (loss, (scalars, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
-    return loss, scalars, batch_stats, grads
-
-
-def make_step_fn(
-    head: ModuleType,
-    model: nn.Module,
-    config: ConfigDict,
-    tx: optax.GradientTransformation,
-    paces: dict,
-    examples: int,
-) -> Step:
-    """The pure step (state, batch) -> (state, scalars); jit it, or wrap it as you like.
-
-    Randomness is folded from config.seed and the state's step, so the step alone decides it. `examples`, the size of
-    the training split, tells the epoch of a step.
-    """
-    augment.check_mixup(config.augment.mixup)  # before the data are read
-
-    def step_fn(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
-        if config.data.source != "images":
-            images, labels = cache_lib.draw(augment_key, batch, config), batch["labels"]
-        else:
-            images, labels = augment.augment(
-                augment_key,
-                batch["image"],
-                batch["labels"],
-                config.data.image_size,
-                epoch_of(state.step, config.train.batch_size, examples),
-                **config.augment,
-            )
-        loss, scalars, batch_stats, grads = loss_and_grads(
-            head, model, config, paces, state, {**batch, "image": images, "labels": labels}, dropout_key
-        )
-        return apply_gradients(config, tx, paces, state, loss, batch_stats, grads, scalars)
-
-    return step_fn
-
-
-def epoch_of(step: jax.Array, batch_size: int, examples: int) -> jax.Array:
-    """The epoch, from 0, of the first example of step `step` (int32 []): batches run over the ends of epochs.
-
-    In two parts, because `step * batch_size` would leave int32 after 2 billion examples.
-    """
-    return step // examples * batch_size + step % examples * batch_size // examples
-
-
-def apply_gradients(
-    config: ConfigDict,
-    tx: optax.GradientTransformation,
-    paces: dict,
-    state: TrainState,
-    loss: jax.Array,
-    batch_stats: dict,
-    grads: dict,
-    scalars: dict,
-) -> tuple[TrainState, dict]:
-    """The optimizer's update, the moving average and the guard."""
-    trainable, frozen = state_lib.partition(state.params, paces)
-    updates, opt_state = tx.update(grads, state.opt_state, trainable)
-    trainable = optax.apply_updates(trainable, updates)
-    squares = jnp.stack([jnp.sum(jnp.square(grads[name].astype(jnp.float32))) for name in sorted(grads)])
-    new = state.replace(
-        step=state.step + 1,
-        params=optim.unflatten({**frozen, **trainable}),
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-        ema=optim.average(state.ema, trainable, config.optim.ema, state.step) if state.ema else {},
-        guard=watch(state.guard, state.step, loss, squares),
-    )
-    return new, {"loss": loss, "grad_norm": jnp.sqrt(jnp.sum(squares)), **scalars}
-
-
-def watch(guard: Guard, step: jax.Array, loss: jax.Array, squares: jax.Array) -> Guard:
-    """Remembers the first step at which the loss or a gradient (`squares` [P], sums of squares) was not finite."""
-    bad_loss, bad = ~jnp.isfinite(loss), ~jnp.isfinite(squares)
-    first = (guard.step < 0) & (bad_loss | jnp.any(bad))
-    return Guard(
-        step=jnp.where(first, step, guard.step),
-        loss=jnp.where(first, bad_loss, guard.loss),
-        gradients=jnp.where(first, bad, guard.gradients),
-    )
-
-
-def check_guard(guard: Guard, names: list[str]) -> None:
-    """Raises UserError naming the step and the parameters if training met a value that is not finite."""
-    if int(guard.step) < 0:
-        return
-    bad = [name for name, flag in zip(sorted(names), np.asarray(guard.gradients), strict=True) if flag]
-    where = f"the gradients of {len(bad)} of {len(names)} parameters (first: {bad[0]})" if bad else "the loss"
-    also = "the loss and " if bad and bool(guard.loss) else ""
-    raise UserError(
-        f"training stopped: at step {int(guard.step)} {also}{where} became NaN or infinite; none since was saved, so "
-        "the last checkpoint is good. Lower config.optim.lr, set config.optim.clip_norm or config.model.dtype='float32'"
-    )
 
 
 @dataclasses.dataclass
@@ -187,18 +50,17 @@ class Trainer:
                 f"config.train.batch_size = {config.train.batch_size} cannot be divided over {self.mesh.size} devices"
             )
         scoring.check_rules(config)
-        cache_lib.check_source(config)
+        self.source = open_source(config)
         self.dataset = datasets.load(config.data.name, config.data.dir or None)
-        train, self.val_view = label_file.training_views(config, self.dataset, self.workdir)
-        self.train_view = label_noise.add(config.data, train, config.seed)
+        self.train_view, self.val_view = targets.training_views(config, self.dataset, self.workdir)
+        self.trained_classes = targets.trained_classes(self.train_view)
         self.head = contract.find(config.head)
         self.model = self.head.Model(len(self.dataset.class_names), **config.model)
-        self.tx, self.paces, self.learning_rate, self.total = state_lib.optimizer(
-            config, self.model, len(self.train_view)
+        self.tx, self.multipliers, self.learning_rate, self.total = state_lib.optimizer(
+            config, self.model, self.source.example(), len(self.train_view)
         )
-        if config.data.source == "features":
-            cache_lib.check(config, self.paces)
-        self.trainable = [name for name, pace in self.paces.items() if pace is not None]
+        self.source.check_training(self.multipliers)
+        self.trainable = [name for name, rate in self.multipliers.items() if rate is not None]
         convert = optim.steps_of(config, len(self.train_view), self.total)
         self.every = {
             name: max(1, convert(config.train[f"{name}_every"], f"train.{name}_every"))
@@ -206,7 +68,7 @@ class Trainer:
         }
         place = sharding.replicated(self.mesh)
         self.train_step = jax.jit(
-            make_step_fn(self.head, self.model, config, self.tx, self.paces, len(self.train_view)),
+            make_step_fn(self.head, self.model, config, self.source, self.tx, self.multipliers, len(self.train_view)),
             in_shardings=(place, sharding.split(self.mesh)),
             out_shardings=(place, place),
             donate_argnums=0,
@@ -220,56 +82,26 @@ class Trainer:
         """
         # It runs once: on the CPU, optimising the unrolled random bits would take longer than everything else.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        example, key = self.source.example(), jax.random.key(self.config.seed)
         init = jax.jit(
-            lambda: state_lib.create(self.config, self.model, self.tx, self.paces, jax.random.key(self.config.seed)),
+            lambda: state_lib.create(self.config, self.model, example, self.tx, self.multipliers, key),
             out_shardings=sharding.replicated(self.mesh),
             compiler_options=options,
         )
         state = init()
         if restored:
             return state
-        if state.constants:
-            statistics = contract.LabelStatistics(self.train_view.labels, list(self.dataset.class_names))
-            constants, notes = self.head.constants(self.config, statistics)
-            print(*notes, sep="\n", end="\n" if notes else "")
-            state = state_lib.load_constants(state, constants)
-        if self.config.pretrained:
-            state = state_lib.load_trunk(state, self.config.pretrained, self.config.model.trunk)
-        return self._started_from(state, self.config.start_from) if self.config.start_from else state
-
-    def _started_from(self, state: TrainState, workdir: str) -> TrainState:
-        """The state with what the best checkpoint of another run has in common with it."""
-        try:
-            found = run_folder.load(workdir)
-            model = contract.find(found.config.head).Model(len(found.class_names), **found.config.model)
-            variables, step = scoring.restore_variables(found, model, self.mesh)
-        except UserError as error:
-            raise UserError(f"config.start_from: {error}") from None
-        only = "" if found.class_names == list(self.dataset.class_names) else "trunk/"
-        state, taken = state_lib.take_over(state, variables, only)
-        if not taken:
-            raise UserError(f"config.start_from: the run in {workdir} has no parameter in common with this one")
-        total = len(jax.tree.leaves((state.params, state.batch_stats)))
-        print(f"starting from {workdir} at step {step}: {len(taken)} of {total} arrays")
+        statistics = contract.LabelStatistics(self.train_view.labels, list(self.dataset.class_names))
+        state, notes = starting_point.apply(state, self.config, self.head, statistics, self.mesh)
+        print(*notes, sep="\n", end="\n" if notes else "")
         return state
 
     def readers(self) -> tuple[loader.RowReader, loader.RowReader | None]:
         """Of the training and the validation examples."""
-        data = self.config.data
-        if data.source == "file":
-            val = feature_file.Reader(self.val_view, self.config) if self.val_view else None
-            return feature_file.Reader(self.train_view, self.config), val
-        if data.source == "features":
-            key = cache_lib.key_fields(self.config, self.dataset)
-            train = cache_lib.Reader(self.train_view, self.config, train=True, fields=key)
-            if self.val_view is None:
-                return train, None
-            return train, cache_lib.Reader(self.val_view, self.config, train=False, fields=key)
-        kw = {"cache": data.cache, "threads": data.threads}
-        train = ImageReader(self.train_view, data.resize or data.image_size, **kw)
-        return train, ImageReader(self.val_view, data.image_size, **kw) if self.val_view else None
+        train = self.source.train_reader(self.train_view)
+        return train, self.source.validation_reader(self.val_view) if self.val_view else None
 
-    def validate(self, state: TrainState, reader: ImageReader) -> dict[str, float | str]:
+    def validate(self, state: TrainState, reader: loader.RowReader) -> dict[str, float | str]:
         """Metrics on the validation examples, and the threshold that suits them best."""
         prediction, labels, _ = scoring.score(
             self.predict_step,
@@ -279,7 +111,7 @@ class Trainer:
             batch_size=scoring.batch_size_for(self.config, self.mesh),
             threads=self.config.data.threads,
         )
-        numbers = scoring.report(self.config, prediction, labels, self.train_view)
+        numbers = scoring.report(self.config, prediction, labels, self.trained_classes)
         threshold, _ = metrics.best_threshold(prediction.scores, labels)
         plain = {f"val/{k}": float(v) for k, v in numbers.items() if isinstance(v, float | np.floating)}
         return {**plain, "val/protocol": numbers["protocol"], "val/best_threshold": float(threshold)}
@@ -288,10 +120,8 @@ class Trainer:
         """Trains to the end, or until SIGTERM or Ctrl-C, which save first; continues what the run folder holds."""
         run_folder.claim(self.workdir, self.config, self.train_view)
         if jax.process_index() == 0:
-            label_file.keep(self.config, self.workdir)
-            if self.config.data.noise_rate:
-                label_noise.save(self.workdir, self.train_view)
-                print(label_noise.describe(self.train_view, self.config.data))
+            notes = targets.keep(self.config, self.workdir, self.train_view)
+            print(*notes, sep="\n", end="\n" if notes else "")
         readers = self.readers()
         iterator = loader.train_iterator(
             readers[0],
@@ -318,7 +148,7 @@ class Trainer:
             checkpoints.wait()
             if outcome.finished:
                 best = checkpoints.best()
-                run_folder.write_json(run_folder.Path(self.workdir) / run_folder.RESULT_FILE, self._result(best))
+                storage.write_json(Path(self.workdir) / run_folder.RESULT_FILE, self._result(best))
         finally:
             bar.close()
             log.close()
@@ -330,7 +160,7 @@ class Trainer:
         state: TrainState,
         step: int,
         iterator: Iterator[loader.Batch],
-        val_reader: ImageReader | None,
+        val_reader: loader.RowReader | None,
         checkpoints: Checkpoints,
         log: metrics_log.MetricsLog,
         bar: progress.Bar,
@@ -351,14 +181,14 @@ class Trainer:
                 row["img_per_s"] = (step - clock_step) * self.config.train.batch_size / seconds
                 pending.clear()
                 clock_step = step
-                check_guard(state.guard, self.trainable)
+                check_finite(state.guard, self.trainable)
                 log.write(step, row)
                 bar.report(step, f"epoch {row['epoch']:.2f}  loss {row['train/loss']:.4f}")
             # The last regular evaluation is left out where the final one follows soon.
             due = step % self.every["eval"] == 0 and self.total - step > self.every["eval"] / 2
             evaluates = val_reader is not None and (due or end)
             if evaluates or end or step % self.every["checkpoint"] == 0:
-                check_guard(state.guard, self.trainable)
+                check_finite(state.guard, self.trainable)
                 scores = self.validate(state, val_reader) if evaluates else None
                 if scores:
                     log.write(step, scores)
@@ -366,7 +196,7 @@ class Trainer:
                     clock, clock_step = time.monotonic(), step
                 self._save(checkpoints, step, state, iterator, scores)
         if stop:
-            check_guard(state.guard, self.trainable)
+            check_finite(state.guard, self.trainable)
             self._save(checkpoints, step, state, iterator, None)
             bar.write(f"stopped at step {step} by {signal.Signals(stop[0]).name}; saved. The same command continues")
         return state, Outcome(step, step == self.total, stop[0] if stop else None)

@@ -1,4 +1,4 @@
-"""Optimizers from a config: schedules, groups of parameters with their own pace, frozen parameters."""
+"""Optimizers from a config: schedules, groups of parameters with their own learning rate, frozen parameters."""
 
 import re
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from jaxmlic.errors import UserError, did_you_mean
+from jaxmlic.errors import UserError, check_choice, did_you_mean, unknown
 from jaxmlic.training import durations
 
 Tree = dict
@@ -33,13 +33,13 @@ def multipliers(groups: tuple, names: list[str]) -> dict[str, float | None]:
     """
     found, used = {}, set()
     for name in names:
-        for pattern, pace in groups:
+        for pattern, rate in groups:
             try:
                 matched = re.fullmatch(pattern, name)
             except re.error as error:
                 raise UserError(f"config.optim.groups: {pattern!r} is no regular expression ({error})") from None
             if matched:
-                found[name] = pace
+                found[name] = rate
                 used.add(pattern)
                 break
         else:
@@ -65,25 +65,21 @@ def schedule(config: ConfigDict, total_steps: int, to_steps: Callable[[str, str]
         bounds = {to_steps(m, "optim.milestones") - warmup: config.gamma for m in config.milestones}
         rest = optax.piecewise_constant_schedule(config.lr, bounds)
     else:
-        known = ("cosine", "one_cycle", "constant", "step")
-        raise UserError(
-            f"config.optim.schedule = {config.schedule!r} is unknown{did_you_mean(config.schedule, known)}; "
-            f"schedules: {', '.join(known)}"
-        )
+        raise unknown("config.optim.schedule =", config.schedule, ("cosine", "one_cycle", "constant", "step"))
     if not warmup:
         return rest
     return optax.join_schedules([optax.linear_schedule(0.0, config.lr, warmup), rest], [warmup])
 
 
 def make(
-    config: ConfigDict, paces: dict[str, float | None], learning_rate: optax.Schedule
+    config: ConfigDict, multipliers: dict[str, float | None], learning_rate: optax.Schedule
 ) -> optax.GradientTransformation:
     """The optimizer over the flat dict of trainable parameters (frozen ones never reach it).
 
     Order: clip the global norm, (coupled L2), the optimizer's own scaling, (adamw's decoupled decay), the group's
     multiplier, the learning rate.
     """
-    trainable = {name: pace for name, pace in paces.items() if pace is not None}
+    trainable = {name: rate for name, rate in multipliers.items() if rate is not None}
     try:
         decayed = {name: re.fullmatch(config.decay, name) is not None for name in trainable}
     except re.error as error:
@@ -96,14 +92,10 @@ def make(
         "sgd": (decay, optax.trace(config.momentum)),
         "rmsprop": (decay, optax.scale_by_rms(decay=config.beta2), optax.trace(config.momentum)),
     }
-    if config.name not in chains:
-        raise UserError(
-            f"config.optim.name = {config.name!r} is unknown{did_you_mean(config.name, chains)}; "
-            f"optimizers: {', '.join(chains)}"
-        )
+    check_choice("optim.name", config.name, chains)
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    paced = optax.stateless(lambda updates, _: {name: u * trainable[name] for name, u in updates.items()})
-    return optax.chain(*clip, *chains[config.name], paced, optax.scale_by_learning_rate(learning_rate))
+    scaled = optax.stateless(lambda updates, _: {name: u * trainable[name] for name, u in updates.items()})
+    return optax.chain(*clip, *chains[config.name], scaled, optax.scale_by_learning_rate(learning_rate))
 
 
 def steps_of(config: ConfigDict, examples: int, total: int | None = None) -> Callable[[str, str], int]:

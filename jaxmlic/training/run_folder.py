@@ -1,41 +1,43 @@
 """The run folder: what a training writes so that it can be resumed, evaluated, predicted with and explained.
 
-config.json      config, class names and a fingerprint of the training data
+config.json      config, class names, a fingerprint of the training data, the classes trained
 metrics.jsonl    one row a report; tensorboard/ holds the same numbers
 checkpoints/     best and last (see jaxmlic.checkpoint)
 result.json      written when the training is complete
 scores/          score files and tables of `jaxmlic evaluate`
-pseudo_labels.npz  the labels that were trained on, where config.data.pseudo_labels named a file
+pseudo_labels.npz, noise.npz  the labels that were trained on, where they are not the stored ones
 """
 
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-import jaxmlic
 from jaxmlic import config as config_lib
+from jaxmlic import storage
 from jaxmlic.data.loader import View
 from jaxmlic.errors import UserError
 from jaxmlic.labels.names import check_same_classes
+from jaxmlic.training import targets
 from jaxmlic.training.checkpoint import FOLDER
+from jaxmlic.version import __version__
 
 CONFIG_FILE, RESULT_FILE, SCORES = "config.json", "result.json", "scores"
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What config.json holds."""
+class RunRecord:
+    """What config.json holds. `trained_classes` are the names of the classes that the training split has, or None."""
 
     workdir: Path
     config: ConfigDict
     class_names: list[str]
     num_train: int
     fingerprint: str
+    trained_classes: list[str] | None = None
 
 
 def fingerprint(view: View) -> str:
@@ -49,7 +51,7 @@ def fingerprint(view: View) -> str:
     return digest.hexdigest()[:16]
 
 
-def claim(workdir: str | Path, config: ConfigDict, train: View) -> Run:
+def claim(workdir: str | Path, config: ConfigDict, train: View) -> RunRecord:
     """Writes config.json into a new folder, or checks that the one there belongs to the same config and data.
 
     A folder without a checkpoint (of a start that ended on a mistake) counts as new: there is nothing to lose in it.
@@ -59,7 +61,9 @@ def claim(workdir: str | Path, config: ConfigDict, train: View) -> Run:
         has lost its config.json.
     """
     workdir = Path(workdir)
-    run = Run(workdir, config, list(train.dataset.class_names), len(train), fingerprint(train))
+    names = list(train.dataset.class_names)
+    trained = np.array(names)[targets.trained_classes(train)].tolist()
+    run = RunRecord(workdir, config, names, len(train), fingerprint(train), trained)
     begun = any(path.name.isdigit() for path in (workdir / FOLDER).glob("*"))
     if begun:
         if not (workdir / CONFIG_FILE).exists():
@@ -82,33 +86,37 @@ def claim(workdir: str | Path, config: ConfigDict, train: View) -> Run:
                 "use another --workdir or prepare the data as it was"
             )
         return run
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(
-            workdir / CONFIG_FILE,
-            {
-                "jaxmlic": jaxmlic.__version__,
-                "config": config.to_dict(),
-                "class_names": run.class_names,
-                "num_train": run.num_train,
-                "fingerprint": run.fingerprint,
-            },
-        )
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot write there ({error.strerror})") from None
+    storage.write_json(
+        workdir / CONFIG_FILE,
+        {
+            "jaxmlic": __version__,
+            "config": config.to_dict(),
+            "class_names": run.class_names,
+            "num_train": run.num_train,
+            "fingerprint": run.fingerprint,
+            "trained_classes": run.trained_classes,
+        },
+        remedy="use another --workdir",
+    )
     return run
 
 
-def load(workdir: str | Path) -> Run:
+def load(workdir: str | Path) -> RunRecord:
     """The run in `workdir`; UserError if there is none or its config.json is damaged."""
     path = Path(workdir) / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{path} does not exist; --workdir must be the folder of a `jaxmlic train`")
     try:
         stored = json.loads(path.read_text())
-        config = config_lib.from_dict(stored["config"])
-        return Run(Path(workdir), config, list(stored["class_names"]), stored["num_train"], stored["fingerprint"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        return RunRecord(
+            Path(workdir),
+            config_lib.from_dict(stored["config"]),
+            list(stored["class_names"]),
+            stored["num_train"],
+            stored["fingerprint"],
+            stored.get("trained_classes"),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it or train in another --workdir") from None
 
 
@@ -116,10 +124,3 @@ def result(workdir: str | Path) -> dict | None:
     """What a complete training left in result.json; None while it is incomplete."""
     path = Path(workdir) / RESULT_FILE
     return json.loads(path.read_text()) if path.exists() else None
-
-
-def write_json(path: Path, value: object) -> None:
-    """Writes whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)

@@ -1,7 +1,5 @@
 """TrainState: everything that a training step changes, as one tree of arrays."""
 
-from pathlib import Path
-
 import flax.linen as nn
 import flax.struct
 import flax.traverse_util
@@ -13,13 +11,12 @@ from ml_collections import ConfigDict
 
 from jaxmlic import sharding
 from jaxmlic.errors import UserError
-from jaxmlic.inputs import feature_file
-from jaxmlic.models.trunks import StoredMaps, pretrained
+from jaxmlic.inputs import Inputs
 from jaxmlic.training import optim
 
 
 @flax.struct.dataclass
-class Guard:
+class NonFinite:
     """Where training first met a value that is not finite.
 
     Attributes:
@@ -44,56 +41,46 @@ class TrainState:
     batch_stats: dict
     opt_state: optax.OptState
     ema: dict
-    guard: Guard
+    guard: NonFinite  # named so in checkpoints
     constants: dict
-
-
-def init_variables(model: nn.Module, config: ConfigDict, key: jax.Array) -> dict:
-    """Fresh variables for images [B, S, S, 3] of the config's size, or for the features of its file."""
-    shape, is_features = _input_of(config)
-    inputs = StoredMaps(jnp.zeros(shape, jnp.float32)) if is_features else jnp.zeros(shape, jnp.uint8)
-    return model.init(key, inputs, train=False)
-
-
-def _input_of(config: ConfigDict) -> tuple[tuple[int, ...], bool]:
-    """The shape of the model's input, and whether that is features."""
-    if config.data.source == "file":
-        return (1, *feature_file.shape(config)), True
-    return (1, config.data.image_size, config.data.image_size, 3), False
 
 
 _known_shapes: dict[tuple, dict] = {}
 
 
-def _shapes(model: nn.Module, config: ConfigDict) -> dict:
-    """Shapes and dtypes of the variables, found once a model: tracing a trunk takes a second, and a run asks often."""
-    # Its text stands for a model, since a config's lists cannot be hashed.
-    key = (type(model), repr(model), _input_of(config))
+def shapes(model: nn.Module, example: Inputs) -> dict:
+    """Shapes and dtypes of the variables, found once a model: tracing a trunk takes a second, and a run asks often.
+
+    example: the inputs of one image; see `Source.example`.
+    """
+    # Texts stand for model and example, since a config's lists cannot be hashed.
+    key = (type(model), repr(model), str(jax.tree.map(jax.typeof, example)))
     if key not in _known_shapes:
-        _known_shapes[key] = jax.eval_shape(lambda: init_variables(model, config, jax.random.key(0)))
+        _known_shapes[key] = jax.eval_shape(lambda: model.init(jax.random.key(0), example, train=False))
     return _known_shapes[key]
 
 
-def parameter_names(config: ConfigDict, model: nn.Module) -> list[str]:
+def parameter_names(model: nn.Module, example: Inputs) -> list[str]:
     """Names of all parameters, found without computing any."""
-    return sorted(optim.flatten(_shapes(model, config)["params"]))
+    return sorted(optim.flatten(shapes(model, example)["params"]))
 
 
 def create(
     config: ConfigDict,
     model: nn.Module,
+    example: Inputs,
     tx: optax.GradientTransformation,
-    paces: dict[str, float | None],
+    multipliers: dict[str, float | None],
     key: jax.Array,
 ) -> TrainState:
     """A new state from scratch; pure, so that it can be jitted."""
-    return _state_of(config, tx, paces, init_variables(model, config, key))
+    return _state_of(config, tx, multipliers, model.init(key, example, train=False))
 
 
 def _state_of(
-    config: ConfigDict, tx: optax.GradientTransformation, paces: dict[str, float | None], variables: dict
+    config: ConfigDict, tx: optax.GradientTransformation, multipliers: dict[str, float | None], variables: dict
 ) -> TrainState:
-    trainable, _ = partition(variables["params"], paces)
+    trainable, _ = partition(variables["params"], multipliers)
     return TrainState(
         step=jnp.int32(0),
         params=variables["params"],
@@ -101,36 +88,39 @@ def _state_of(
         opt_state=tx.init(trainable),
         # A copy: the state is donated, and one buffer cannot be given away twice.
         ema=jax.tree.map(jnp.copy, trainable) if config.optim.ema else {},
-        guard=Guard(jnp.int32(-1), jnp.bool_(False), jnp.zeros(len(trainable), bool)),
+        guard=NonFinite(jnp.int32(-1), jnp.bool_(False), jnp.zeros(len(trainable), bool)),
         constants=variables.get("constants", {}),
     )
 
 
 def optimizer(
-    config: ConfigDict, model: nn.Module, examples: int
+    config: ConfigDict, model: nn.Module, example: Inputs, examples: int
 ) -> tuple[optax.GradientTransformation, dict[str, float | None], optax.Schedule, int]:
-    """The transformation, the pace of each parameter, the learning rate by step and the total number of steps."""
+    """The transformation, each parameter's learning-rate multiplier, the learning rate by step, the number of steps."""
     total = optim.steps_of(config, examples)(config.train.duration, "train.duration")
     if total < 1:
         raise UserError(f"config.train.duration = {config.train.duration!r} is less than one step")
-    paces = optim.multipliers(config.optim.groups, parameter_names(config, model))
-    if all(pace is None for pace in paces.values()):
+    multipliers = optim.multipliers(config.optim.groups, parameter_names(model, example))
+    if all(rate is None for rate in multipliers.values()):
         raise UserError("config.optim.groups freezes every parameter; nothing is left to train")
     learning_rate = optim.schedule(config.optim, total, optim.steps_of(config, examples, total))
-    return optim.make(config.optim, paces, learning_rate), paces, learning_rate, total
+    return optim.make(config.optim, multipliers, learning_rate), multipliers, learning_rate, total
 
 
-def abstract(config: ConfigDict, model: nn.Module, examples: int, mesh: jax.sharding.Mesh) -> TrainState:
+def abstract(
+    config: ConfigDict, model: nn.Module, example: Inputs, examples: int, mesh: jax.sharding.Mesh
+) -> TrainState:
     """Shapes, dtypes and (replicated) shardings of the state, to restore into."""
-    tx, paces, _, _ = optimizer(config, model, examples)
-    shapes = jax.eval_shape(lambda variables: _state_of(config, tx, paces, variables), _shapes(model, config))
+    tx, multipliers, _, _ = optimizer(config, model, example, examples)
+    abstract_state = jax.eval_shape(
+        lambda variables: _state_of(config, tx, multipliers, variables), shapes(model, example)
+    )
     place = sharding.replicated(mesh)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract_state)
 
 
-def load_trunk(state: TrainState, path: str, trunk: str) -> TrainState:
-    """The state with the trunk's parameters and statistics from a weight file. Raises UserError as `load` does."""
-    loaded = pretrained.load(Path(path), trunk)
+def with_trunk(state: TrainState, loaded: dict) -> TrainState:
+    """The state with a trunk's pretrained variables, as `pretrained.load` gives them."""
     params = {**state.params, "trunk": _cast(loaded["params"], state.params["trunk"])}
     batch_stats = state.batch_stats
     if loaded.get("batch_stats"):
@@ -139,7 +129,7 @@ def load_trunk(state: TrainState, path: str, trunk: str) -> TrainState:
     return state.replace(params=params, batch_stats=batch_stats, ema=jax.tree.map(jnp.copy, ema))
 
 
-def load_constants(state: TrainState, values: dict) -> TrainState:
+def with_constants(state: TrainState, values: dict) -> TrainState:
     """The state with the head's constants; `values` has the names, shapes and dtypes that the model declares."""
     names = {name: (x.shape, x.dtype) for name, x in state.constants.items()}
     given = {name: (np.shape(x), np.asarray(x).dtype) for name, x in values.items()}
@@ -148,7 +138,7 @@ def load_constants(state: TrainState, values: dict) -> TrainState:
     return state.replace(constants=_cast(dict(values), state.constants))
 
 
-def take_over(state: TrainState, variables: dict, only: str = "") -> tuple[TrainState, list[str]]:
+def copy_matching(state: TrainState, variables: dict, only: str = "") -> tuple[TrainState, list[str]]:
     """The state with every parameter and statistic of `variables` that has its name and shape, and their names.
 
     only: take names that begin with this.
@@ -176,11 +166,11 @@ def eval_variables(state: TrainState) -> dict:
     return {"params": params, "batch_stats": state.batch_stats, "constants": state.constants}
 
 
-def partition(params: dict, paces: dict[str, float | None]) -> tuple[dict, dict]:
+def partition(params: dict, multipliers: dict[str, float | None]) -> tuple[dict, dict]:
     """Flat dicts (trainable, frozen) by name."""
     flat = optim.flatten(params)
-    trainable = {name: value for name, value in flat.items() if paces[name] is not None}
-    return trainable, {name: value for name, value in flat.items() if paces[name] is None}
+    trainable = {name: value for name, value in flat.items() if multipliers[name] is not None}
+    return trainable, {name: value for name, value in flat.items() if multipliers[name] is None}
 
 
 def _cast(values: dict, like: dict) -> dict:

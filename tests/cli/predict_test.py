@@ -10,7 +10,8 @@ from conftest import table_of
 from jaxmlic.cli import main as cli
 from jaxmlic.cli import predict
 from jaxmlic.data import datasets
-from jaxmlic.evaluation import score_file, scoring
+from jaxmlic.evaluation import score_file
+from jaxmlic.experiments import runs
 from jaxmlic.training import metrics_log, run_folder
 
 
@@ -32,7 +33,7 @@ def photos(data_dir, tmp_path_factory):
 def test_scores_equal_those_of_evaluation(run, photos, capsys):
     assert cli.run(["predict", f"--workdir={run}", str(photos)]) == 0
     printed = capsys.readouterr().out
-    scoring.run(str(run))
+    runs.evaluate(str(run))
     scores = score_file.load(run / "scores" / "test.npz")
     found = json.loads((run / "predictions.json").read_text())
     assert [image["file"] for image in found["images"]] == [str(photos / f"{name}.png") for name in scores.ids]

@@ -8,8 +8,8 @@ from conftest import tiny_config
 
 from jaxmlic.data import label_noise, loader
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import scoring
-from jaxmlic.training import loop, run_folder
+from jaxmlic.experiments import runs
+from jaxmlic.training import loop, run_folder, targets
 
 
 def multi_label(count=400, classes=7, unknown=0.08):
@@ -89,7 +89,7 @@ def test_a_run_is_trained_on_the_noise_and_evaluated_without(data_dir, tmp_path,
 
     assert loop.run(config, str(tmp_path / "run")).finished
     assert f"in {changed} of {len(clean.train_view)} images" in capsys.readouterr().out
-    with np.load(tmp_path / "run" / label_noise.FILE) as stored:
+    with np.load(tmp_path / "run" / targets.NOISE) as stored:
         np.testing.assert_array_equal(stored["ids"], clean.train_view.ids)
         np.testing.assert_array_equal(stored["clean"], clean.train_view.labels)
         np.testing.assert_array_equal(stored["noisy"], trainer.train_view.labels)
@@ -99,7 +99,7 @@ def test_a_run_is_trained_on_the_noise_and_evaluated_without(data_dir, tmp_path,
     other = tiny_config(data_dir, **{"data.noise_rate": 0.4, "train.duration": "4 steps", "data.noise_seed": 9})
     with pytest.raises(UserError, match="noise_seed"):
         run_folder.claim(tmp_path / "run", other, loop.Trainer(other, "unused").train_view)
-    scoring.run(str(tmp_path / "run"))
+    runs.evaluate(str(tmp_path / "run"))
     with np.load(tmp_path / "run" / "scores" / "test.npz") as scores:
         np.testing.assert_array_equal(scores["labels"], clean.dataset.labels("test"))
 
@@ -109,7 +109,7 @@ def test_noise_does_not_decide_which_classes_count(data_dir):
     config = tiny_config(data_dir, **{"eval.trained_classes_only": True})
     view = loop.Trainer(config, "unused").train_view
     nothing = dataclasses.replace(view, targets=loader.Targets(np.zeros_like(view.labels)))
-    np.testing.assert_array_equal(scoring.trained_classes(config, nothing), scoring.trained_classes(config, view))
+    np.testing.assert_array_equal(targets.trained_classes(nothing), targets.trained_classes(view))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from sklearn.metrics import average_precision_score
 
 from jaxmlic.cli import main as cli
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import ensemble, score_file, scoring
+from jaxmlic.evaluation import ensemble, score_file
 from jaxmlic.evaluation.score_file import ScoreFile
+from jaxmlic.experiments import runs
 from jaxmlic.training import run_folder
 
 NAMES = ["cat", "dog", "cow", "hen"]
@@ -161,7 +162,7 @@ def test_runs_of_the_trainer_fuse(finished_run, tmp_path):
     config = json.loads((run / "config.json").read_text())
     config["config"]["eval"]["trained_classes_only"] = True
     (run / "config.json").write_text(json.dumps(config))
-    alone = scoring.run(str(run))
+    alone = runs.evaluate(str(run))
     path = run / run_folder.SCORES / "test.npz"
     scores = score_file.load(path)
     assert scores.extra["untrained_classes"] == []

@@ -14,9 +14,10 @@ from jaxmlic.data import datasets, loader
 from jaxmlic.data.prepare import writer
 from jaxmlic.errors import UserError
 from jaxmlic.evaluation import score_file, scoring
+from jaxmlic.experiments import runs
 from jaxmlic.inputs.images import ImageReader
 from jaxmlic.models.heads import contract
-from jaxmlic.training import checkpoint, loop, run_folder
+from jaxmlic.training import checkpoint, loop, restore, run_folder, targets
 from jaxmlic.training import state as state_lib
 
 
@@ -32,7 +33,7 @@ def test_scores_do_not_depend_on_batch_size_or_devices(finished_run, data_dir):
     found = []
     for batch_size, devices in ((8, 8), (32, 1), (1, 1)):
         mesh = sharding.make_mesh(jax.devices()[:devices])
-        variables, _ = scoring.restore_variables(run_folder.load(finished_run), trainer.model, mesh)
+        variables = restore.restore(finished_run, mesh).variables
         step = scoring.make_predict_step(trainer.head, trainer.model, mesh)
         reader = ImageReader(view, 16)
         found.append(scoring.score(step, variables, reader, mesh, batch_size=batch_size, threads=2))
@@ -61,13 +62,13 @@ def test_the_command_writes_scores_numbers_and_pictures(run, capsys):
 
 
 def test_validation_metrics_can_be_had_again(run):
-    found = scoring.run(str(run), split="val")
+    found = runs.evaluate(str(run), split="val")
     assert found["mAP"] == pytest.approx(run_folder.result(run)["val/mAP"], abs=1e-9)
     assert found["num_examples"] == 18
 
 
 def test_protocols(run, capsys):
-    found = scoring.run(str(run), protocol="voc07_11pt+top1_forced")
+    found = runs.evaluate(str(run), protocol="voc07_11pt+top1_forced")
     assert found["protocol"] == "voc07_11pt+top1_forced"
     assert (run / "scores" / "test.voc07_11pt+top1_forced.json").exists()
     assert cli.run(["evaluate", f"--workdir={run}", "--protocol=all_pint"]) == 2
@@ -83,7 +84,7 @@ def test_only_trained_classes_and_a_minimum_of_positives(data_dir):
     assert 0 < present.sum() < 3
     labels = dataset.labels("test")
     prediction = contract.Prediction(np.random.default_rng(0).normal(size=labels.shape).astype(np.float32))
-    found = scoring.report(config, prediction, labels, view)
+    found = scoring.report(config, prediction, labels, targets.trained_classes(view))
     np.testing.assert_array_equal(np.isnan(found["AP"]), ~present)
 
 
@@ -113,10 +114,10 @@ def test_a_checkpoint_of_another_model_is_refused(run, finished_run, data_dir):
     stored["config"]["model"]["trunk"] = "efficientnet_lite0"
     (run / "config.json").write_text(json.dumps(stored))
     with pytest.raises(UserError, match="does not fit this model"):
-        scoring.run(str(run))
+        runs.evaluate(str(run))
     # Fewer labels, same layers: shapes differ.
     trainer = loop.Trainer(tiny_config(data_dir), "unused")
     smaller = trainer.head.Model(2, **trainer.config.model)
-    abstract = state_lib.abstract(trainer.config, smaller, 54, trainer.mesh)
+    abstract = state_lib.abstract(trainer.config, smaller, trainer.source.example(), 54, trainer.mesh)
     with pytest.raises(UserError, match="does not fit this model"):
         checkpoint.Checkpoints(finished_run, read_only=True).restore(16, abstract)

@@ -10,6 +10,7 @@ from jaxmlic import config as config_lib
 from jaxmlic.cli import main as cli
 from jaxmlic.evaluation import score_file
 from jaxmlic.experiments import sweep
+from jaxmlic.inputs import open_source
 from jaxmlic.models.heads import linear
 from jaxmlic.training import metrics_log, optim
 from jaxmlic.training import state as state_lib
@@ -41,13 +42,13 @@ def test_learning_rates_of_the_paper():
 
 def test_groups_fit_the_parameters_of_the_model():
     config = load("trunk=efficientnet_lite0,size=32")
-    names = state_lib.parameter_names(config, linear.Model(20, **config.model))
-    paces = optim.multipliers(config.optim.groups, names)
-    assert {name: pace for name, pace in paces.items() if pace != 0.1} == {
+    names = state_lib.parameter_names(linear.Model(20, **config.model), open_source(config).example())
+    multipliers = optim.multipliers(config.optim.groups, names)
+    assert {name: pace for name, pace in multipliers.items() if pace != 0.1} == {
         "classifier/kernel": 1.0,
         "classifier/bias": 1.0,
     }
-    assert len(paces) > 100
+    assert len(multipliers) > 100
 
 
 def test_modes_and_data_sets():

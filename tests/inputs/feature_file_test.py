@@ -10,7 +10,7 @@ from jaxmlic import sharding
 from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import scoring
+from jaxmlic.experiments import runs
 from jaxmlic.inputs import feature_file
 from jaxmlic.training import loop
 
@@ -52,14 +52,14 @@ def test_a_linear_scorer_on_features_from_a_file(data_dir, table, tmp_path, caps
     rows = [table[1].tolist().index(name) for name in trainer.train_view.ids[:8]]
     np.testing.assert_allclose(batch["features"][:, 0, 0, 0], table[0][rows], rtol=1e-6)
     assert trainer.fit().finished and trainer.train_step._cache_size() == 1
-    assert scoring.run(str(tmp_path / "run"))["mAP"] > 0.95
+    assert runs.evaluate(str(tmp_path / "run"))["mAP"] > 0.95
     capsys.readouterr()
     (tmp_path / "a.png").write_bytes(b"")
     assert cli.run(["predict", f"--workdir={tmp_path / 'run'}", str(tmp_path / "a.png")]) == 2
     assert "cannot read photographs" in capsys.readouterr().err
     (tmp_path / "f.npz").unlink()
     with pytest.raises(UserError, match=r"f\.npz' cannot be read"):
-        scoring.run(str(tmp_path / "run"))
+        runs.evaluate(str(tmp_path / "run"))
 
 
 def test_maps_from_a_file_are_read_by_the_lstm(data_dir, table, tmp_path):

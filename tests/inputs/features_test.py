@@ -16,9 +16,11 @@ from jaxmlic.cli import main as cli
 from jaxmlic.cli import predict
 from jaxmlic.data import datasets, loader
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import scoring
+from jaxmlic.experiments import runs
 from jaxmlic.inputs import cache as cache_lib
+from jaxmlic.inputs import compute, eval_inputs
 from jaxmlic.inputs.images import ImageReader
+from jaxmlic.inputs.views import Views
 from jaxmlic.models import trunks
 from jaxmlic.models.trunks import pretrained
 from jaxmlic.training import loop, metrics_log
@@ -55,7 +57,9 @@ def config_of(data_dir, weights, **more):
 
 def params_of(workdir, config):
     trainer = loop.Trainer(config, str(workdir))
-    abstract = state_lib.abstract(config, trainer.model, len(trainer.train_view), trainer.mesh)
+    abstract = state_lib.abstract(
+        config, trainer.model, trainer.source.example(), len(trainer.train_view), trainer.mesh
+    )
     state = Checkpoints(str(workdir), read_only=True).restore(16, abstract)
     return flax.traverse_util.flatten_dict(state.params, sep="/")
 
@@ -78,7 +82,7 @@ def test_equal_to_training_with_the_frozen_trunk(data_dir, weights, tmp_path, mo
     """Same draws, same steps; the difference is the rounding of what was stored."""
     config = config_of(data_dir, weights, **more)
     loop.run(config, str(tmp_path / "frozen"))
-    cache_lib.compute(config)
+    runs.store_features(config)
     cached = config_of(data_dir, weights, **more, **{"data.source": "features"})
     loop.run(cached, str(tmp_path / "cached"))
     ours, theirs = (params_of(tmp_path / name, c) for name, c in (("cached", cached), ("frozen", config)))
@@ -97,13 +101,13 @@ def test_equal_to_training_with_the_frozen_trunk(data_dir, weights, tmp_path, mo
 
 def test_a_run_from_features_evaluates_and_predicts_on_photographs(data_dir, weights, tmp_path):
     config = config_of(data_dir, weights, **{"data.source": "features"})
-    cache_lib.compute(config)
+    runs.store_features(config)
     workdir = tmp_path / "run"
     loop.run(config, str(workdir))
-    from_features = scoring.run(str(workdir))
+    from_features = runs.evaluate(str(workdir))
     weights_elsewhere = weights.rename(weights.with_suffix(".moved"))
     try:
-        from_images = scoring.run(str(workdir))  # without the weights there is no key: the trunk runs
+        from_images = runs.evaluate(str(workdir))  # without the weights there is no key: the trunk runs
     finally:
         weights_elsewhere.rename(weights)
     np.testing.assert_allclose(from_features["AP"], from_images["AP"], atol=0.05)
@@ -141,7 +145,7 @@ def stages_config(data_dir, weights, **more):
 def test_stages_stand_for_the_frozen_trunk(data_dir, weights, tmp_path):
     """The outputs of the head with the trunk, drawn views, and a run from them that evaluates from photographs."""
     config = stages_config(data_dir, weights, **{"data.source": "features", "train.duration": "4 steps"})
-    cache_lib.compute(config)
+    runs.store_features(config)
     trainer = loop.Trainer(config, str(tmp_path / "run"))
     reader = trainer.readers()[0]
     batch = reader(np.arange(4))
@@ -152,23 +156,23 @@ def test_stages_stand_for_the_frozen_trunk(data_dir, weights, tmp_path):
         "stage:stage3": (4, 2, 2, 2, 96),
     }
     drawn, views = (
-        cache_lib.draw(jax.random.key(3), batch, config),
-        cache_lib.Views.of(config).draw(jax.random.key(3), 4),
+        cache_lib.CachedSource(config).training_inputs(jax.random.key(3), batch, 0)[0],
+        Views.of(config).draw(jax.random.key(3), 4),
     )
     for key, values in drawn.stages.items():
         np.testing.assert_array_equal(values, batch[f"stage:{key}"][np.arange(4), np.asarray(views)])
     variables = state_lib.eval_variables(trainer.initial_state())
     images = ImageReader(trainer.train_view, 16)(np.arange(4))["image"]
     apply = jax.jit(trainer.model.apply)
-    ours, theirs = apply(variables, cache_lib.inputs(batch)), apply(variables, images)
+    ours, theirs = apply(variables, eval_inputs(batch)), apply(variables, images)
     for name, values in theirs.items():
         np.testing.assert_allclose(ours[name], values, rtol=2e-3, atol=2e-3, err_msg=name)
     assert trainer.fit().finished
     workdir = str(tmp_path / "run")
-    from_features = scoring.run(workdir)
+    from_features = runs.evaluate(workdir)
     moved = weights.rename(weights.with_suffix(".moved"))
     try:
-        from_images = scoring.run(workdir)
+        from_images = runs.evaluate(workdir)
     finally:
         moved.rename(weights)
     np.testing.assert_allclose(from_features["AP"], from_images["AP"], atol=0.05)
@@ -182,37 +186,37 @@ def test_one_cache_of_stages_serves_all_heads_that_read_them(data_dir, weights):
     for fields in ({"model.map_size": 2}, {"features.stages": ("stage3",)}):
         assert cache_lib.key_fields(stages_config(data_dir, weights, **fields), dataset) != key
     with pytest.raises(UserError, match=r"config\.features\.stages: trunk 'small_cnn' has no 'stage9'"):
-        cache_lib.compute(stages_config(data_dir, weights, **{"features.stages": ("stage9",)}))
+        runs.store_features(stages_config(data_dir, weights, **{"features.stages": ("stage9",)}))
 
 
 def test_views_of_crops(data_dir, weights):
     config = config_of(data_dir, weights, **{"augment.crop_area": (0.3, 0.6), "data.resize": 20, "features.crops": 3})
-    cache_lib.compute(config)
+    runs.store_features(config)
     dataset = datasets.load("tiny", data_dir)
     view = loader.select(config.data, dataset, "train")
-    reader = cache_lib.Reader(view, config, train=True)
+    reader = cache_lib.CachedReader(view, config, train=True)
     batch = reader(np.arange(8))
     assert batch["features"].shape == (8, 4, 1, 1, 96) and batch["features"].dtype == np.float16
     values = np.asarray(batch["features"], np.float32)
     for i in range(4):
         for j in range(i):
             assert np.abs(values[:, i] - values[:, j]).max() > 1e-2  # the crops differ
-    views = cache_lib.Views.of(config)
+    views = Views.of(config)
     drawn = np.asarray(views.draw(jax.random.key(0), 4000))
     assert set(drawn) == {1, 2, 3} and np.bincount(drawn)[1:].min() > 1200
-    picked = cache_lib.draw(jax.random.key(3), batch, config).values
+    picked = cache_lib.CachedSource(config).training_inputs(jax.random.key(3), batch, 0)[0].feature_map
     chosen = np.asarray(views.draw(jax.random.key(3), 8))
     np.testing.assert_array_equal(picked, batch["features"][np.arange(8), chosen])
-    plain = cache_lib.Reader(view, config, train=False)(np.arange(8))["features"]
+    plain = cache_lib.CachedReader(view, config, train=False)(np.arange(8))["features"]
     np.testing.assert_array_equal(plain, batch["features"][:, :1])
 
 
 def test_view_0_is_the_trunk_on_the_image(data_dir, weights):
     config = config_of(data_dir, weights, **{"features.store": "map"})
-    cache_lib.compute(config)
+    runs.store_features(config)
     dataset = datasets.load("tiny", data_dir)
     view = loader.select(config.data, dataset, "test")
-    stored = cache_lib.Reader(view, config, train=False)(np.arange(5))["features"]
+    stored = cache_lib.CachedReader(view, config, train=False)(np.arange(5))["features"]
     images = ImageReader(view, 16)(np.arange(5))["image"]
     module, fields = trunks.get("small_cnn")
     wanted, _ = module.Trunk(**fields).apply(pretrained.load(weights, "small_cnn"), module.preprocess(images), False)
@@ -227,25 +231,22 @@ def test_features_of_a_stored_split_serve_its_parts(data_dir, weights, tmp_path,
         dataset, "some", {"train0": chosen, "both": np.array([70, 75]), "test0": np.array([80])}, {}
     )
     config = config_of(str(tmp_path), weights, **{"features.store": "map"})
-    cache_lib.compute(config)
-    whole = cache_lib.Reader(loader.select(config.data, dataset, "train"), config, train=True)(chosen)
+    runs.store_features(config)
+    whole = cache_lib.CachedReader(loader.select(config.data, dataset, "train"), config, train=True)(chosen)
     view = loader.select(config.data, dataset, "some/train0")
-    part = cache_lib.Reader(view, config, train=True)(np.array([2, 0]))
+    part = cache_lib.CachedReader(view, config, train=True)(np.array([2, 0]))
     np.testing.assert_array_equal(part["features"], whole["features"][[2, 0]])
     np.testing.assert_array_equal(part["labels"], whole["labels"][[2, 0]])
-    assert (
-        cache_lib.find(
-            loader.select(config.data, dataset, "some/test0"),
-            config_lib.override(config, {"data.source": "features"}),
-        )
-        is not None
-    )
+    found = cache_lib.CachedSource(config).eval_reader(loader.select(config.data, dataset, "some/test0"))
+    assert isinstance(found, cache_lib.CachedReader)
     with pytest.raises(UserError, match="no features of split 'some/test0'"):  # one view, and training needs two
-        cache_lib.Reader(loader.select(config.data, dataset, "some/test0"), config, train=True)
+        cache_lib.CachedReader(loader.select(config.data, dataset, "some/test0"), config, train=True)
     with pytest.raises(UserError, match="no features of split 'some/both'"):  # it lies in two stored splits
-        cache_lib.Reader(loader.select(config.data, dataset, "some/both"), config, train=False)
+        cache_lib.CachedReader(loader.select(config.data, dataset, "some/both"), config, train=False)
     capsys.readouterr()
-    cache_lib.compute(config_lib.override(config, {"data.train_split": "some/train0", "data.test_split": "some/test0"}))
+    runs.store_features(
+        config_lib.override(config, {"data.train_split": "some/train0", "data.test_split": "some/test0"}), print
+    )
     out = capsys.readouterr().out
     assert "some/train0: there already (in 'train'), 3 images" in out and "some/test0: there already (in 'test')" in out
 
@@ -262,7 +263,7 @@ STALE = {
 
 @pytest.mark.parametrize("what", STALE)
 def test_a_cache_of_another_config_is_not_used(data_dir, weights, tmp_path, what):
-    cache_lib.compute(config_of(data_dir, weights))
+    runs.store_features(config_of(data_dir, weights))
     # Other tests leave caches too: only this one shall be there to compare with.
     folder = cache_lib.folder_of(*_dataset_and_key(config_of(data_dir, weights)))
     for other in folder.parent.iterdir():
@@ -284,7 +285,7 @@ def test_other_weights_under_the_same_name(data_dir, tmp_path):
     path = tmp_path / "w.npz"
     path.write_bytes(b"a")
     config = config_of(data_dir, path, **{"data.source": "features"})
-    cache_lib.compute(config)
+    runs.store_features(config)
     path.write_bytes(b"b")
     with pytest.raises(UserError, match="no features of split"):
         loop.Trainer(config, str(tmp_path / "run")).readers()
@@ -338,16 +339,16 @@ def test_two_commands_at_the_same_time_keep_each_others_splits(data_dir, weights
     dataset = datasets.load("tiny", tmp_path)
     for name in ("one", "other"):
         datasets.write_named_split(dataset, name, {"part": np.arange(4)}, {})
-    monkeypatch.setattr(cache_lib, "_make_forward", lambda config: (None, {}))
+    monkeypatch.setattr(compute, "_make_forward", lambda config: (None, {}))
 
     def write(path, view, *others):
         path.write_bytes(b"")
         if view.split == "one/part":  # while this one runs, the other command begins and ends
-            cache_lib.compute(config_of(tmp_path, weights, **{"data.train_split": "other/part"}))
+            runs.store_features(config_of(tmp_path, weights, **{"data.train_split": "other/part"}))
         return [1, 1, 1, 1]
 
-    monkeypatch.setattr(cache_lib, "_write", write)
-    folder = cache_lib.compute(config_of(tmp_path, weights, **{"data.train_split": "one/part"}))
+    monkeypatch.setattr(compute, "_write", write)
+    folder = runs.store_features(config_of(tmp_path, weights, **{"data.train_split": "one/part"}))
     manifest = json.loads((folder / cache_lib.MANIFEST).read_text())
     assert set(manifest["splits"]) == {"test", "one/part", "other/part"}
 
@@ -357,6 +358,6 @@ def test_values_that_float16_cannot_hold(data_dir, weights, monkeypatch):
     monkeypatch.setattr(pretrained, "load", lambda *_: huge)
     config = config_of(data_dir, weights, **{"data.image_size": 20})
     with pytest.raises(UserError, match=r"do not fit config\.features\.dtype = 'float16'"):
-        cache_lib.compute(config)
+        runs.store_features(config)
     folder = cache_lib.folder_of(*_dataset_and_key(config))
     assert not list(folder.glob("*"))

@@ -11,8 +11,7 @@ from jaxmlic import losses, sharding
 from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import scoring
-from jaxmlic.inputs import cache as cache_lib
+from jaxmlic.experiments import runs
 from jaxmlic.models import trunks
 from jaxmlic.models.heads import cnn_lstm_rmlc, linear
 from jaxmlic.models.layers import pixels
@@ -301,7 +300,7 @@ def test_train_evaluate_predict(recurrent, data_dir, tmp_path, capsys):
     assert trainer.fit().finished
     assert trainer.train_step._cache_size() == 1
     protocol = "path" if recurrent == "path" else "all_point"
-    assert 0 < scoring.run(str(tmp_path / "run"), protocol=protocol)["mAP"] <= 1
+    assert 0 < runs.evaluate(str(tmp_path / "run"), protocol=protocol)["mAP"] <= 1
     (tmp_path / "a.png").write_bytes(datasets.load("tiny", data_dir).source("test")[0]["image"])
     capsys.readouterr()
     assert cli.run(["predict", f"--workdir={tmp_path / 'run'}", str(tmp_path / "a.png")]) == 0
@@ -319,7 +318,7 @@ def test_the_lstm_reads_stored_feature_maps(data_dir, tmp_path, monkeypatch):
     (tmp_path / "w.npz").write_bytes(b"stands for the weights of seed 7")
     stored = {"pretrained": str(tmp_path / "w.npz"), "data.source": "features", "features.store": "map"}
     config = run_config(data_dir, "positions", **stored, **{"data.resize": 0})
-    cache_lib.compute(config)
+    runs.store_features(config)
     trainer = loop.Trainer(config, "unused", sharding.make_mesh(jax.devices()[:1]))
     batch = trainer.readers()[0](np.arange(8))
     assert batch["features"].shape == (8, 2, 2, 2, 96)  # two views of 2 x 2 positions

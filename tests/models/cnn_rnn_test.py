@@ -15,12 +15,12 @@ from jaxmlic import decode, sharding
 from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import scoring
+from jaxmlic.experiments import runs
 from jaxmlic.inputs import cache as cache_lib
 from jaxmlic.labels import order as label_order
 from jaxmlic.models import trunks
 from jaxmlic.models.heads import cnn_rnn, contract
-from jaxmlic.training import loop, run_folder
+from jaxmlic.training import loop, restore, run_folder
 
 CLASSES, FEATURES = 4, 96
 SMALL = {"embedding_size": 5, "recurrent_size": 6, "max_length": 3, "beam_size": 3}
@@ -328,12 +328,11 @@ def finished(data_dir, tmp_path_factory):
 
 
 def test_a_run_evaluates_and_keeps_its_order(finished, data_dir):
-    numbers = scoring.run(str(finished))
+    numbers = runs.evaluate(str(finished))
     assert numbers["protocol"] == "path"
     assert 0 <= numbers["mAP"] <= 1
     found = run_folder.load(finished)
-    model = cnn_rnn.Model(3, **found.config.model)
-    variables, _ = scoring.restore_variables(found, model, sharding.make_mesh())
+    variables = restore.restore(found.workdir).variables
     trainer = loop.Trainer(found.config, str(finished))
     np.testing.assert_array_equal(
         variables["constants"]["order"], label_order.frequent_first(trainer.train_view.labels)
@@ -400,4 +399,4 @@ def test_cached_features_are_asked_for_in_one_line(data_dir, tmp_path, capsys):
     config = config_lib.load("cnn_rnn:dataset=corel5k")
     assert config.data.source == "features" and config.model.batch_norm == "frozen"
     with pytest.raises(UserError, match=r"config\.pretrained=FILE"):
-        cache_lib.check(config, {"trunk/x": None})
+        cache_lib.check_storable(config, {"trunk/x": None})

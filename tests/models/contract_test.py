@@ -11,11 +11,11 @@ import pytest
 from conftest import tiny_config
 
 from jaxmlic.data import loader
-from jaxmlic.evaluation import scoring
 from jaxmlic.inputs.images import ImageReader
 from jaxmlic.models.heads import contract, linear
-from jaxmlic.training import loop, run_folder
+from jaxmlic.training import loop, restore, run_folder
 from jaxmlic.training import state as state_lib
+from jaxmlic.training import step as step_lib
 
 
 class ModelWithConstants(linear.Model):
@@ -51,7 +51,7 @@ def test_constants_come_from_the_training_split_and_stay(head_with_constants, da
     np.testing.assert_array_equal(trainer.initial_state().constants["prior"], wanted)
     assert "a note on the prior\n" in capsys.readouterr().out
     assert trainer.fit().finished
-    variables, _ = scoring.restore_variables(run_folder.load(tmp_path / "run"), trainer.model, trainer.mesh)
+    variables = restore.restore(tmp_path / "run", trainer.mesh).variables
     np.testing.assert_array_equal(variables["constants"]["prior"], wanted)
     # Evaluation reads them from the checkpoint: scores with them and without differ by the prior.
     images = jnp.zeros((2, 16, 16, 3), jnp.uint8)
@@ -80,9 +80,9 @@ def test_targets_replace_labels_and_weigh_losses(data_dir, tmp_path):
     assert "weight" not in ImageReader(view, 16)(np.arange(8))
 
     state, key = trainer.initial_state(), jax.random.key(0)
-    arguments = (trainer.head, trainer.model, trainer.config, trainer.paces, state)
-    mean = jax.jit(lambda weight: loop.loss_and_grads(*arguments, {**batch, "weight": weight}, key))
-    plain = jax.jit(lambda b: loop.loss_and_grads(*arguments, b, key))(
+    arguments = (trainer.head, trainer.model, trainer.config, trainer.multipliers, state)
+    mean = jax.jit(lambda weight: step_lib.loss_and_grads(*arguments, batch["image"], {**batch, "weight": weight}, key))
+    plain = jax.jit(lambda b: step_lib.loss_and_grads(*arguments, b["image"], b, key))(
         {k: v for k, v in batch.items() if k != "weight"}
     )
     half, _, _, half_grads = mean(np.full(8, 0.5, np.float32))

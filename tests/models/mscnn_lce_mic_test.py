@@ -14,8 +14,7 @@ from jaxmlic import sharding
 from jaxmlic.cli import predict
 from jaxmlic.data import datasets
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import scoring
-from jaxmlic.experiments import sweep
+from jaxmlic.experiments import runs, sweep
 from jaxmlic.labels import graph as label_graph
 from jaxmlic.models import trunks
 from jaxmlic.models.heads import contract, linear, mscnn_lce_mic
@@ -311,7 +310,7 @@ def test_a_run_from_start_to_prediction(data_dir, tmp_path):
     trainer = loop.Trainer(config, str(workdir))
     assert trainer.fit().finished
     assert trainer.train_step._cache_size() == 1 and trainer.predict_step._cache_size() == 1
-    numbers = scoring.run(str(workdir))
+    numbers = runs.evaluate(str(workdir))
     assert numbers["mAP"] > 0.6  # chance is 0.4
     source = datasets.load("tiny", data_dir).source("test")
     (tmp_path / "a.png").write_bytes(source[0]["image"])

@@ -15,12 +15,11 @@ from jaxmlic import sharding
 from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import scoring
-from jaxmlic.experiments import sweep
+from jaxmlic.experiments import runs, sweep
 from jaxmlic.models import trunks
 from jaxmlic.models.heads import contract, multi_order_rnn
 from jaxmlic.reports import trace as trace_report
-from jaxmlic.training import loop, run_folder
+from jaxmlic.training import loop, restore
 
 CLASSES, FEATURES, BATCH = 4, 96, 6
 SMALL = {"embedding_size": 5, "recurrent_size": 6, "num_steps": 4}
@@ -287,9 +286,7 @@ def stages(data_dir, finished_run, tmp_path_factory):
 
 
 def params_of(folder):
-    found = run_folder.load(folder)
-    model = contract.find(found.config.head).Model(3, **found.config.model)
-    return scoring.restore_variables(found, model, sharding.make_mesh())[0]["params"]
+    return restore.restore(folder).variables["params"]
 
 
 def test_the_second_stage_takes_over_trunk_and_scores_and_leaves_them(stages):
@@ -304,7 +301,7 @@ def test_the_second_stage_takes_over_trunk_and_scores_and_leaves_them(stages):
 
 def test_evaluate_and_trace(stages, data_dir, tmp_path, capsys):
     run_dir = shutil.copytree(stages[1], tmp_path / "run")
-    assert scoring.run(str(run_dir))["protocol"] == "all_point"
+    assert runs.evaluate(str(run_dir))["protocol"] == "all_point"
     source = datasets.load("tiny", data_dir).source("test")
     photos = tmp_path / "photos"
     photos.mkdir()

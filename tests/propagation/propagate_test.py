@@ -15,9 +15,7 @@ from jaxmlic import propagation
 from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets, loader
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import scoring
-from jaxmlic.experiments import self_training
-from jaxmlic.inputs import cache as cache_lib
+from jaxmlic.experiments import pseudo_labels, runs, self_training
 from jaxmlic.inputs.images import ImageReader
 from jaxmlic.models import trunks
 from jaxmlic.models.trunks import pretrained
@@ -52,7 +50,7 @@ def test_the_file_is_the_propagation_of_the_runs_features(file, finished_run, ow
     found = label_file.load(file)
     dataset = datasets.load("tiny", own_dir)
     view = loader.select(tiny_config(own_dir).data, dataset, "train")
-    values, source = propagate.image_features(run_folder.load(finished_run).config, view, str(finished_run))
+    values, source = pseudo_labels.image_features(run_folder.load(finished_run).config, view, str(finished_run))
     assert values.shape == (72, 192) and values.dtype == np.float32 and f"{finished_run} at step" in source
     known = np.isin(np.arange(72), np.arange(0, 72, 4))
     labels = np.where(known[:, None], dataset.labels("train"), -1).astype(np.int8)
@@ -78,7 +76,7 @@ def test_methods_and_class_weights():
             Method(name, k=35, single_label=True)(values, labels)
         found = Method(name, k=4, single_label=True)(values, labels)
         np.testing.assert_array_equal(found.labels, centres)
-        assert propagate.quality(found, centres.astype(np.int8), labels[:, 0] != -1, True)["error"] == 0
+        assert pseudo_labels.quality(found, centres.astype(np.int8), labels[:, 0] != -1, True)["error"] == 0
         weighted = Method(name, k=4, single_label=True, class_weights=True)(values, labels)
         ratio = weighted.weights / found.weights
         np.testing.assert_allclose(ratio, (35 / 3 / np.array([10, 20, 5]))[centres.argmax(1)], rtol=1e-5)
@@ -96,7 +94,7 @@ def test_deciding_by_frequency():
     assert ((found["half"].labels[20:] == 1).sum(0) != expected).any()
     truth = (rng.random((80, 3)) < 0.4).astype(np.int8)
     for one in found.values():  # of the labels given, by counting
-        numbers = propagate.quality(one, truth, np.arange(80) < 20, False)
+        numbers = pseudo_labels.quality(one, truth, np.arange(80) < 20, False)
         given, true = one.labels[20:] == 1, truth[20:] == 1
         assert numbers["OP"] == pytest.approx((given & true).sum() / max(given.sum(), 1))
         assert numbers["OR"] == pytest.approx((given & true).sum() / true.sum())
@@ -108,9 +106,9 @@ def test_nothing_found_is_said(own_dir, tmp_path, capsys, monkeypatch):
     labels[0] = 1
     found = propagation.PseudoLabels(np.maximum(labels, 0), np.zeros((72, 3), np.float32), np.ones(72, np.float32), 1)
     monkeypatch.setattr(Method, "__call__", lambda self, values, labels: found)
-    monkeypatch.setattr(propagate, "image_features", lambda *_: (np.zeros((72, 2), np.float32), "nothing"))
-    monkeypatch.setattr(propagate, "known_labels", lambda *_: (labels, np.arange(72) < 18))
-    propagate.run(config, Method(), labelled="few/labelled", out=str(tmp_path / "x.npz"))
+    monkeypatch.setattr(pseudo_labels, "image_features", lambda *_: (np.zeros((72, 2), np.float32), "nothing"))
+    monkeypatch.setattr(pseudo_labels, "known_labels", lambda *_: (labels, np.arange(72) < 18))
+    pseudo_labels.propagate(config, Method(), labelled="few/labelled", out=str(tmp_path / "x.npz"))
     assert "no image got a label: no score reaches 0.5; --decide=frequency" in capsys.readouterr().out
 
 
@@ -131,7 +129,7 @@ def test_training_takes_labels_and_weights_and_keeps_them(file, own_dir, tmp_pat
     assert trainer.fit().finished
     # The run goes on without the file, and not with another one under its name.
     path.rename(tmp_path / "elsewhere.npz")
-    numbers = scoring.run(str(workdir))
+    numbers = runs.evaluate(str(workdir))
     assert np.isfinite(numbers["mAP"])
     assert loop.run(config, str(workdir)).finished
     label_file.save(path, dataclasses.replace(stored, labels=1 - np.maximum(stored.labels, 0)))
@@ -194,7 +192,7 @@ def test_mistakes_in_options(finished_run, own_dir, tmp_path, capsys, monkeypatc
     config = tiny_config(own_dir)
     for labelled, message in (("test", "29 of its 29 images are not in"), ("train", "no image is left to be labelled")):
         with pytest.raises(UserError, match=message):
-            propagate.run(config, Method(), labelled=labelled, out=str(tmp_path / "x.npz"))
+            pseudo_labels.propagate(config, Method(), labelled=labelled, out=str(tmp_path / "x.npz"))
 
 
 @pytest.mark.parametrize("store", ["pooled", "stages"])
@@ -210,15 +208,15 @@ def test_features_of_a_frozen_trunk(own_dir, tmp_path, monkeypatch, store):
     values = FROZEN | {"pretrained": str(tmp_path / "weights")}
     values |= {"features.store": store, "data.resize": 0, "augment.crop_area": (1.0, 1.0), "data.train_split": "train"}
     config = tiny_config(own_dir, **values)
-    cache_lib.compute(config)
+    runs.store_features(config)
     view = loader.select(config.data, datasets.load("tiny", own_dir), "train")
-    found, source = propagate.image_features(config, view, None)
+    found, source = pseudo_labels.image_features(config, view, None)
     module, fields = trunks.get("small_cnn")
     images = ImageReader(view, 16)(np.arange(72))["image"]
     run = jax.jit(lambda v, x: module.Trunk(**fields).apply(v, module.preprocess(x), False)[0])
     np.testing.assert_allclose(found, run(load("", "small_cnn"), images).mean((1, 2)), rtol=2e-3, atol=2e-3)
     assert source == "small_cnn, frozen"
-    propagate.run(config, Method("diffusion"), labelled="few/labelled", out=str(tmp_path / "labels.npz"))
+    pseudo_labels.propagate(config, Method("diffusion"), labelled="few/labelled", out=str(tmp_path / "labels.npz"))
     assert label_file.load(tmp_path / "labels.npz").info["k"] == 50
 
 

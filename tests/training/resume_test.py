@@ -34,7 +34,9 @@ trainer.fit()
 
 
 def states(trainer, *folders):
-    abstract = state_lib.abstract(trainer.config, trainer.model, len(trainer.train_view), trainer.mesh)
+    abstract = state_lib.abstract(
+        trainer.config, trainer.model, trainer.source.example(), len(trainer.train_view), trainer.mesh
+    )
     return [Checkpoints(folder, read_only=True).restore(16, abstract) for folder in folders]
 
 

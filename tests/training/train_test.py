@@ -16,8 +16,10 @@ from conftest import tiny_config
 
 from jaxmlic import losses, sharding
 from jaxmlic.errors import UserError
+from jaxmlic.inputs import open_source
 from jaxmlic.training import loop, metrics_log, optim, run_folder
 from jaxmlic.training import state as state_lib
+from jaxmlic.training import step as step_lib
 from jaxmlic.training.checkpoint import Checkpoints
 
 PLAIN = {"augment.flip": False, "augment.crop_area": (1.0, 1.0), "data.resize": 16}
@@ -65,10 +67,10 @@ def test_epochs_are_counted_by_the_first_example_of_a_batch():
     for batch_size, examples in ((8, 54), (16, 16), (16, 100), (7, 50)):
         steps_ = np.arange(0, 300, dtype=np.int32)
         expected = [int(step) * batch_size // examples for step in steps_]
-        np.testing.assert_array_equal(loop.epoch_of(jnp.asarray(steps_), batch_size, examples), expected)
+        np.testing.assert_array_equal(step_lib.epoch_of(jnp.asarray(steps_), batch_size, examples), expected)
     # MS-COCO's size after 100,000 epochs: step * batch_size does not fit in 32 bits
     step = 100_001 * 82_081 // 16 + 1
-    assert loop.epoch_of(jnp.int32(step), 16, 82_081) == 100_001
+    assert step_lib.epoch_of(jnp.int32(step), 16, 82_081) == 100_001
 
 
 class Greys(nn.Module):
@@ -88,7 +90,7 @@ def test_mixup_in_the_step(data_dir):
     config, model = tiny_config(data_dir, **overrides), Greys(3)
     with config.unlocked():
         config.loss = {}
-    tx, paces, _, _ = state_lib.optimizer(config, model, 54)
+    tx, multipliers, _, _ = state_lib.optimizer(config, model, open_source(config).example(), 54)
 
     @jax.jit
     def loss_of(params, images, labels):
@@ -97,9 +99,12 @@ def test_mixup_in_the_step(data_dir):
     for count in (1, 8):
         mesh = sharding.make_mesh(jax.devices()[:count])
         place = sharding.replicated(mesh)
-        step_fn = loop.make_step_fn(head, model, config, tx, paces, 54)
+        step_fn = step_lib.make_step_fn(head, model, config, open_source(config), tx, multipliers, 54)
         step_fn = jax.jit(step_fn, in_shardings=(place, sharding.split(mesh)), out_shardings=place)
-        state = jax.jit(lambda: state_lib.create(config, model, tx, paces, jax.random.key(0)), out_shardings=place)()
+        state = jax.jit(
+            lambda: state_lib.create(config, model, open_source(config).example(), tx, multipliers, jax.random.key(0)),
+            out_shardings=place,
+        )()
         for step in range(6):
             batch = batch_of(16, step)
             key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))[0]
@@ -140,12 +145,19 @@ def test_the_mesh_equals_pmap(plain_trainer):
     expected, _, _ = steps(trainer, batches)
 
     def step(state, batch):
-        loss, scalars, stats, grads = loop.loss_and_grads(
-            trainer.head, trainer.model, trainer.config, trainer.paces, state, batch, jax.random.key(0)
+        loss, scalars, stats, grads = step_lib.loss_and_grads(
+            trainer.head,
+            trainer.model,
+            trainer.config,
+            trainer.multipliers,
+            state,
+            batch["image"],
+            batch,
+            jax.random.key(0),
         )
         grads = jax.lax.pmean(grads, "data")  # equal shares without padding: the mean of means is the mean
-        return loop.apply_gradients(
-            trainer.config, trainer.tx, trainer.paces, state, jax.lax.pmean(loss, "data"), stats, grads, scalars
+        return step_lib.apply_gradients(
+            trainer.config, trainer.tx, trainer.multipliers, state, jax.lax.pmean(loss, "data"), stats, grads, scalars
         )[0]
 
     state = jax.tree.map(lambda x: np.stack([np.asarray(x)] * 8), trainer.initial_state())
@@ -172,17 +184,20 @@ def test_batch_norm_is_over_the_global_batch(data_dir):
     with config.unlocked():
         config.loss = {}
     model, batch = Normed(3), batch_of(16)
-    tx, paces, _, _ = state_lib.optimizer(config, model, 100)
+    tx, multipliers, _, _ = state_lib.optimizer(config, model, open_source(config).example(), 100)
     found = []
     for count in (1, 8):
         mesh = sharding.make_mesh(jax.devices()[:count])
         place = sharding.replicated(mesh)
         step = jax.jit(
-            loop.make_step_fn(head, model, config, tx, paces, 100),
+            step_lib.make_step_fn(head, model, config, open_source(config), tx, multipliers, 100),
             in_shardings=(place, sharding.split(mesh)),
             out_shardings=place,
         )
-        state = jax.jit(lambda: state_lib.create(config, model, tx, paces, jax.random.key(0)), out_shardings=place)()
+        state = jax.jit(
+            lambda: state_lib.create(config, model, open_source(config).example(), tx, multipliers, jax.random.key(0)),
+            out_shardings=place,
+        )()
         state, _ = step(state, sharding.put(batch, mesh))
         found.append(optim.flatten({"params": state.params, "stats": state.batch_stats}))
     assert_close(found[1], found[0], atol=1e-5)
@@ -288,7 +303,7 @@ def test_sigterm_saves_and_the_same_command_continues(stopping_trainer, finished
     assert trainer.jitted._cache_size() == second.train_step._cache_size() == 1
     states = [
         Checkpoints(folder, read_only=True).restore(
-            16, state_lib.abstract(second.config, second.model, 54, second.mesh)
+            16, state_lib.abstract(second.config, second.model, second.source.example(), 54, second.mesh)
         )
         for folder in (trainer.workdir, finished_run)
     ]
@@ -316,12 +331,12 @@ def test_nan_stops_the_run_says_where_and_spares_the_checkpoint(data_dir, tmp_pa
 
 
 def test_guard_keeps_the_first_bad_step():
-    guard = state_lib.Guard(jnp.int32(-1), jnp.bool_(False), jnp.zeros(2, bool))
+    guard = state_lib.NonFinite(jnp.int32(-1), jnp.bool_(False), jnp.zeros(2, bool))
     for step, loss, squares in [(0, 1.0, [1, 1]), (1, 1.0, [1, jnp.inf]), (2, jnp.nan, [jnp.nan, 1])]:
-        guard = loop.watch(guard, jnp.int32(step), jnp.float32(loss), jnp.float32(squares))
+        guard = step_lib.first_non_finite(guard, jnp.int32(step), jnp.float32(loss), jnp.float32(squares))
     assert int(guard.step) == 1 and not bool(guard.loss) and guard.gradients.tolist() == [False, True]
     with pytest.raises(UserError, match=r"at step 1 the gradients of 1 of 2 parameters \(first: b\)"):
-        loop.check_guard(guard, ["b", "a"])
+        step_lib.check_finite(guard, ["b", "a"])
 
 
 def test_averaged_parameters_are_what_is_scored(data_dir):
@@ -396,7 +411,9 @@ def best_of(workdir, trainer):
     """Parameters of a run's best checkpoint, by name."""
     best = json.loads((workdir / "result.json").read_text())["best_step"]
     config = run_folder.load(workdir).config
-    abstract = state_lib.abstract(config, trainer.model, len(trainer.train_view), trainer.mesh)
+    abstract = state_lib.abstract(
+        config, trainer.model, trainer.source.example(), len(trainer.train_view), trainer.mesh
+    )
     state = Checkpoints(str(workdir), read_only=True).restore(best, abstract)
     return optim.flatten(state_lib.eval_variables(state)["params"])
 

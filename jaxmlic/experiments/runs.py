@@ -1,0 +1,77 @@
+"""One run of an experiment: features stored where it reads them, trained, evaluated on its test split."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxmlic import config as config_lib
+from jaxmlic import run, storage
+from jaxmlic.data import datasets
+from jaxmlic.errors import UserError
+from jaxmlic.inputs import compute, open_source
+from jaxmlic.models.heads import contract
+from jaxmlic.reports import ap_table, score_report
+from jaxmlic.training import loop, optim, run_folder
+from jaxmlic.training import state as state_lib
+
+
+def store_features(config: ConfigDict, report: Callable[[str], None] = lambda line: None) -> Path:
+    """Runs the config's frozen trunk over its splits, where that is not done yet; the folder of the features.
+
+    report: gets a line for each split.
+    """
+    dataset = datasets.load(config.data.name, config.data.dir or None)
+    model = contract.find(config.head).Model(len(dataset.class_names), **config.model)
+    names = state_lib.parameter_names(model, open_source(config).example())
+    return compute.compute(config, optim.multipliers(config.optim.groups, names), report)
+
+
+def evaluate(
+    workdir: str | Path,
+    *,
+    protocol: str | None = None,
+    split: str | None = None,
+    data_dir: str | None = None,
+    report: Callable[[str], None] = lambda text: None,
+) -> dict:
+    """Scores a split with a run's best checkpoint, writes scores/<split>.* and returns the metrics.
+
+    report: gets the text about them.
+
+    Raises UserError for a folder without a run, another model's checkpoint, class names that differ.
+    """
+    found = run.load(workdir, data_dir)
+    result = found.evaluate(split, protocol)
+    scores, numbers = result.scores, result.numbers
+    path = found.workdir / run_folder.SCORES / f"{scores.split}.npz"
+    written = score_report.save(path, scores, numbers, {"split": scores.split, "step": found.step})
+    report(f"{ap_table.text(numbers, scores.class_names, scores.labels)}\n\n{written}")
+    return numbers
+
+
+def result_of(workdir: Path, config: ConfigDict) -> dict | None:
+    """The test metrics of a complete run in `workdir`, or None."""
+    path = workdir / run_folder.SCORES / f"{config.data.test_split}.{config.eval.protocol}.json"
+    complete = run_folder.result(workdir) is not None and path.exists()
+    return storage.read_json(path) if complete else None
+
+
+def run_one(
+    config: ConfigDict, workdir: Path, report: Callable[[str], None] = lambda text: None
+) -> tuple[dict | None, int | None]:
+    """Trains and evaluates what is missing in `workdir`: (metrics, None), or (None, signal) if told to stop.
+
+    report: gets the text about the evaluation.
+    """
+    found = result_of(workdir, config)
+    if found is not None:
+        changed = config_lib.differences(run_folder.load(workdir).config.to_dict(), config)
+        if changed:
+            raise UserError(f"{workdir} is the run of another config ({'; '.join(changed[:5])}); use another --workdir")
+        return found, None
+    outcome = loop.run(config, str(workdir))
+    if not outcome.finished:
+        return None, outcome.stopped_by
+    evaluate(workdir, report=report)
+    return result_of(workdir, config), None

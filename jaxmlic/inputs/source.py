@@ -1,0 +1,74 @@
+"""What every kind of input offers the trainer and the evaluator."""
+
+import abc
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from jaxmlic.data.loader import RowReader, View
+from jaxmlic.errors import UserError
+from jaxmlic.models import trunks
+
+VALUES, STAGE = "features", "stage:"  # keys of a batch: the feature map, and the beginning of each stage's
+
+Inputs = jax.Array | trunks.StoredMaps
+
+
+class Source(abc.ABC):
+    """Where a run's inputs come from. `config` is the whole config of the run.
+
+    Attributes:
+      is_stored: whether `jaxmlic features` makes what it reads.
+      has_trunk: whether the inputs come from the trunk that the config names, so that the run reads photographs too.
+    """
+
+    is_stored = False
+    has_trunk = True
+
+    def __init__(self, config: ConfigDict):
+        self.config = config
+
+    def check(self) -> None:
+        """UserError for fields that do not go with this source."""
+        if self.config.data.features_file:
+            raise UserError("config.data.features_file is read with config.data.source='file' alone: set it too")
+
+    def check_training(self, multipliers: dict[str, float | None]) -> None:
+        """UserError where training would change what is stored. multipliers: of each parameter, None = frozen."""
+        del multipliers
+
+    def example(self) -> Inputs:
+        """Zeros of the inputs of one image, for initialising a model."""
+        size = self.config.data.image_size
+        return jnp.zeros((1, size, size, 3), jnp.uint8)
+
+    @abc.abstractmethod
+    def train_reader(self, view: View) -> RowReader:
+        """Reads what training draws from."""
+
+    @abc.abstractmethod
+    def validation_reader(self, view: View) -> RowReader:
+        """Reads what the run's own validation scores."""
+
+    @abc.abstractmethod
+    def eval_reader(self, view: View) -> RowReader:
+        """Reads any split for evaluation: what is stored where it is there, otherwise photographs."""
+
+    @abc.abstractmethod
+    def training_inputs(
+        self, key: jax.Array, batch: dict[str, jax.Array], epoch: jax.Array
+    ) -> tuple[Inputs, jax.Array]:
+        """(inputs, labels int8 [B, C]) of a training step, drawn with `key`. Pure."""
+
+
+def eval_inputs(batch: dict[str, jax.Array]) -> Inputs:
+    """What a head is given for evaluation: the images of a batch, or view 0 of its features."""
+    return batch["image"] if "image" in batch else stored_maps(batch, lambda x: x[:, 0])
+
+
+def stored_maps(batch: dict[str, jax.Array], pick: Callable[[jax.Array], jax.Array]) -> trunks.StoredMaps:
+    """The features of a batch, of whose arrays [B, views, h, w, D] `pick` takes one view of each image."""
+    stages = {key.removeprefix(STAGE): pick(x) for key, x in batch.items() if key.startswith(STAGE)}
+    return trunks.StoredMaps(pick(batch[VALUES]) if VALUES in batch else None, stages)

@@ -1,0 +1,234 @@
+"""A finished run as an object: the door for commands, notebooks and services."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxmlic import metrics, sharding
+from jaxmlic.data import datasets, loader
+from jaxmlic.data.image import ImageError, decode_image
+from jaxmlic.errors import UserError
+from jaxmlic.evaluation import scoring
+from jaxmlic.evaluation.score_file import ScoreFile
+from jaxmlic.inputs import eval_inputs
+from jaxmlic.labels.names import check_same_classes
+from jaxmlic.models.heads import contract
+from jaxmlic.training import metrics_log, restore, targets
+
+
+def load(workdir: str | Path, data_dir: str | Path | None = None) -> "Run":
+    """The run in a folder that `jaxmlic train` wrote, with its best checkpoint.
+
+    Args:
+      workdir: the run folder.
+      data_dir: where the data sets are now, if not where the run found them.
+
+    Raises:
+      UserError: there is no run, no whole checkpoint, or one of another model.
+    """
+    return Run(restore.restore(workdir), data_dir)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a run scored on a split: the score file's content, and `metrics.evaluate` under one protocol."""
+
+    scores: ScoreFile
+    numbers: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagePrediction:
+    """What a run predicts for one photograph.
+
+    Attributes:
+      path: the file.
+      scores: float32 [C] logits.
+      chosen: bool [C], the labels that are predicted.
+      trace: the head's steps (`contract.Trace` without the batch axis), where they were asked for.
+    """
+
+    path: Path
+    scores: np.ndarray
+    chosen: np.ndarray
+    trace: contract.Trace | None = None
+
+
+class Run:
+    """A run with the variables of its best checkpoint.
+
+    Attributes:
+      workdir: its folder.
+      config: its config, locked.
+      class_names: C names, in the order of scores and labels.
+      step: of the checkpoint.
+    """
+
+    def __init__(self, restored: restore.Restored, data_dir: str | Path | None = None):
+        self.workdir: Path = restored.record.workdir
+        self.config: ConfigDict = restored.record.config
+        self.class_names: list[str] = restored.record.class_names
+        self.step: int = restored.step
+        self._restored = restored
+        self._data_dir = data_dir
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.workdir)!r}, {self.config.head}, {len(self.class_names)} classes, step {self.step})"
+
+    @functools.cached_property
+    def dataset(self) -> datasets.Dataset:
+        """The data set that the run was trained on; UserError where it is gone or has other classes."""
+        data_dir = str(self._data_dir) if self._data_dir else self.config.data.dir or None
+        dataset = datasets.load(self.config.data.name, data_dir)
+        check_same_classes(self.class_names, dataset.class_names, str(self.workdir), f"data set {dataset.name!r}")
+        return dataset
+
+    @property
+    def decides_in_steps(self) -> bool:
+        """Whether the head can show the steps that led to its labels."""
+        return hasattr(self._restored.head, "trace_fn")
+
+    def history(self) -> list[dict]:
+        """The rows of metrics.jsonl: `step` and what was logged there."""
+        return metrics_log.read(self.workdir)
+
+    def evaluate(self, split: str | None = None, protocol: str | None = None) -> Evaluation:
+        """Scores a split under a protocol, by default the run's own test split and protocol.
+
+        split: a split of the data set; "val" is the part that selected the checkpoint, where the run carved one.
+        """
+        config, name = self.config, split or self.config.data.test_split
+        protocol = metrics.get_protocol(protocol or config.eval.protocol).name
+        view = loader.find_view(config.data, self.dataset, config.seed, name)
+        prediction, labels, ids = scoring.score(
+            self._predict_step,
+            self._restored.variables,
+            self._restored.source.eval_reader(view),
+            self._restored.mesh,
+            batch_size=self._batch_size,
+            threads=config.data.threads,
+        )
+        trained = self._trained_classes() if config.eval.trained_classes_only else None
+        numbers = scoring.report(config, prediction, labels, trained, protocol=protocol)
+        extra = {"step": self.step}
+        if trained is not None:  # a reader of the score file cannot know the training split
+            extra["untrained_classes"] = np.array(self.class_names)[~trained].tolist()
+        scores = ScoreFile(
+            scores=np.asarray(prediction.scores, np.float32),
+            labels=labels,
+            ids=ids,
+            class_names=self.class_names,
+            config=config.to_dict(),
+            protocol=numbers["protocol"],
+            split=name,
+            threshold=numbers["threshold"],
+            chosen=prediction.chosen,
+            extra=extra,
+        )
+        return Evaluation(scores, numbers)
+
+    def predict(
+        self, paths: Sequence[str | Path], *, threshold: float = 0.0, trace: bool = False
+    ) -> tuple[list[ImagePrediction], dict[Path, str]]:
+        """Labels of photographs, in their order, and why files could not be read.
+
+        Args:
+          paths: image files.
+          threshold: logit from which on a label is predicted, where no decoder chooses the labels.
+          trace: whether the head's steps are wanted too.
+
+        Raises:
+          UserError: the run was trained on features from a file; a trace of a head that has no steps.
+        """
+        if not self._restored.source.has_trunk:
+            features_file = self.config.data.features_file
+            raise UserError(f"{self.workdir} was trained on {features_file}, so it cannot read photographs")
+        if trace and not self.decides_in_steps:
+            raise UserError(f"the head {self.config.head!r} of {self.workdir} labels images in one step: no --trace")
+        mesh, variables = self._restored.mesh, self._restored.variables
+        batch_size = min(self._batch_size, -(-len(paths) // mesh.size) * mesh.size)
+        found, unreadable = [], {}
+        for names, batch in self._photographs(list(map(Path, paths)), batch_size, unreadable):
+            pixels = sharding.put({"image": batch}, mesh)["image"]
+            prediction = jax.tree.map(sharding.gather, self._predict_step(variables, pixels))
+            steps = jax.tree.map(sharding.gather, self._trace_step(variables, pixels)) if trace else None
+            for i, name in enumerate(names):
+                scores = prediction.scores[i]
+                chosen = scores >= threshold if prediction.chosen is None else prediction.chosen[i]
+                own = jax.tree.map(lambda x, i=i: x[i], steps) if trace else None
+                found.append(ImagePrediction(name, scores, chosen, own))
+        return found, unreadable
+
+    @functools.cached_property
+    def chooses_labels(self) -> bool:
+        """Whether the head's decoder chooses the labels, so that no threshold does."""
+        shapes = jax.eval_shape(self._predict_step, self._restored.variables, self._restored.source.example())
+        return shapes.chosen is not None
+
+    def image_features(self, view: loader.View) -> np.ndarray:
+        """float32 [N, D]: the pooled vectors of a view's images. UserError for a head without such an output."""
+        model, mesh = self._restored.model, self._restored.mesh
+
+        def forward(variables: dict, inputs: jax.Array) -> jax.Array:
+            outputs = model.apply(variables, inputs, train=False)
+            if "pooled" not in outputs:
+                raise UserError(f"head {self.config.head!r} has no output 'pooled' to propagate with")
+            return outputs["pooled"].astype("float32")
+
+        split = sharding.split(mesh)
+        step = jax.jit(forward, in_shardings=(sharding.replicated(mesh), split), out_shardings=split)
+        reader, parts = self._restored.source.eval_reader(view), []
+        for batch in loader.eval_batches(reader, self._batch_size, threads=self.config.data.threads):
+            found = step(self._restored.variables, eval_inputs(sharding.put(batch, mesh)))
+            parts.append(np.asarray(found)[batch["mask"]])
+        return np.concatenate(parts)
+
+    def label_embeddings(self) -> dict[str, np.ndarray]:
+        """{name: float32 [C, D]}: the tables of label vectors that the head has; empty where it has none."""
+        head = self._restored.head
+        if not hasattr(head, "label_embeddings"):
+            return {}
+        return {name: np.asarray(table) for name, table in head.label_embeddings(self._restored.variables).items()}
+
+    @functools.cached_property
+    def _predict_step(self) -> scoring.PredictStep:
+        return scoring.make_predict_step(self._restored.head, self._restored.model, self._restored.mesh)
+
+    @functools.cached_property
+    def _trace_step(self):
+        head, model = self._restored.head, self._restored.model
+        return jax.jit(lambda variables, images: head.trace_fn(model, variables, images))
+
+    @property
+    def _batch_size(self) -> int:
+        return scoring.batch_size_for(self.config, self._restored.mesh)
+
+    def _trained_classes(self) -> np.ndarray:
+        """bool [C]; folders from before config.json said so know them from the data set."""
+        names = self._restored.record.trained_classes
+        if names is not None:
+            return np.isin(self.class_names, names)
+        train, _ = targets.training_views(self.config, self.dataset, self.workdir, restored=True)
+        return targets.trained_classes(train)
+
+    def _photographs(
+        self, paths: list[Path], batch_size: int, unreadable: dict[Path, str]
+    ) -> Iterator[tuple[list[Path], np.ndarray]]:
+        """Batches (paths, uint8 [batch_size, S, S, 3], zero-padded); why others cannot be read goes to `unreadable`."""
+        side = self.config.data.image_size
+        batch: list[tuple[Path, np.ndarray]] = []
+        for path in paths:
+            try:
+                batch.append((path, decode_image(path.read_bytes(), side)))
+            except (ImageError, OSError) as error:
+                unreadable[path] = str(error)
+            if len(batch) == batch_size or (batch and path is paths[-1]):
+                images = np.zeros((batch_size, side, side, 3), np.uint8)
+                images[: len(batch)] = [image for _, image in batch]
+                yield [path for path, _ in batch], images
+                batch = []

@@ -1,0 +1,63 @@
+"""The one way to find a run, build its model and restore its best checkpoint."""
+
+import dataclasses
+from pathlib import Path
+from types import ModuleType
+
+import flax.linen as nn
+import jax
+
+from jaxmlic import sharding
+from jaxmlic.errors import UserError
+from jaxmlic.inputs import Source, open_source
+from jaxmlic.models.heads import contract
+from jaxmlic.training import run_folder
+from jaxmlic.training import state as state_lib
+from jaxmlic.training.checkpoint import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A run with the model of its best checkpoint.
+
+    Attributes:
+      record: what its config.json holds.
+      source: what the model is fed.
+      head: its head's module.
+      model: the head's Model.
+      mesh: the devices that hold the variables.
+      variables: parameters (averaged ones where the run keeps them), batch statistics and constants.
+      step: of the checkpoint.
+    """
+
+    record: run_folder.RunRecord
+    source: Source
+    head: ModuleType
+    model: nn.Module
+    mesh: jax.sharding.Mesh
+    variables: dict
+    step: int
+
+
+def restore(workdir: str | Path, mesh: jax.sharding.Mesh | None = None) -> Restored:
+    """The run in `workdir` with its best checkpoint, on all devices or those of `mesh`.
+
+    Raises:
+      UserError: there is no run, no whole checkpoint, or one of another model.
+    """
+    record = run_folder.load(workdir)
+    config = record.config
+    if mesh is None:
+        sharding.use_cpu_devices(config.train.cpu_devices, config.train.batch_size)
+        mesh = sharding.make_mesh()
+    source = open_source(config)
+    head = contract.find(config.head)
+    model = head.Model(len(record.class_names), **config.model)
+    checkpoints = Checkpoints(record.workdir, config.eval.metric, read_only=True)
+    step = checkpoints.best()
+    if step is None:
+        checkpoints.close()
+        raise UserError(f"{workdir} holds no finished checkpoint yet; let the training reach its first one")
+    state = checkpoints.restore(step, state_lib.abstract(config, model, source.example(), record.num_train, mesh))
+    checkpoints.close()
+    return Restored(record, source, head, model, mesh, state_lib.eval_variables(state), step)

@@ -1,0 +1,133 @@
+"""The rules of the house that import-linter does not hold: who parses, who prints, how large, and who calls."""
+
+import ast
+import configparser
+import functools
+import re
+from pathlib import Path
+
+import pytest
+
+import jaxmlic
+
+PACKAGE = Path(jaxmlic.__file__).parent
+ROOT = PACKAGE.parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+MOST_FILES, MOST_LINES = 12, 350
+
+# Public names that other tools rely on, and what the packages' doors offer beside them.
+STAY = {
+    *("load", "evaluate", "PROTOCOLS", "beam_search", "greedy", "rescore", "average_precision"),
+    *("binary_cross_entropy", "weighted_cross_entropy", "asymmetric", "focal", "softmax_cross_entropy", "warp", "lsep"),
+    *(
+        "ramp",
+        "rmlc",
+        "cooccurrence",
+        "adjacency",
+        "improved_label_propagation",
+        "diffusion",
+        "Run",
+        "label_embeddings",
+    ),
+}
+
+
+@functools.cache
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def room(path):
+    """ "training/loop.py" -> "training"; "run.py" -> "run"."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path):
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def test_only_commands_parse_arguments():
+    assert {room(path) for path in FILES if "argparse" in imported(path)} <= {"cli"}
+
+
+def test_only_commands_progress_and_the_loop_print():
+    def prints(path):
+        calls = (node.func for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call))
+        return any(isinstance(function, ast.Name) and function.id == "print" for function in calls)
+
+    allowed = {PACKAGE / "progress.py", PACKAGE / "training" / "loop.py"}
+    assert [path for path in FILES if room(path) != "cli" and path not in allowed and prints(path)] == []
+
+
+def test_only_inputs_read_the_source_of_the_data():
+    def reads(path):
+        return any(
+            isinstance(node, ast.Attribute)
+            and node.attr in ("source", "features_file")
+            and (
+                (isinstance(node.value, ast.Attribute) and node.value.attr == "data")
+                or (isinstance(node.value, ast.Name) and node.value.id == "data")
+            )
+            for node in ast.walk(tree_of(path))
+        )
+
+    assert {room(path) for path in FILES if reads(path)} == {"inputs"}
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_folder_has_few_files(folder):
+    assert len(list(folder.glob("*.py"))) <= MOST_FILES
+
+
+def test_files_are_short():
+    long = {path.name: n for path in [*FILES, *ROOT.glob("configs/*.py")] if (n := lines(path)) > MOST_LINES}
+    assert long == {}
+
+
+def lines(path):
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_every_public_name_has_a_caller():
+    """A function, class or method that only tests reach is an option nobody has."""
+    used = set()
+    sources = [*FILES, *ROOT.glob("configs/*.py"), *ROOT.glob("benchmarks/*.py")]
+    for path in sources:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Name):
+                used.add(node.id)
+            elif isinstance(node, ast.Attribute):
+                used.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+                used.add(node.value)  # getattr, setattr, method="step"
+    idle = {
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path in FILES
+        for node in tree_of(path).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and node.name not in used | STAY
+    }
+    assert idle == set()
+
+
+def test_shared_rooms_know_no_head_by_name():
+    heads = [
+        path for path in (PACKAGE / "models" / "heads").rglob("*.py") if not path.name.startswith(("_", "contract"))
+    ]
+    names = {path.stem for path in heads} - {"linear", "path", "plain", "positions"}
+    for path in FILES:
+        if room(path) in ("training", "inputs", "evaluation", "reports", "run"):
+            text = path.read_text(encoding="utf-8")
+            assert not [name for name in names if re.search(rf"\b{name}\b", text)], path
+
+
+def test_every_package_is_installed():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    listed = set(config["options"]["packages"].split())
+    assert listed == {".".join(path.parent.relative_to(ROOT).parts) for path in FILES} | {"jaxmlic.configs"}

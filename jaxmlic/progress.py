@@ -1,52 +1,150 @@
-"""What a run tells while it works: a bar with rate and time left, metrics.jsonl and TensorBoard."""
+"""Progress of long work on stderr: a bar with rate and time left on a terminal, a plain line now and then elsewhere."""
 
 import math
 import sys
 import time
+from typing import TextIO
 
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Display
+from rich.text import Text
+
+LOG_SECONDS = 10.0  # between two lines in a log
+_DRAW_SECONDS = 0.1  # between two drawings of a bar
 
 
-class Bar:
-    """Images done of all, img/s and time left: a bar on a terminal, a line per report elsewhere."""
+class Progress:
+    """Counts items done of `total`; a context manager.
 
-    def __init__(self, total_steps: int, batch_size: int, first_step: int):
-        self.total, self.batch_size, self.first = total_steps, batch_size, first_step
-        self.started = time.monotonic()
-        self.live = sys.stderr.isatty()
-        self.bar = tqdm(
-            total=total_steps * batch_size,
-            initial=first_step * batch_size,
-            unit="img",
-            unit_scale=True,
-            desc="train",
-            dynamic_ncols=True,
-            disable=not self.live,
-        )
+    On a terminal there is a bar. Elsewhere (a file, a pipe) a line is printed every `log_seconds`, and one at the end
+    of work that has printed any, so that short work prints nothing. No thread is started: workers can be forked.
 
-    def advance(self, steps: int) -> None:
-        """`steps` more are done."""
-        self.bar.update(steps * self.batch_size)
+    Args:
+      label: what is done, such as "train" or "decoding voc2007/test".
+      total: number of items.
+      unit: what is counted, such as "images".
+      done: items that an earlier run did; they do not count as this one's speed.
+      file: where to print; stderr by default.
+      transient: the bar is removed at the end.
+      log_seconds: seconds between two lines in a log; math.inf for the lines of `report` alone.
+    """
 
-    def report(self, step: int, text: str) -> None:
-        """Shows `text`: beside the bar, or as a line with rate and time left."""
-        if self.live:
-            self.bar.set_postfix_str(text)
+    def __init__(
+        self,
+        label: str,
+        total: float,
+        unit: str = "images",
+        *,
+        done: float = 0,
+        file: TextIO | None = None,
+        transient: bool = False,
+        log_seconds: float = LOG_SECONDS,
+    ):
+        self.label, self.total, self.unit, self.log_seconds = label, total, unit, log_seconds
+        self.file = sys.stderr if file is None else file
+        self.done = self.first = done
+        self.started = self.shown = time.monotonic()
+        self.has_logged = False
+        self.display: Display | None = None
+        if self.file is not None and self.file.isatty():
+            console = Console(file=self.file)
+            if not console.is_dumb_terminal:
+                self.display = _display(console, unit, transient)
+                self.task = self.display.add_task(label, total=total, completed=done, text="")
+                self.display.start()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def advance(self, count: float = 1) -> None:
+        """`count` more items are done."""
+        self.done += count
+        if self.display:
+            self.display.advance(self.task, count)
+        now = time.monotonic()
+        if now - self.shown < (_DRAW_SECONDS if self.display else self.log_seconds):
             return
-        rate = (step - self.first) / max(time.monotonic() - self.started, 1e-9)
-        left = (self.total - step) / rate if rate else math.inf
-        print(
-            f"step {step}/{self.total}  {text}  {rate * self.batch_size:,.0f} img/s  {clock(left)} left",
-            file=sys.stderr,
-            flush=True,
-        )
+        self.shown = now
+        if self.display:
+            self.display.refresh()
+        else:
+            self.has_logged = True
+            self._log()
+
+    def skip(self, count: float) -> None:
+        """`count` more items were done by an earlier run."""
+        self.done += count
+        self.first += count
+        if self.display:
+            self.display.reset(self.task, completed=self.done)
+
+    def report(self, text: str) -> None:
+        """Shows `text` beside the bar, or in a log as a line with rate and time left."""
+        if self.display:
+            self.display.update(self.task, text=text)
+        else:
+            self._print(f"{text}  {self._pace()}")
 
     def write(self, text: str) -> None:
         """A line of its own that stays."""
-        self.bar.write(text, file=sys.stderr) if self.live else print(text, file=sys.stderr, flush=True)
+        if self.display:
+            self.display.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        else:
+            self._print(text)
 
     def close(self) -> None:
-        self.bar.close()
+        """Draws the bar, or prints the line, a last time."""
+        if self.display:
+            self.display.stop()
+        elif self.has_logged:
+            self._log()
+
+    def _log(self) -> None:
+        self._print(f"{self.label}: {self.done:,.0f}/{self.total:,.0f} {self.unit}  {self._pace()}")
+
+    def _pace(self) -> str:
+        rate = (self.done - self.first) / max(time.monotonic() - self.started, 1e-9)
+        left = (self.total - self.done) / rate if rate else math.inf
+        return f"{_rate(rate, self.unit)}  {clock(left)} left"
+
+    def _print(self, text: str) -> None:
+        print(text, file=self.file, flush=True)
+
+
+def _display(console: Console, unit: str, transient: bool) -> Display:
+    return Display(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit, markup=False),
+        _Rate(unit),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn("{task.fields[text]}", markup=False),
+        console=console,
+        auto_refresh=False,
+        transient=transient,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        get_time=time.monotonic,
+    )
+
+
+class _Rate(ProgressColumn):
+    """Items a second over the last half minute."""
+
+    def __init__(self, unit: str):
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(_rate(task.finished_speed or task.speed or 0.0, self.unit))
+
+
+def _rate(items: float, unit: str) -> str:
+    return f"{items:,.{0 if items >= 10 else 1}f} {unit}/s"
 
 
 def clock(seconds: float) -> str:

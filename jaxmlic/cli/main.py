@@ -13,35 +13,44 @@ import absl.logging
 from jaxmlic.errors import UserError, did_you_mean
 from jaxmlic.version import __version__
 
-# command: (module with main(argv) -> exit status, what it does)
-COMMANDS = {
-    "train": ("jaxmlic.cli.train", "train an experiment, or continue it where it stopped"),
-    "evaluate": ("jaxmlic.cli.evaluate", "score a split with a run's best checkpoint under a named protocol"),
-    "predict": ("jaxmlic.cli.predict", "label photographs with a run's best checkpoint"),
-    "ensemble": ("jaxmlic.cli.ensemble", "fuse score files of one split and compare the fusion with its members"),
-    "sweep": ("jaxmlic.cli.sweep", "run every entry of an experiment's sweep() and tabulate them"),
-    "features": ("jaxmlic.cli.features", "run a frozen trunk once over a data set, to train heads from what it gives"),
-    "propagate": ("jaxmlic.cli.propagate", "label unlabelled training images from the labelled ones near them"),
-    "alternate": ("jaxmlic.cli.alternate", "train on a labelled part, propagate, train on all, in rounds"),
-    "convergence": ("jaxmlic.cli.convergence", "draw validation scores of runs against their epochs"),
-    "noise-curves": ("jaxmlic.cli.noise_curves", "draw a sweep's metric against the noise in its training labels"),
-    "data": ("jaxmlic.cli.data.commands", "prepare, check and divide data sets"),
+# The commands in groups, as in --help: {command: (module with main(argv) -> exit status, what it does)}.
+GROUPS = {
+    "data": {
+        "data": ("jaxmlic.cli.data.commands", "prepare, check and divide data sets"),
+        "features": ("jaxmlic.cli.features", "run a frozen trunk once over a data set, to train heads on its output"),
+    },
+    "training and scoring": {
+        "train": ("jaxmlic.cli.train", "train an experiment, or continue it where it stopped"),
+        "evaluate": ("jaxmlic.cli.evaluate", "score a split with a run's best checkpoint under a named protocol"),
+        "predict": ("jaxmlic.cli.predict", "label photographs with a run's best checkpoint"),
+        "ensemble": ("jaxmlic.cli.ensemble", "fuse score files of one split and compare the fusion with its members"),
+    },
+    "few labels": {
+        "propagate": ("jaxmlic.cli.propagate", "label unlabelled training images from the labelled ones near them"),
+        "alternate": ("jaxmlic.cli.alternate", "train on a labelled part, propagate, train on all, in rounds"),
+    },
+    "experiments": {
+        "sweep": ("jaxmlic.cli.sweep", "run every entry of an experiment's sweep() and tabulate them"),
+        "convergence": ("jaxmlic.cli.convergence", "draw validation scores of runs against their epochs"),
+        "noise-curves": ("jaxmlic.cli.noise_curves", "draw a sweep's metric against the noise in its training labels"),
+    },
 }
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 LOOP_CLOSED = "Event loop is closed"
 
 
 def quiet_libraries() -> None:
-    """Keeps what Orbax logs off the terminal: a failed save would be told by six tracebacks before our one line.
+    """Keeps Orbax's log off the terminal: a failed save would print six tracebacks before our one line.
 
-    What goes wrong there is raised all the same, and told by whoever asked for the save.
+    Its errors are still raised, and reported by the caller of the save.
     """
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     show, show_unraisable = sys.excepthook, sys.unraisablehook
 
-    # The storage library's threads report to an event loop that a failed save has closed; Python prints that by one of
-    # these two ways, depending on the thread.
+    # The storage library's threads report to an event loop that a failed save has closed; Python prints that through
+    # one of these two hooks, depending on the thread.
     def show_unless_closed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if str(error) != LOOP_CLOSED:
             show(kind, error, trace)
@@ -54,10 +63,10 @@ def quiet_libraries() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep freed memory instead of returning it: CPU training steps take up to a third less time.
+    """Makes glibc keep freed memory instead of returning it: CPU training steps take up to a third less time.
 
-    XLA on the CPU and OpenCV allocate their large arrays anew for every step and image; each time the system would hand
-    out fresh pages and clear them. Peak memory grows by about a quarter. Does nothing on other systems.
+    XLA on the CPU and OpenCV allocate their large arrays anew for every step and image; each time the system would map
+    and clear fresh pages. Peak memory grows by about a quarter. Does nothing on other systems.
     """
     m_arena_max, m_mmap_max, m_trim_threshold = -8, -4, -1  # malloc.h
     with contextlib.suppress(OSError, AttributeError):  # no glibc
@@ -68,16 +77,16 @@ def keep_freed_memory() -> None:
 
 def usage() -> str:
     """The text of `jaxmlic --help`."""
-    rows = [f"  {name:11} {what}" for name, (_, what) in COMMANDS.items()]
-    return "\n".join(
-        [
-            f"jaxmlic {__version__}: multi-label image classification in JAX",
-            "",
-            "usage: jaxmlic <command> [options]     (jaxmlic <command> --help tells the options)",
-            "",
-            *rows,
-        ]
-    )
+    width = max(map(len, COMMANDS))
+    lines = [
+        f"jaxmlic {__version__}: multi-label image classification in JAX",
+        "",
+        "usage: jaxmlic <command> [options]     (jaxmlic <command> --help lists the options)",
+    ]
+    for title, group in GROUPS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {name:{width}}  {summary}" for name, (_, summary) in group.items()]
+    return "\n".join(lines)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -104,8 +113,8 @@ def run(argv: Sequence[str]) -> int:
         return 0
 
 
-def main(command: Sequence[str] = ()) -> None:
-    """Entry point of the `jaxmlic` script, and of `python -m jaxmlic.<command>` with that command given."""
+def main() -> None:
+    """Entry point of the `jaxmlic` script and of `python -m jaxmlic`."""
     keep_freed_memory()
     quiet_libraries()
-    sys.exit(run([*command, *sys.argv[1:]]))
+    sys.exit(run(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Option parsers whose complaints are one line."""
+"""Option parsers whose errors are one line."""
 
 import argparse
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from jaxmlic.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are one line, like every other mistake."""
+    """argparse with errors of one line, like those of every other mistake."""
 
     def error(self, message: str):
         raise UserError(f"{self.prog.removeprefix('jaxmlic ')}: {message}; see {self.prog} --help")
@@ -21,7 +21,7 @@ def add_command(
     description: str = "",
     epilog: str = "",
 ) -> argparse.ArgumentParser:
-    """A parser for `jaxmlic data NAME`, with what all of them have; `run` becomes `args.run`."""
+    """A parser for `jaxmlic data NAME` with the options that all of them have; `run` becomes `args.run`."""
     parser = commands.add_parser(
         name,
         help=summary,

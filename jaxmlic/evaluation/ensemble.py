@@ -1,23 +1,22 @@
 """Fusion of score files of one split, `jaxmlic ensemble`: Eq. 3 of Wang, Jia and Breckon (2019).
 
-The paper's ScaleEn fuses models of several image sizes, its DistrEn models of several augmentations; for the fusion
-both are a mean of score matrices. Its scores are what the sigmoid of Eq. 1 is applied to: logits, the default here.
+The paper's ScaleEn fuses models of several image sizes, its DistrEn models of several augmentations; both are a mean of
+score matrices. Its scores are what the sigmoid of Eq. 1 is applied to: logits, the default here.
 """
 
 import dataclasses
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from jaxmlic import metrics
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import score_file, scoring
+from jaxmlic.evaluation import score_file
 from jaxmlic.evaluation.score_file import ScoreFile
 from jaxmlic.labels.names import check_same_classes
 
 SPACES = ("logit", "probability")
-SHOWN = ("mAP", "CP", "CR", "CF1", "CF1_mean", "OP", "OR", "OF1", "IF1", "MAP@10", "top1")
 
 
 def fuse(scores: Sequence[np.ndarray], weights: Sequence[float], space: str = "logit") -> np.ndarray:
@@ -33,7 +32,7 @@ def fuse(scores: Sequence[np.ndarray], weights: Sequence[float], space: str = "l
     """
     if space == "logit":
         return sum(weight * x.astype(np.float64) for x, weight in zip(scores, weights, strict=True)).astype(np.float32)
-    # In logarithms, log sigmoid(x) = -log(1 + exp(-x)): a sigmoid of 40 is 1 in any float, and would rank no more.
+    # In logarithms, log sigmoid(x) = -log(1 + exp(-x)): a sigmoid of 40 is 1 in float64, and ranks would be lost.
     present = absent = -np.inf
     for x, weight in zip(scores, weights, strict=True):
         x = x.astype(np.float64)
@@ -71,7 +70,7 @@ def load(paths: Sequence[str]) -> tuple[list[ScoreFile], list[str]]:
 
 
 def check_scores(path: str, scores: ScoreFile) -> None:
-    """Raises UserError for what a mean would spoil: infinite scores, probabilities, an image that occurs twice."""
+    """UserError for scores without a meaningful mean: infinite ones, probabilities, an image that occurs twice."""
     infinite = np.argwhere(np.isinf(scores.scores))
     if len(infinite):
         row, column = infinite[0]
@@ -125,21 +124,6 @@ def align(first_path: str, first: ScoreFile, path: str, other: ScoreFile) -> tup
     return aligned, " and ".join(moved)
 
 
-def parse_weights(text: str | None, count: int) -> list[float]:
-    """`"1,3"` -> [0.25, 0.75]; equal weights for None. UserError unless there are `count` positive numbers."""
-    if text is None:
-        return [1 / count] * count
-    try:
-        weights = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"--weights={text}: not numbers; write --weights=0.3,0.7") from None
-    if len(weights) != count:
-        raise UserError(f"--weights={text}: {len(weights)} for {count} score files; give one each")
-    if not all(0 < weight < np.inf for weight in weights):
-        raise UserError(f"--weights={text}: every weight must be positive; leave out a file that is to count nothing")
-    return [weight / sum(weights) for weight in weights]
-
-
 def common_protocol(paths: Sequence[str], members: Sequence[ScoreFile], wanted: str | None) -> str:
     """The one protocol of all numbers: the wanted one, else that of the files. UserError if there is none."""
     for path, member in zip(paths, members, strict=True):
@@ -163,82 +147,77 @@ def counted_classes(path: str, scores: ScoreFile) -> tuple[int, frozenset[str]]:
     return rules.get("min_positives", 1), frozenset(scores.extra.get("untrained_classes", ()))
 
 
-def run(
-    paths: Sequence[str],
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """Members and their fusion under one protocol.
+
+    Attributes:
+      paths: the members' files.
+      weights: of the members, they sum to 1.
+      space: one of SPACES.
+      members: what `jaxmlic.metrics.evaluate` returns for each.
+      report: the same for the fusion.
+      scores: the fusion.
+      notes: lines on what was put into order, and on rules of members that do not count.
+    """
+
+    paths: list[str]
+    weights: list[float]
+    space: str
+    members: list[dict]
+    report: dict
+    scores: ScoreFile
+    notes: list[str]
+
+
+def combine(
+    paths: Sequence[str | os.PathLike],
     *,
-    out: str = "ensemble.npz",
     protocol: str | None = None,
     space: str = "logit",
-    weights: str | None = None,
-) -> dict:
-    """Fuses the score files, prints members and fusion side by side, writes `out` with its report; returns the report.
+    weights: Sequence[float] | None = None,
+) -> Ensemble:
+    """Fuses score files and evaluates members and fusion under one protocol.
+
+    Args:
+      paths: two or more score files of one split.
+      protocol: a protocol's name; that of the files by default.
+      space: see `fuse`.
+      weights: a positive number for each file, scaled to sum to 1; equal ones by default.
 
     Raises:
-      UserError: see `load`, `parse_weights` and `common_protocol`; an `out` that is a member or cannot be written.
+      UserError: see `load` and `common_protocol`.
     """
-    path = Path(out)
-    if path.suffix != ".npz":
-        raise UserError(f"--out={out}: a score file's name ends in .npz")
-    if path.resolve() in [Path(member).resolve() for member in paths]:
-        raise UserError(f"--out={out}: is one of the files to fuse; give another name")
+    paths = [str(path) for path in paths]
     members, notes = load(paths)
-    shares = parse_weights(weights, len(paths))
+    weights = [1.0] * len(paths) if weights is None else weights
+    shares = [weight / sum(weights) for weight in weights]
     protocol = common_protocol(paths, members, protocol)
-    rules = [counted_classes(*pair) for pair in zip(paths, members, strict=True)]
+    rules = [counted_classes(path, member) for path, member in zip(paths, members, strict=True)]
     for other, rule in zip(paths, rules, strict=True):
         if rule != rules[0]:
             notes.append(f"{other}: its run counts other classes; all numbers below follow {paths[0]}")
-    min_positives, untrained = rules[0]
-    first = members[0]
+    first, (min_positives, untrained) = members[0], rules[0]
     classes = np.array([name not in untrained for name in first.class_names], bool)
 
-    def judge(scores: np.ndarray) -> dict:
-        rules = {"threshold": 0.0, "classes": classes, "min_positives": min_positives}
-        return metrics.evaluate(scores, first.labels, protocol, **rules)
+    def evaluate(scores: np.ndarray) -> dict:
+        return metrics.evaluate(
+            scores, first.labels, protocol, threshold=0.0, classes=classes, min_positives=min_positives
+        )
 
-    numbers = [judge(member.scores) for member in members]
     fused = fuse([member.scores for member in members], shares, space)
-    report = judge(fused)
-    for note in notes:
-        print(note)
-    print(table(paths, shares, numbers, report, space))
-    sources = [{"file": str(file), "weight": share} for file, share in zip(paths, shares, strict=True)]
-    origins = [{"config": member.config, "extra": member.extra} for member in members]
-    result = dataclasses.replace(
+    report = evaluate(fused)
+    origins = [
+        {"file": path, "weight": share, "config": member.config, "extra": member.extra}
+        for path, share, member in zip(paths, shares, members, strict=True)
+    ]
+    scores = dataclasses.replace(
         first,
         scores=fused,
-        config={
-            "eval": first.config.get("eval", {}),
-            "ensemble": {"space": space, "members": [a | b for a, b in zip(sources, origins, strict=True)]},
-        },
+        config={"eval": first.config.get("eval", {}), "ensemble": {"space": space, "members": origins}},
         protocol=protocol,
         threshold=report["threshold"],
         chosen=None,
         extra={"untrained_classes": sorted(untrained)},
     )
-    facts = [a | scoring.as_json(b) for a, b in zip(sources, numbers, strict=True)]
-    try:
-        scoring.save(path, result, report, {"split": first.split, "space": space, "members": facts})
-    except OSError as error:
-        raise UserError(f"--out={out}: cannot write there ({error.strerror})") from None
-    return report
-
-
-def table(paths: Sequence[str], weights: Sequence[float], numbers: Sequence[dict], report: dict, space: str) -> str:
-    """A line a member and one of the ensemble, in percent; a star where the ensemble is above every member."""
-    name = f"ensemble ({space})"
-    width = max(len(name), *(len(str(path)) for path in paths))
-    lines = [f"protocol {report['protocol']}: {metrics.get_protocol(report['protocol']).description}"]
-    lines.append(f"{report['num_examples']:,} images, {report['num_classes']} classes; percent; * above every member\n")
-    lines.append(f"{'':{width}}  {'weight':>6}  " + "  ".join(f"{key:>8}" for key in SHOWN))
-    for path, weight, row in zip(paths, weights, numbers, strict=True):
-        cells = "  ".join(f"{100 * row[key]:7.2f} " for key in SHOWN)
-        lines.append(f"{path!s:{width}}  {weight:6.3f}  {cells}")
-    above = {key: all(report[key] > row[key] for row in numbers) for key in SHOWN}
-    cells = "  ".join(f"{100 * report[key]:7.2f}{'*' if above[key] else ' '}" for key in SHOWN)
-    lines.append(f"{name:{width}}  {'':6}  {cells}")
-    best = max(range(len(paths)), key=lambda i: np.nan_to_num(numbers[i]["mAP"], nan=-1.0))
-    verdict = "beats" if above["mAP"] else "does not beat"
-    gain = 100 * (report["mAP"] - numbers[best]["mAP"])
-    lines.append(f"\nthe ensemble {verdict} its best member, {paths[best]}: {gain:+.2f} mAP")
-    return "\n".join(lines)
+    return Ensemble(paths, shares, space, [evaluate(member.scores) for member in members], report, scores, notes)

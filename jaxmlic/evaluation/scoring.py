@@ -84,3 +84,16 @@ def report(
     classes = trained if config.eval.trained_classes_only else None
     given = {"protocol": config.eval.protocol, "threshold": 0.0, "min_positives": config.eval.min_positives} | rules
     return metrics.evaluate(prediction.scores, labels, chosen=prediction.chosen, classes=classes, **given)
+
+
+def as_json(numbers: dict) -> dict:
+    """A report with plain numbers; undefined ones as None."""
+    return {key: _plain(value) for key, value in numbers.items()}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.ndarray):
+        return [_plain(v) for v in value.tolist()]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and value != value else value

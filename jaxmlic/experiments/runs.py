@@ -45,7 +45,7 @@ def evaluate(
     result = found.evaluate(split, protocol)
     scores, numbers = result.scores, result.numbers
     path = found.workdir / run_folder.SCORES / f"{scores.split}.npz"
-    written = score_report.save(path, scores, numbers, {"split": scores.split, "step": found.step})
+    written = score_report.write(path, scores, numbers, {"split": scores.split, "step": found.step})
     report(f"{ap_table.text(numbers, scores.class_names, scores.labels)}\n\n{written}")
     return numbers
 

@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 from jaxmlic import config as config_lib
 from jaxmlic.errors import UserError, did_you_mean
 from jaxmlic.experiments.runs import result_of, run_one
+from jaxmlic.reports import tables
+from jaxmlic.reports.tables import spread, spread_cell
 from jaxmlic.training import run_folder
 
 SHOWN = ("mAP", "CF1", "OF1", "IF1", "MAP@10", "top1", "accuracy")
@@ -123,28 +125,21 @@ def pooled(results: dict[str, list[dict]]) -> dict[str, list[dict]]:
     return results | {name: [row for part in parts for row in results[part]] for name, parts in several.items()}
 
 
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (n - 1) over seeds; NaN where undefined."""
-    array = np.array([np.nan if v is None else v for v in values], float)
-    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else float("nan")
-
-
 def table(results: dict[str, list[dict]]) -> str:
     """Mean (and spread over runs) of the main metrics in percent: an entry a line, and one for all of its folds."""
     results = pooled(results)
-    width = max(len(name) for name in results)
+
+    def has(row: dict, key: str) -> bool:
+        return row.get(key) is not None and not np.isnan(row[key])
+
     protocols = sorted({row["protocol"] for rows in results.values() for row in rows})
-    has = lambda row, key: row.get(key) is not None and not np.isnan(row[key])  # noqa: E731
     shown = [key for key in SHOWN if any(has(row, key) for rows in results.values() for row in rows)] or SHOWN
-    lines = [f"protocol: {', '.join(protocols)}; mean +- standard deviation over runs, percent", ""]
-    lines.append(f"{'entry':{width}}  {'runs':>5}  " + "  ".join(f"{key:>14}" for key in shown))
-    for name, rows in results.items():
-        cells = []
-        for key in shown:
-            mean, deviation = spread([row.get(key) for row in rows]) if rows else (np.nan, np.nan)
-            cells.append(f"{100 * mean:.2f}" + (f" +- {100 * deviation:.2f}" if deviation == deviation else ""))
-        lines.append(f"{name:{width}}  {len(rows):>5}  " + "  ".join(f"{cell:>14}" for cell in cells))
-    return "\n".join(lines)
+    body = [
+        [name, str(len(rows)), *(spread_cell([row.get(key) for row in rows]) for key in shown)]
+        for name, rows in results.items()
+    ]
+    title = f"protocol: {', '.join(protocols)}; mean +- standard deviation over runs, percent"
+    return f"{title}\n\n{tables.table(body, '<>', header=['entry', 'runs', *shown])}"
 
 
 def write(workdir: Path, results: dict[str, list[dict]]) -> None:
@@ -154,8 +149,11 @@ def write(workdir: Path, results: dict[str, list[dict]]) -> None:
     keys = [k for k in keys if all(k in row for _, row in rows)]  # rows of another protocol may lack one
     _write_csv(
         workdir / "runs.csv",
-        ["entry", "seed", "split", "protocol", *keys],
-        [[name, row["seed"], row["split"], row["protocol"], *(row[key] for key in keys)] for name, row in rows],
+        ["entry", "series", "noise_rate", "part", "seed", "split", "protocol", *keys],
+        [
+            [name, *_fields(name), row["seed"], row["split"], row["protocol"], *(row[key] for key in keys)]
+            for name, row in rows
+        ],
     )
     header = ["entry", "runs", "protocol", *(f"{key} {what}" for key in keys for what in ("mean", "std"))]
     body = [
@@ -164,6 +162,12 @@ def write(workdir: Path, results: dict[str, list[dict]]) -> None:
         if found
     ]
     _write_csv(workdir / "sweep.csv", header, body)
+
+
+def _fields(name: str) -> tuple[str, float, str]:
+    """Series, noise rate (a fraction) and part of an entry."""
+    match = NAME.fullmatch(name)
+    return match["series"], float(match["rate"] or 0) / 100, name[match.end("whole") + 1 :]
 
 
 def _write_csv(path: Path, header: list[str], rows: list[list]) -> None:

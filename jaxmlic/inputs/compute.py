@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from array_record.python import array_record_module
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from jaxmlic import sharding, storage
+from jaxmlic import progress, sharding, storage
 from jaxmlic.data import augment, datasets, loader
 from jaxmlic.errors import UserError
 from jaxmlic.inputs import cache
@@ -128,7 +127,7 @@ def _write(path: Path, view: loader.View, config: ConfigDict, views: Views, forw
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     shape = None
     try:
-        with tqdm(total=len(view), unit=" images", desc=f"{view.dataset.name}/{view.split}", disable=None) as bar:
+        with progress.Progress(f"features of {view.dataset.name}/{view.split}", len(view)) as bar:
             for features, mask in _batches(view, config, views, forward):
                 if not np.isfinite(features.astype(np.float32)).all():
                     raise UserError(
@@ -138,7 +137,7 @@ def _write(path: Path, view: loader.View, config: ConfigDict, views: Views, forw
                 shape = list(features.shape[1:])
                 for record in features[mask]:
                     writer.write(record.tobytes())
-                bar.update(int(mask.sum()))
+                bar.advance(int(mask.sum()))
     finally:
         writer.close()
     return shape

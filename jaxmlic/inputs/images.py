@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
+from jaxmlic import progress
 from jaxmlic.data import augment
 from jaxmlic.data.image import ImageError, decode_image
 from jaxmlic.data.loader import Batch, RowReader, View
@@ -57,8 +57,9 @@ class ImageReader(RowReader):
         with ThreadPoolExecutor(max(1, threads)) as pool:
             decoded = pool.map(self._decode, range(len(self)), pixels)
             label = f"decoding {self.view.dataset.name}/{self.view.split}"
-            for _ in tqdm(decoded, label, len(self), leave=False, unit="img", disable=None):
-                pass
+            with progress.Progress(label, len(self), transient=True) as bar:
+                for _ in decoded:
+                    bar.advance()
         return pixels
 
 

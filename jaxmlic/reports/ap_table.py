@@ -1,16 +1,16 @@
 """Average precision of each class as text, CSV and a bar chart, made from a report of `jaxmlic.metrics.evaluate`.
 
-Every form carries the protocol: the same word means different numbers in different papers.
+Every form names the protocol: papers mean different numbers by the same word.
 """
 
 import csv
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from jaxmlic import metrics
+from jaxmlic import metrics, storage
+from jaxmlic.reports.tables import percent, shorten, table
 
 MAX_BARS = 60  # more would be unreadable: the best and the worst half of this are drawn
 _MAX_NAME = 26  # characters of a class name beside a bar
@@ -21,47 +21,40 @@ _GROUPS = (
 )
 
 
-def text(report: dict, class_names: Sequence[str], labels: np.ndarray, order: str = "ap") -> str:
-    """A table of class, positives and AP in percent, with the summary below.
+def text(report: dict, class_names: Sequence[str], labels: np.ndarray) -> str:
+    """A table of class, positives and AP in percent, the best class first, with the summary below.
 
     Args:
       report: what `jaxmlic.metrics.evaluate` returned.
       class_names: C names in column order.
       labels: int8 [N, C] in {1, 0, -1}, those that the report was made with.
-      order: "ap" for the best class first (those left out last), "class" for column order.
 
     Raises:
-      ValueError: the three do not fit together, or an unknown order.
+      ValueError: the three do not fit together.
     """
-    rows = _rows(report, class_names, labels, order)
-    width = max(len("class"), *(len(name) for name, _, _ in rows))
-    lines = [f"{'class':<{width}}  {'positives':>9}  {'AP (%)':>7}"]
-    lines += [f"{name:<{width}}  {positives:>9,}  {_percent(ap):>7}" for name, positives, ap in rows]
+    rows = [(name, f"{positives:,}", percent(ap)) for name, positives, ap in _by_ap(report, class_names, labels)]
+    lines = [table(rows, "<>", header=("class", "positives", "AP (%)"))]
     lines += ["", f"{_headline(report)}, {report['num_examples']:,} images"]
-    lines += [f"{group}: " + ", ".join(f"{key} {_percent(report[key])}" for key in keys) for group, keys in _GROUPS]
+    lines += [f"{group}: " + ", ".join(f"{key} {percent(report[key])}" for key in keys) for group, keys in _GROUPS]
     if not np.isnan(report["accuracy"]):
-        lines.append(f"single-label accuracy: {_percent(report['accuracy'])}")
+        lines.append(f"single-label accuracy: {percent(report['accuracy'])}")
     lines.append(f"classes with recall > 0: {report['N+']}")
     threshold = "" if report["threshold"] is None else f" (threshold {report['threshold']:g})"
     lines.append(f"protocol {report['protocol']}: {metrics.get_protocol(report['protocol']).description}{threshold}")
     return "\n".join(lines) + "\n"
 
 
-def write_csv(
-    path: str | os.PathLike, report: dict, class_names: Sequence[str], labels: np.ndarray, order: str = "class"
-) -> None:
-    """Writes columns class, positives, AP (a fraction; empty where undefined) and protocol. Arguments as for `text`."""
-    rows = _rows(report, class_names, labels, order)
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
+def write_csv(path: str | os.PathLike, report: dict, class_names: Sequence[str], labels: np.ndarray) -> None:
+    """Writes class, positives, AP (a fraction; empty where undefined) and protocol, in column order; see `text`."""
+    rows = _rows(report, class_names, labels)
+    with storage.replacing(path, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["class", "positives", "AP", "protocol"])
         for name, positives, ap in rows:
             writer.writerow([name, positives, "" if np.isnan(ap) else repr(ap), report["protocol"]])
 
 
-def plot(
-    path: str | os.PathLike, report: dict, class_names: Sequence[str], labels: np.ndarray, title: str = ""
-) -> None:
+def plot(path: str | os.PathLike, report: dict, class_names: Sequence[str], labels: np.ndarray) -> None:
     """Draws the classes by AP as horizontal bars into a PNG; of more than 60 classes the best 30 and the worst 30.
 
     Args:
@@ -69,14 +62,13 @@ def plot(
       report: what `jaxmlic.metrics.evaluate` returned; classes without an AP are only counted, in the title.
       class_names: C names in column order.
       labels: int8 [N, C], those that the report was made with.
-      title: what was evaluated ("resnet101 on voc2007 test"), put before the numbers.
 
     Raises:
       ValueError: report, names and labels do not fit together.
     """
     from matplotlib.figure import Figure  # slow to import, and only needed here; no pyplot, hence no global state
 
-    drawn = [row for row in _rows(report, class_names, labels, "ap") if not np.isnan(row[2])]
+    drawn = [row for row in _by_ap(report, class_names, labels) if not np.isnan(row[2])]
     halves = [("", drawn)]
     if len(drawn) > MAX_BARS:
         half = MAX_BARS // 2
@@ -87,10 +79,9 @@ def plot(
     for axes, (subtitle, rows) in zip(figure.subplots(1, len(halves), squeeze=False)[0], halves, strict=True):
         _draw_bars(axes, rows, report["mAP"])
         axes.set_title(subtitle, fontsize=10, color="0.35")
-    heading = f"{title}\n" if title else ""
-    heading += f"{_headline(report)}, protocol {report['protocol']}"
-    figure.suptitle(heading, fontsize=12, parse_math=False)
-    figure.savefig(Path(path), format="png")
+    figure.suptitle(f"{_headline(report)}, protocol {report['protocol']}", fontsize=12, parse_math=False)
+    with storage.replacing(path) as file:
+        figure.savefig(file, format="png")
 
 
 def _draw_bars(axes, rows: list[tuple[str, int, float]], mean_ap: float) -> None:
@@ -100,7 +91,7 @@ def _draw_bars(axes, rows: list[tuple[str, int, float]], mean_ap: float) -> None
     bars = axes.barh(places, percents, height=0.72, color="#4C78A8", zorder=2)
     on_white = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # so that the mAP line does not cross a number
     axes.bar_label(bars, labels=[f"{p:.1f}" for p in percents], padding=4, fontsize=8, color="0.2", bbox=on_white)
-    names = [f"{_shorten(name)}  ({positives:,})" for name, positives, _ in rows]
+    names = [f"{shorten(name, _MAX_NAME)}  ({positives:,})" for name, positives, _ in rows]
     axes.set_yticks(places, names, fontsize=8.5, parse_math=False)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(rows) - 0.4, -0.6)  # the first row on top, without empty margins
@@ -114,31 +105,22 @@ def _draw_bars(axes, rows: list[tuple[str, int, float]], mean_ap: float) -> None
         axes.axvline(100 * mean_ap, color="#E45756", linewidth=1.2, linestyle="--", zorder=2.5)
 
 
-def _rows(report: dict, class_names: Sequence[str], labels: np.ndarray, order: str) -> list[tuple[str, int, float]]:
-    """(name, number of positives, AP or NaN) of each class, in the order asked for."""
+def _rows(report: dict, class_names: Sequence[str], labels: np.ndarray) -> list[tuple[str, int, float]]:
+    """(name, number of positives, AP or NaN) of each class, in column order."""
     labels, ap = np.asarray(labels), np.asarray(report["AP"])
     if labels.ndim != 2 or not len(class_names) == labels.shape[1] == len(ap):
         raise ValueError(f"{len(class_names)} class names, labels {list(labels.shape)} and {len(ap)} APs do not fit")
     positives = np.count_nonzero(labels == 1, axis=0)
-    if order == "class":
-        columns = np.arange(len(ap))
-    elif order == "ap":
-        columns = np.argsort(-np.nan_to_num(ap, nan=-1.0), kind="stable")
-    else:
-        raise ValueError(f"unknown order {order!r}; known: ap, class")
-    return [(str(class_names[c]), int(positives[c]), float(ap[c])) for c in columns]
+    return list(zip(map(str, class_names), positives.tolist(), ap.astype(float).tolist(), strict=True))
+
+
+def _by_ap(report: dict, class_names: Sequence[str], labels: np.ndarray) -> list[tuple[str, int, float]]:
+    """`_rows`, the best class first and those without an AP last."""
+    return sorted(_rows(report, class_names, labels), key=lambda row: -np.nan_to_num(row[2], nan=-1.0))
 
 
 def _headline(report: dict) -> str:
     left_out = f" ({report['num_left_out']} left out)" if report["num_left_out"] else ""
     classes = "class" if report["num_classes"] == 1 else "classes"
-    mean_ap = "undefined" if np.isnan(report["mAP"]) else f"{_percent(report['mAP'])} %"
+    mean_ap = "undefined" if np.isnan(report["mAP"]) else f"{percent(report['mAP'])} %"
     return f"mAP {mean_ap} over {report['num_classes']} {classes}{left_out}"
-
-
-def _percent(fraction: float) -> str:
-    return "-" if np.isnan(fraction) else f"{100 * fraction:.2f}"
-
-
-def _shorten(name: str) -> str:
-    return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"

@@ -2,16 +2,19 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
-_MAX_ROWS = 10  # lines of classes in the table
+from jaxmlic import storage
+from jaxmlic.reports.tables import shorten, table
+
+_MAX_ROWS, _WIDTH = 10, 116  # lines and characters of the table of classes
 _MAX_ALL, _MAX_NAMED = 100, 60  # classes drawn with their names: all up to the first number, else the second
 _COLOURS = ("#4C78A8", "#F58518", "#54A24B", "#B279A2", "#9D755D")
 
 
 def some(things: Sequence[str], shown: int = 3) -> str:
+    """The first few of a list, with "..." where there are more."""
     return ", ".join(things[:shown]) + (", ..." if len(things) > shown else "")
 
 
@@ -20,33 +23,31 @@ def text(report: dict) -> str:
     splits = list(report["splits"])
     total, order = report["splits"]["all"], "alphabetical" if report["alphabetical"] else "own"
     head = f"{report['name']}: {total['images']:,} images, {len(report['classes'])} classes in {order} order"
-    blocks = [_aligned(_split_rows(report, splits)), _aligned(_size_rows(report, splits)), _class_lines(report)]
-    findings = [f"{found['level']:6}  {_cut(found['text'], 150)}" for found in report["findings"]]
-    return "\n\n".join([head, *("\n".join(block) for block in [*blocks, findings or ["nothing found"]])])
+    findings = [(found["level"], shorten(found["text"], 150)) for found in report["findings"]]
+    blocks = [table(_split_rows(report, splits), "<>"), table(_size_rows(report, splits), "<>"), _class_lines(report)]
+    return "\n\n".join([head, *blocks, table(findings) or "nothing found"])
 
 
 def _split_rows(report: dict, splits: list[str]) -> list[list[str]]:
-    def sides(of: dict) -> str:
-        return " / ".join(f"{of[key]:g}" for key in ("min", "median", "max")) if of else "-"
+    def sides(lengths: dict) -> str:
+        return " / ".join(f"{lengths[key]:g}" for key in ("min", "median", "max")) if lengths else "-"
 
     shown = {
-        "role": lambda of: "",
-        "images": lambda of: f"{of['images']:,}",
-        "unreadable": lambda of: f"{of['unreadable']:,}",
-        "labels an image": lambda of: f"{of['cardinality']:.2f}",
-        "label density": lambda of: f"{100 * of['density']:.2f} %",
-        "distinct label sets": lambda of: f"{of['distinct_label_sets']:,}",
-        "unknown values": lambda of: f"{of['unknown']:,}",
-        "boxes (difficult)": lambda of: f"{of['boxes']:,} ({of['difficult_boxes']:,})",
-        "height min/median/max": lambda of: sides(of["height"]),
-        "width min/median/max": lambda of: sides(of["width"]),
-        "formats": lambda of: some([f"{name} {n:,}" for name, n in of["formats"].items()]) or "-",
+        "images": lambda split: f"{split['images']:,}",
+        "unreadable": lambda split: f"{split['unreadable']:,}",
+        "labels an image": lambda split: f"{split['cardinality']:.2f}",
+        "label density": lambda split: f"{100 * split['density']:.2f} %",
+        "distinct label sets": lambda split: f"{split['distinct_label_sets']:,}",
+        "unknown values": lambda split: f"{split['unknown']:,}",
+        "boxes (difficult)": lambda split: f"{split['boxes']:,} ({split['difficult_boxes']:,})",
+        "height min/median/max": lambda split: sides(split["height"]),
+        "width min/median/max": lambda split: sides(split["width"]),
+        "formats": lambda split: some([f"{name} {n:,}" for name, n in split["formats"].items()]) or "-",
     }
     if not report["splits"]["all"]["boxes"]:
         del shown["boxes (difficult)"]
-    rows = [["", *splits]] + [[name, *(show(report["splits"][s]) for s in splits)] for name, show in shown.items()]
-    rows[1] = ["used as", *(report["roles"].get(split, "") for split in splits)]
-    return rows
+    rows = [[name, *(show(report["splits"][split]) for split in splits)] for name, show in shown.items()]
+    return [["", *splits], ["used as", *(report["roles"].get(split, "") for split in splits)], *rows]
 
 
 def _size_rows(report: dict, splits: list[str]) -> list[list[str]]:
@@ -60,18 +61,15 @@ def _size_rows(report: dict, splits: list[str]) -> list[list[str]]:
     return rows
 
 
-def _class_lines(report: dict) -> list[str]:
+def _class_lines(report: dict) -> str:
     """Classes by frequency with their positives in each split, in columns read downwards."""
     splits = list(report["roles"])
     classes = sorted(report["classes"], key=lambda entry: -sum(entry["present"].values()))
-    width = min(24, max(len(entry["name"]) for entry in classes))
     cells = [
-        [_cut(entry["name"], width).ljust(width), "/".join(f"{entry['present'][split]:,}" for split in splits)]
-        for entry in classes
+        (shorten(entry["name"]), "/".join(f"{entry['present'][split]:,}" for split in splits)) for entry in classes
     ]
-    numbers = max(len(cell[1]) for cell in cells)
-    cells = [f"{name} {positives:>{numbers}}" for name, positives in cells]
-    columns = max(1, 116 // (width + numbers + 4))
+    names, numbers = (max(map(len, column)) for column in zip(*cells, strict=True))
+    columns = max(1, _WIDTH // (names + numbers + 4))
     title = f"positives in {'/'.join(splits)}"
     if len(cells) > (room := _MAX_ROWS * columns):
         frequent = _MAX_ROWS * -(-columns // 2)
@@ -81,19 +79,9 @@ def _class_lines(report: dict) -> list[str]:
         title += f" (all {len(cells)} in check.json)"
         cells = cells[:frequent] + cells[len(cells) - rare :]
     height = -(-len(cells) // columns)
-    return [title] + ["   ".join(cells[row::height]) for row in range(height)]
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        f"{row[0]:<{widths[0]}}  " + "  ".join(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))
-        for row in rows
-    ]
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+    cells += [("", "")] * (-len(cells) % height)
+    rows = [[text for cell in cells[row::height] for text in cell] for row in range(height)]
+    return f"{title}\n{table(rows, '<>' * columns)}"
 
 
 def plot(path: str | os.PathLike, report: dict) -> None:
@@ -115,7 +103,7 @@ def plot(path: str | os.PathLike, report: dict) -> None:
     bars = figure.add_subplot(grid[0, 0])
     positives = {split: np.array([entry["present"][split] for entry in report["classes"]]) for split in report["roles"]}
     positives = {split: counts for split, counts in positives.items() if counts.any()}
-    names = [_cut(report["classes"][c]["name"], 24) for c in drawn]
+    names = [shorten(report["classes"][c]["name"]) for c in drawn]
     _draw_bars(bars, names, {split: counts[drawn] for split, counts in positives.items()})
     _draw_heat_map(figure, figure.add_subplot(grid[0, 1]), names, matrix[np.ix_(drawn, drawn)])
     if tail:
@@ -123,7 +111,8 @@ def plot(path: str | os.PathLike, report: dict) -> None:
     which = f" (drawn: the {len(drawn)} most frequent)" if tail else ""
     title = f"{report['name']}: {report['splits']['all']['images']:,} images, {len(order)} classes{which}"
     figure.suptitle(title, fontsize=12, parse_math=False)
-    figure.savefig(Path(path), format="png")
+    with storage.replacing(path) as file:
+        figure.savefig(file, format="png")
 
 
 def _scale(counts: np.ndarray) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmlic import storage
 from jaxmlic.errors import UserError
 from jaxmlic.training import metrics_log, run_folder
 
@@ -24,7 +25,7 @@ def curve(workdir: str | Path, metric: str = "mAP") -> tuple[np.ndarray, np.ndar
     if not found:
         why = f"no val/{metric}" if rows else "no validation scores; it needs config.data.val_fraction or val_split"
         raise UserError(f"{workdir}: {why}")
-    # A resumed run may have written a step twice; the later row is what happened.
+    # A run resumed by an older version has written a step twice; the later row is what happened.
     by_step = {row["step"]: float(row[f"val/{metric}"]) for row in found}
     steps = np.array(sorted(by_step), float)
     epochs = steps * run.config.train.batch_size / run.num_train
@@ -45,7 +46,7 @@ def names_of(workdirs: Sequence[str | Path]) -> list[str]:
 
 def plot(path: str | Path, curves: dict[str, tuple[np.ndarray, np.ndarray]], metric: str) -> None:
     """A line for each run, its best value in the legend."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # slow to import, and only needed here; no pyplot, hence no global state
 
     figure = Figure(figsize=(7.5, 4.6), dpi=150, layout="constrained")
     axes = figure.add_subplot()
@@ -61,12 +62,13 @@ def plot(path: str | Path, curves: dict[str, tuple[np.ndarray, np.ndarray]], met
     legend = axes.legend(frameon=False, fontsize=9)
     for text in legend.get_texts():
         text.set_parse_math(False)
-    figure.savefig(Path(path), format="png")
+    with storage.replacing(path) as file:
+        figure.savefig(file, format="png")
 
 
 def write_csv(path: str | Path, curves: dict[str, tuple[np.ndarray, np.ndarray]], metric: str) -> None:
     """A row for each point: run, epoch, value."""
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
+    with storage.replacing(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["run", "epoch", metric])
         for name, (epochs, values) in curves.items():

@@ -1,9 +1,11 @@
 """The label graph that `jaxmlic data graph` made, as a table and as a picture."""
 
 import os
-from pathlib import Path
 
 import numpy as np
+
+from jaxmlic import storage
+from jaxmlic.reports.tables import shorten, table
 
 _PAIRS = 20  # lines of the table
 _MAX_ALL, _MAX_NAMED = 100, 60  # classes drawn: all up to the first number, else the second
@@ -11,7 +13,7 @@ _EDGE = "#F58518"
 
 
 def text(graph: dict) -> str:
-    """The numbers of the graph and its strongest pairs; `graph` as `jaxmlic.data.graph.build` returns it."""
+    """The numbers of the graph and its strongest pairs; `graph` as `jaxmlic data graph` builds it."""
     names, counts, matrix = graph["names"], graph["counts"], graph["matrix"]
     edges, positives = graph["edges"], graph["num_positive"]
     connected = edges.any(0) | edges.any(1)
@@ -26,17 +28,15 @@ def text(graph: dict) -> str:
     if not strongest:
         return "\n".join([*lines, "no two classes occur together"])
     symbol = "NPMI" if graph["style"] == "pmi" else "P(to|from)"
-    rows = [("from", "to", symbol, "together", "from alone", "weight")]
+    rows = []
     for i, j in strongest:
-        # ML-GCN's matrix is transposed: there the second label hears from the first.
+        # ML-GCN's matrix is transposed: its second label receives from the first.
         weight = matrix[j, i] if graph["style"] == "ml_gcn" else matrix[i, j]
         numbers = (f"{graph['association'][i, j]:.3f}", f"{counts[i, j]:,}", f"{positives[i]:,}")
-        rows.append((_cut(names[i]), _cut(names[j]), *numbers, f"{weight:.4f}" if edges[i, j] else "-"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        rows.append((shorten(names[i]), shorten(names[j]), *numbers, f"{weight:.4f}" if edges[i, j] else "-"))
     lines += ["", f"the {len(strongest)} strongest pairs (weight: in the matrix; - for no edge)"]
-    for first, second, *numbers in rows:
-        cells = [number.rjust(width) for number, width in zip(numbers, widths[2:], strict=True)]
-        lines.append("  ".join(["", first.ljust(widths[0]), second.ljust(widths[1]), *cells]))
+    header = ("from", "to", symbol, "together", "from alone", "weight")
+    lines.append(table(rows, "<<>", header=header, indent=2))
     if not edges.any() and graph["threshold"] is not None:
         lines += ["", "no pair reaches the threshold: a lower --threshold makes edges"]
     return "\n".join(lines)
@@ -46,10 +46,6 @@ def _strongest(association: np.ndarray, counts: np.ndarray) -> list[tuple[int, i
     """(from, to) of the strongest pairs, of equal ones the most frequent."""
     order = np.lexsort((-counts.ravel(), -association.ravel()))[:_PAIRS]
     return [divmod(int(k), len(association)) for k in order if association.flat[k] > 0]
-
-
-def _cut(text: str, width: int = 24) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def plot(path: str | os.PathLike, graph: dict) -> None:
@@ -67,7 +63,7 @@ def plot(path: str | os.PathLike, graph: dict) -> None:
     else:
         drawn = frequency
     square = np.ix_(drawn, drawn)
-    names = [_cut(graph["names"][c]) for c in drawn]
+    names = [shorten(graph["names"][c]) for c in drawn]
     side = max(3.2, 0.165 * len(drawn))
     figure = Figure(figsize=(2 * side + 4.4, side + 2.2), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -83,14 +79,15 @@ def plot(path: str | os.PathLike, graph: dict) -> None:
     off = _without_diagonal(matrix)
     highest = float(np.nanmax(off, initial=0)) or 1.0  # no edges: an empty map
     span = f"{diagonal.min():.2f}" + f" to {diagonal.max():.2f}" * bool(np.ptp(diagonal) > 0.005)
-    _heat_map(figure, right, off, names, highest, f"matrix: row hears from column (diagonal {span})")
+    _heat_map(figure, right, off, names, highest, f"matrix: row receives from column (diagonal {span})")
 
     which = f" (drawn: the {len(drawn)} with most edges)" if len(drawn) < total else ""
     title = (
         f"{graph['dataset']}/{graph['split']}, style {graph['style']}: {edges.sum():,} edges, {total} classes{which}"
     )
     figure.suptitle(title, fontsize=12, parse_math=False)
-    figure.savefig(Path(path), format="png")
+    with storage.replacing(path) as file:
+        figure.savefig(file, format="png")
 
 
 def _without_diagonal(matrix: np.ndarray) -> np.ndarray:

@@ -1,9 +1,8 @@
 """A metric by the share of wrong training labels, a curve a loss: Fig. 6 of CNN-LSTM-RMLC, from a sweep's runs.csv.
 
-    jaxmlic noise-curves RUNS [--metric=mAP] [--out=FILE.png] [--title=TEXT]
-
-Entries of a sweep are named SERIES[_noiseRATE][_foldN | _batchN]; RATE is in percent. Runs of one series and rate, over
-seeds, folds and batches, are averaged. So it also tabulates ten-fold runs without noise.
+Its columns `series` (the entry's name where empty), `noise_rate` (a fraction; none where empty) and `part` say what a
+run belongs to. Runs of one series and rate, over seeds and parts, are averaged; so ten-fold runs without noise are
+tabulated, too.
 """
 
 import csv
@@ -12,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmlic import storage
 from jaxmlic.errors import UserError, did_you_mean
-from jaxmlic.experiments.sweep import NAME, spread
+from jaxmlic.reports import tables
+
+RUN_COLUMNS = ("entry", "series", "noise_rate", "part", "seed", "split", "protocol")  # the others are metrics
 
 Curves = dict[str, dict[float, list[float]]]
 
@@ -21,52 +23,60 @@ Curves = dict[str, dict[float, list[float]]]
 def read(folder: str | Path, metric: str) -> Curves:
     """{series: {noise in percent: the metric (a fraction) of every run}}, both in the order of the sweep.
 
-    Raises UserError for a folder without runs.csv, and for a metric that it does not have.
+    Raises UserError for a folder without runs.csv, for a file of an older version, and for a metric it does not have.
     """
     path = Path(folder) / "runs.csv"
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give the --workdir of a `jaxmlic sweep`") from None
+    except (OSError, UnicodeDecodeError) as error:
+        why = storage.reason(error)
+        raise UserError(f"{path} cannot be read ({why}): give the --workdir of a `jaxmlic sweep`") from None
     if not rows:
         raise UserError(f"{path} holds no runs")
+    lacking = [column for column in ("entry", "series", "noise_rate") if column not in rows[0]]
+    if lacking:
+        raise UserError(
+            f"{path}: no column {', '.join(lacking)}: run `jaxmlic sweep` again (complete runs are kept, the table is "
+            "written anew)"
+        )
     if metric not in rows[0]:
-        known = [key for key in rows[0] if key not in ("entry", "seed", "split", "protocol")]
+        known = [key for key in rows[0] if key not in RUN_COLUMNS]
         raise UserError(f"--metric={metric}: {path} has none{did_you_mean(metric, known)}; it has {', '.join(known)}")
     curves: Curves = {}
-    for row in rows:
-        match = NAME.fullmatch(row["entry"])
-        curve = curves.setdefault(match["series"], {})
-        curve.setdefault(float(match["rate"] or 0), []).append(float(row[metric] or "nan"))
+    for line, row in enumerate(rows, 2):
+        try:
+            percent = round(100 * float(row["noise_rate"] or 0), 6)  # 0.07 is 7, not 7.000000000000001
+            value = float(row[metric] or "nan")
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}, line {line}: {storage.reason(error)}; run `jaxmlic sweep` again") from None
+        curves.setdefault(row["series"] or row["entry"], {}).setdefault(percent, []).append(value)
     return curves
 
 
-def table(curves: Curves, metric: str) -> str:
+def num_rates(curves: Curves) -> int:
+    """How many rates of noise there are."""
+    return len({rate for curve in curves.values() for rate in curve})
+
+
+def text(curves: Curves, metric: str) -> str:
     """Mean +- standard deviation over runs in percent, a series a line; last, what the highest rate costs."""
     rates = sorted({rate for curve in curves.values() for rate in curve})
-    width = max(map(len, [*curves, "series"]))
-    lines = [f"{metric} in percent, mean +- standard deviation over runs, by percent of wrong training labels", ""]
-    heads = [*(f"{rate:g}" for rate in rates), "runs", *["lost"] * (len(rates) > 1)]
-    lines.append(f"{'series':{width}}  " + "  ".join(f"{head:>14}" for head in heads))
+    header = ["series", *(f"{rate:g}" for rate in rates), "runs", *["lost"] * (len(rates) > 1)]
+    rows = []
     for name, curve in curves.items():
-        means = {rate: spread(values) for rate, values in curve.items()}
-        cells = [
-            f"{100 * means[rate][0]:.2f}" + (f" +- {100 * means[rate][1]:.2f}" if means[rate][1] >= 0 else "")
-            if rate in means
-            else "-"
-            for rate in rates
-        ]
+        cells = [tables.spread_cell(curve[rate]) if rate in curve else "-" for rate in rates]
         counts = sorted({len(values) for values in curve.values()})
         cells.append("-".join(map(str, {counts[0]: 0, counts[-1]: 0})))
         if len(rates) > 1:
-            ends = rates[0] in means and rates[-1] in means
-            cells.append(f"{100 * (means[rates[0]][0] - means[rates[-1]][0]):.2f}" if ends else "-")
-        lines.append(f"{name:{width}}  " + "  ".join(f"{cell:>14}" for cell in cells))
-    return "\n".join(lines)
+            ends = [tables.spread(curve.get(rate, ()))[0] for rate in (rates[0], rates[-1])]
+            cells.append(tables.percent(ends[0] - ends[1]))
+        rows.append([name, *cells])
+    title = f"{metric} in percent, mean +- standard deviation over runs, by percent of wrong training labels"
+    return f"{title}\n\n{tables.table(rows, '<>', header=header)}"
 
 
-def plot(path: str | Path, curves: Curves, metric: str, title: str = "") -> None:
+def plot(path: str | Path, curves: Curves, metric: str, title: str) -> None:
     """A PNG: the mean as a line, the standard deviation over runs as bars; the legend in the order of the line ends."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure  # slow to import, and only needed here; no pyplot, hence no global state
@@ -77,7 +87,7 @@ def plot(path: str | Path, curves: Curves, metric: str, title: str = "") -> None
     lines = []
     for number, (name, curve) in enumerate(curves.items()):
         rates = sorted(curve)
-        means, deviations = 100 * np.array([spread(curve[rate]) for rate in rates]).T
+        means, deviations = 100 * np.array([tables.spread(curve[rate]) for rate in rates]).T
         aside = 0.004 * widest * (number - (len(curves) - 1) / 2)  # so that bars do not hide one another
         style = {"color": colormaps["tab10"](number % 10), "marker": "osD^vPX<>*"[number % 10], "markersize": 5}
         bars = np.nan_to_num(deviations)
@@ -92,18 +102,5 @@ def plot(path: str | Path, curves: Curves, metric: str, title: str = "") -> None
     lines = [line for _, line in sorted(lines, key=lambda pair: -pair[0])]
     axes.legend(handles=lines, frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set_title(textwrap.fill(title, 70), fontsize=11, parse_math=False)
-    figure.savefig(Path(path), format="png")
-
-
-def run(folder: str, metric: str = "mAP", out: str | None = None, title: str | None = None) -> Curves:
-    """Prints the table; where there is more than one rate, draws the curves into `out` (FOLDER/noise_curves.png)."""
-    curves = read(folder, metric)
-    print(table(curves, metric))
-    if len({rate for curve in curves.values() for rate in curve}) > 1:
-        out = out or str(Path(folder) / "noise_curves.png")
-        try:
-            plot(out, curves, metric, title or f"{metric} under label noise: {Path(folder).resolve().name}")
-        except OSError as error:
-            raise UserError(f"--out={out}: cannot be written ({error.strerror})") from None
-        print(f"\nwritten: {out}")
-    return curves
+    with storage.replacing(path) as file:
+        figure.savefig(file, format="png")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxmlic.models.heads.contract import Trace
+from jaxmlic.reports.tables import table
 
 END = "END"
 SHOWN = 5  # tokens a step, as in Fig. 3
@@ -53,14 +54,10 @@ def describe(trace: Trace, chosen: np.ndarray, names: Sequence[str], shown: int 
 def text(described: dict) -> str:
     """Lines such as `t=1  temple (0.69)*  person (0.43)` in columns, then a line a path."""
     rows = [
-        [f"{e['label']} ({e['probability']:.2f}){'*' if e.get('pooled') else ''}" for e in step["top"]]
-        for step in described["steps"]
+        [f"t={t}", *(f"{e['label']} ({e['probability']:.2f}){'*' if e.get('pooled') else ''}" for e in step["top"])]
+        for t, step in enumerate(described["steps"], 1)
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        f"  t={t}  " + "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for t, row in enumerate(rows, 1)
-    ]
+    lines = [table(rows, "<", indent=2)]
     for number, path in enumerate(described.get("paths", ()), 1):
         labels = ", ".join([*path["labels"], END])
         lines.append(f"  path {number}  {path['probability']:.4f} (log {path['log_probability']:.3f})  {labels}")

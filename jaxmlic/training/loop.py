@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -139,7 +140,9 @@ class Trainer:
         if start:
             state = checkpoints.restore(start, state, iterator)
         log = metrics_log.MetricsLog(self.workdir, start, active=jax.process_index() == 0)
-        bar = progress.Bar(self.total, self.config.train.batch_size, start)
+        batch = self.config.train.batch_size
+        # In a log the lines are those of `log_every`.
+        bar = progress.Progress("train", self.total * batch, "img", done=start * batch, log_seconds=math.inf)
         if start:
             bar.write(f"continuing {self.workdir} from step {start} of {self.total}")
         try:
@@ -163,7 +166,7 @@ class Trainer:
         val_reader: loader.RowReader | None,
         checkpoints: Checkpoints,
         log: metrics_log.MetricsLog,
-        bar: progress.Bar,
+        bar: progress.Progress,
         stop: list[int],
     ) -> tuple[TrainState, Outcome]:
         pending, clock, clock_step = collections.deque(), time.monotonic(), step
@@ -171,7 +174,7 @@ class Trainer:
             state, scalars = self.train_step(state, sharding.put(next(iterator), self.mesh))
             pending.append(scalars)
             step += 1
-            bar.advance(1)
+            bar.advance(self.config.train.batch_size)
             if len(pending) > 2:  # let the host run two steps ahead, no further: batches wait in device memory
                 jax.block_until_ready(pending[-3])
             end = step == self.total
@@ -183,7 +186,7 @@ class Trainer:
                 clock_step = step
                 check_finite(state.guard, self.trainable)
                 log.write(step, row)
-                bar.report(step, f"epoch {row['epoch']:.2f}  loss {row['train/loss']:.4f}")
+                bar.report(f"step {step}/{self.total}  epoch {row['epoch']:.2f}  loss {row['train/loss']:.4f}")
             # The last regular evaluation is left out where the final one follows soon.
             due = step % self.every["eval"] == 0 and self.total - step > self.every["eval"] / 2
             evaluates = val_reader is not None and (due or end)

@@ -1,12 +1,12 @@
-"""What a run tells while it works: a bar with rate and time left, metrics.jsonl and TensorBoard."""
+"""The numbers of a run over its steps: metrics.jsonl and TensorBoard events."""
 
 import json
 import math
-import os
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from jaxmlic import storage
 from jaxmlic.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
@@ -15,7 +15,12 @@ METRICS_FILE = "metrics.jsonl"
 class MetricsLog:
     """metrics.jsonl (one JSON object a line, with `step`) and TensorBoard events of a run folder.
 
-    A resumed run drops the rows after the step it continues from, so a step is never told twice.
+    A resumed run drops the rows after the step it continues from, so that no step has two rows.
+
+    Args:
+      workdir: the run folder.
+      first_step: the step that the run continues from.
+      active: whether to write at all; one process of several does.
     """
 
     def __init__(self, workdir: str | Path, first_step: int, active: bool = True):
@@ -24,10 +29,8 @@ class MetricsLog:
             return
         self.path = Path(workdir) / METRICS_FILE
         rows = [row for row in read(workdir) if row["step"] <= first_step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(temporary, self.path)
-        self.file = self.path.open("a")
+        storage.write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        self.file = self.path.open("a", encoding="utf-8")
         self.events = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float | str]) -> None:
@@ -39,7 +42,8 @@ class MetricsLog:
             self.file.write(json.dumps({"step": step, **plain}) + "\n")
             self.file.flush()
         except OSError as error:
-            raise UserError(f"{self.path}: cannot write ({error.strerror}); free some space and run again") from None
+            why = storage.reason(error)
+            raise UserError(f"{self.path}: cannot be written ({why}); free some space and run again") from None
         for name, value in plain.items():
             if isinstance(value, int | float):
                 self.events.add_scalar(name, value, step)
@@ -55,7 +59,7 @@ def read(workdir: str | Path) -> list[dict]:
     path = Path(workdir) / METRICS_FILE
     rows = []
     if path.exists():
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:

@@ -50,7 +50,7 @@ def test_noise_rows(spec):
     found = configs(f"cnn_lstm_rmlc:{spec}")
     by_rate = {}
     for name, config in found.items():
-        match = noise_curves.NAME.fullmatch(name)
+        match = sweep.NAME.fullmatch(name)
         assert config.data.noise_rate == int(match["rate"]) / 100 and match["series"] in experiment.ROWS
         assert config.model.trunk != "cifar14"
         assert (config.features.store == "map") == (match["series"] == "cnn_lstm_rmlc")
@@ -108,7 +108,8 @@ def test_folds_of_single_label_data_on_a_feature_file(tmp_path, capsys):
     assert [row["entry"] for row in rows] == [f"softmax_fold{i}" for i in range(3)]
     assert all(float(row["accuracy"]) > 0.8 for row in rows)
     capsys.readouterr()
-    curves = noise_curves.run(str(tmp_path / "runs"), "accuracy")
+    curves = noise_curves.read(tmp_path / "runs", "accuracy")
+    assert cli.run(["noise-curves", str(tmp_path / "runs"), "--metric=accuracy"]) == 0
     mean = 100 * np.mean(curves["softmax"][0.0])
     assert f"{mean:.2f}" in capsys.readouterr().out and len(curves["softmax"][0.0]) == 3
     assert cli.run(["data", "split", "mine", "--folds=37", *where]) == 2

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from jaxmlic import progress
 from jaxmlic.cli.parser import add_command
 from jaxmlic.data import datasets
 from jaxmlic.data.check.duplicates import MAX_NEAR, NEAR, SAME_THUMBNAIL, correlations, near_pairs, perceptual_hash
@@ -156,7 +156,7 @@ def _look_at_all(dataset: datasets.Dataset, workers: int) -> list[Look]:
     looks = []
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=sum(dataset.splits.values()), unit=" images", desc=dataset.name, disable=None) as bar,
+        progress.Progress(f"checking {dataset.name}", sum(dataset.splits.values())) as bar,
     ):
         for split, count in dataset.splits.items():
             source = dataset.source(split, boxes=dataset.has_boxes)
@@ -165,7 +165,7 @@ def _look_at_all(dataset: datasets.Dataset, workers: int) -> list[Look]:
                 block = range(start, min(start + 256, count))
                 for look in pool.map(lambda index: _look(split, source[index]), block):  # noqa: B023 - used up here
                     looks.append(look)
-                    bar.update()
+                    bar.advance()
     return looks
 
 

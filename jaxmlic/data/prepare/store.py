@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-from tqdm import tqdm
 
+from jaxmlic import progress
 from jaxmlic.cli.parser import add_command
 from jaxmlic.data import datasets
 from jaxmlic.data.image import inspect_image
@@ -184,12 +184,12 @@ def prepare_scenes(args: argparse.Namespace) -> list[str]:
     if done := _already(args, fingerprint):
         return done
     options = {"seed": 0} | chosen | {"workers": args.workers}
-    with tqdm(total=sum(scenes.SPLITS.values()), unit=" images", desc=args.name, disable=None) as bar:
+    with progress.Progress(f"drawing {args.name}", sum(scenes.SPLITS.values())) as bar:
 
         def stream(split: str, count: int) -> Iterator[dict]:
             for example in scenes.examples(split, count, **options):
                 yield example
-                bar.update()
+                bar.advance()
 
         path = writer.write(
             args.name,
@@ -328,8 +328,7 @@ class _Checker:
         self._quiet = contextlib.ExitStack()
         terminal = self._quiet.enter_context(quiet_decoders())
         total = sum(len(rows) for rows in found.splits.values())
-        # Bar on terminals only: in a log it would be thousands of lines around the one that matters.
-        self._bar = tqdm(total=total, unit=" images", desc=name, disable=None, file=terminal)
+        self._bar = progress.Progress(f"checking {name}", total, file=terminal)
 
     def __enter__(self):
         return self
@@ -347,12 +346,12 @@ class _Checker:
 
         def examples(last: str | None) -> Iterator[dict]:
             if last is not None:
+                earlier = 0
                 for row in self._rows[split]:
-                    self._bar.update()
+                    earlier += 1
                     if row.id == last:
                         break
-                # What an earlier run did must not count as this one's speed.
-                self._bar.initial = self._bar.n
+                self._bar.skip(earlier)
             for example, problem in self._checked(split):
                 if problem is None:
                     yield example
@@ -380,7 +379,7 @@ class _Checker:
 
     def _take(self, future) -> tuple[dict | None, Problem | None]:
         example, problem = future.result()
-        self._bar.update()
+        self._bar.advance()
         if problem is not None:
             self.problems.append(problem)
         return example, problem

@@ -18,8 +18,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
+from jaxmlic import progress
 from jaxmlic.errors import UserError
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".zip")
@@ -80,11 +79,11 @@ def verify(path: Path) -> None:
     hashed = hashlib.sha256()
     with (
         path.open("rb") as file,
-        tqdm(total=size, unit="B", unit_scale=True, desc=f"checking {path.name}", disable=None) as bar,
+        progress.Progress(f"checking {path.name}", size / 1e6, "MB") as bar,
     ):
         while block := file.read(1 << 22):
             hashed.update(block)
-            bar.update(len(block))
+            bar.advance(len(block) / 1e6)
     if hashed.hexdigest() != digest:
         raise UserError(f"{path}: its SHA-256 is not that of its owner's file: {advice}")
 

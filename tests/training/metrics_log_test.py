@@ -1,10 +1,7 @@
-"""metrics.jsonl after kills, the clock, and the line reports."""
+"""metrics.jsonl after kills, and what it holds."""
 
 import json
 
-import pytest
-
-from jaxmlic import progress
 from jaxmlic.training import metrics_log
 
 
@@ -31,19 +28,3 @@ def test_an_inactive_log_writes_nothing(tmp_path):
     log.write(1, {"a": 1.0})
     log.close()
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (63.4, "1:03"), (3599.6, "1:00:00"), (7265, "2:01:05"), (float("inf"), "?")]
-)
-def test_clock(seconds, text):
-    assert progress.clock(seconds) == text
-
-
-def test_reports_tell_rate_and_time_left(capsys, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    bar = progress.Bar(total_steps=100, batch_size=10, first_step=20)
-    now[0] = 8.0
-    bar.report(60, "loss 0.5")
-    assert capsys.readouterr().err == "step 60/100  loss 0.5  50 img/s  0:08 left\n"

@@ -16,7 +16,7 @@ from jaxmlic.reports import noise_curves
 def configs(spec):
     """{entry: its config}, as `jaxmlic sweep` makes them."""
     base = config_lib.load(spec)
-    return {name: config_lib.override(base, values) for name, values in sweep.entries(spec)}
+    return {name: sweep.config_of(spec, base, values, ()) for name, values in sweep.entries(spec)}
 
 
 def test_every_row_of_the_tables_is_an_entry():
@@ -26,10 +26,11 @@ def test_every_row_of_the_tables_is_an_entry():
     for name, config in found.items():
         row = next(row for row in experiment.ROWS if f"_{row}" in name)
         loss, lstm = experiment.ROWS[row]
-        assert config.loss.name == loss and (config.model.recurrent == "positions") == lstm
+        assert config.loss.name == loss and config.head == f"cnn_lstm_rmlc.{'positions' if lstm else 'plain'}"
         assert config.data.name in name
         random = name.endswith("_random")
-        assert (config.model.trunk == "cifar14") == random and (tuple(config.model.units) == (64, 32, 16)) == random
+        assert (config.model.trunk == "cifar14") == random and (config.model.hidden == 20) == random
+        assert not lstm or (tuple(config.model.units) == (64, 32, 16)) == random
         assert tuple(config.loss.options) == (experiment.RMLC if loss == "rmlc" else ())
     assert found["coco2014_warp"].data.test_split == "val" and found["coco2014_warp"].eval.protocol == "top3_forced"
     assert found["stl10_warp_random"].eval.metric == "accuracy" and found["nus_wide_warp"].eval.metric == "mAP"

@@ -32,8 +32,8 @@ def write(path, features, ids):
     return str(path)
 
 
-def config_of(data_dir, path, **more):
-    config = config_lib.load("cnn_lstm_rmlc:dataset=tiny,row=rml_cnn,smoke")
+def config_of(data_dir, path, row="rml_cnn", **more):
+    config = config_lib.load(f"cnn_lstm_rmlc:dataset=tiny,row={row},smoke")
     tiny = config_lib.flatten(tiny_config(data_dir))
     values = {key: value for key, value in tiny.items() if key.split(".")[0] in ("data", "train")}
     values |= {"data.source": "file", "data.features_file": path, "optim.lr": 0.3, "model.dropout": 0.0}
@@ -64,11 +64,10 @@ def test_a_linear_scorer_on_features_from_a_file(data_dir, table, tmp_path, caps
 
 def test_maps_from_a_file_are_read_by_the_lstm(data_dir, table, tmp_path):
     maps = np.repeat(table[0][:, None, None], 2, axis=1)
-    lstm = {"model.recurrent": "positions", "model.units": (4,)}
-    config = config_of(data_dir, write(tmp_path / "f.npz", maps, table[1]), **lstm)
+    config = config_of(data_dir, write(tmp_path / "f.npz", maps, table[1]), "cnn_lstm_rmlc", **{"model.units": (4,)})
     state = loop.Trainer(config, "unused").initial_state()
     assert state.params["lstm0"]["inputs"]["kernel"].shape == (5, 16)
-    vectors = config_of(data_dir, write(tmp_path / "v.npz", *table), **lstm)
+    vectors = config_of(data_dir, write(tmp_path / "v.npz", *table), "cnn_lstm_rmlc")
     with pytest.raises(UserError, match="one vector an image"):
         loop.Trainer(vectors, "unused").initial_state()
 

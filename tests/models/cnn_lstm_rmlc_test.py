@@ -13,7 +13,8 @@ from jaxmlic.data import datasets
 from jaxmlic.errors import UserError
 from jaxmlic.experiments import runs
 from jaxmlic.models import trunks
-from jaxmlic.models.heads import cnn_lstm_rmlc, linear
+from jaxmlic.models.heads import contract, linear
+from jaxmlic.models.heads.cnn_lstm_rmlc import _shared, path, plain, positions
 from jaxmlic.models.layers import pixels
 from jaxmlic.models.layers.peephole_lstm import PeepholeLSTM
 from jaxmlic.models.trunks import pretrained
@@ -70,8 +71,8 @@ def test_a_fresh_forget_gate_is_open():
 
 def test_average_of_a_dense_layer_at_each_step():
     values = np.random.default_rng(2).normal(size=(2, 2, 3, 5)).astype(np.float32)
-    model = cnn_lstm_rmlc.Model(4, trunk="small_cnn", units=(6, 3))
-    features = trunks.Features(jnp.asarray(values))
+    model = positions.Model(4, trunk="small_cnn", units=(6, 3))
+    features = trunks.StoredMaps(jnp.asarray(values))
     params = drawn(jax.jit(model.init)(jax.random.key(0), features)["params"])
     outputs = jax.jit(model.apply)({"params": params}, features)
     dense = {key: np.asarray(value, np.float64) for key, value in params["classifier"].items()}
@@ -82,17 +83,20 @@ def test_average_of_a_dense_layer_at_each_step():
         np.testing.assert_allclose(outputs["step_logits"][image], v, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(outputs["logits"][image], v.mean(0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(outputs["regulariser"], (dense["kernel"] ** 2).sum() / 2, rtol=1e-5)
-    highest = cnn_lstm_rmlc.Model(4, trunk="small_cnn", units=(6, 3), pool="max").apply({"params": params}, features)
+    highest = positions.Model(4, trunk="small_cnn", units=(6, 3), pool="max").apply({"params": params}, features)
     np.testing.assert_allclose(highest["logits"], outputs["step_logits"].max(1), rtol=1e-6)
 
 
 def test_the_cifar_network_has_fourteen_layers_of_the_papers_sizes():
     """F14 has the paper's 210 parameters; F13 reads 16 x 16 here, where the paper's 320 fits no 4 x 4 grid."""
-    model = cnn_lstm_rmlc.Model(10, **CIFAR)
+    model = positions.Model(10, **CIFAR)
     images = jnp.zeros((2, 32, 32, 3), jnp.uint8)
     outputs, variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images))
     sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in variables["params"].items()}
-    lstm = lambda d, h: 4 * h * (d + h + 1) + 3 * h  # noqa: E731
+
+    def lstm(d, h):
+        return 4 * h * (d + h + 1) + 3 * h
+
     assert sizes == {
         "trunk": 640 + 36928 + 128 + 73856 + 147584 + 256 + 295168 + 295040 + 256,
         "lstm0": lstm(128, 64),
@@ -107,8 +111,8 @@ def test_the_cifar_network_has_fourteen_layers_of_the_papers_sizes():
 @pytest.mark.parametrize("pool", ["avg", "max"])
 def test_without_lstm_it_is_the_linear_head(pool):
     values = np.random.default_rng(3).normal(size=(2, 3, 3, 5)).astype(np.float32)
-    features = trunks.Features(jnp.asarray(values))
-    model = cnn_lstm_rmlc.Model(4, trunk="small_cnn", recurrent="none", pool=pool)
+    features = trunks.StoredMaps(jnp.asarray(values))
+    model = plain.Model(4, trunk="small_cnn", pool=pool)
     params = drawn(jax.jit(model.init)(jax.random.key(0), features)["params"])
     assert set(params) == {"classifier"}
     wanted = linear.Model(4, trunk="small_cnn", pool=pool).apply({"params": params}, features)
@@ -116,14 +120,12 @@ def test_without_lstm_it_is_the_linear_head(pool):
 
 
 def path_model(**fields):
-    return cnn_lstm_rmlc.Model(
-        4, trunk="small_cnn", recurrent="path", units=(6,), embedding=5, max_length=3, **{"beam_size": 64, **fields}
-    )
+    return path.Model(4, trunk="small_cnn", units=6, embedding=5, max_length=3, **{"beam_size": 64, **fields})
 
 
 @pytest.fixture(scope="module")
 def path_run():
-    features = trunks.Features(jnp.asarray(np.random.default_rng(4).normal(size=(3, 2, 2, 7)), jnp.float32))
+    features = trunks.StoredMaps(jnp.asarray(np.random.default_rng(4).normal(size=(3, 2, 2, 7)), jnp.float32))
     model = path_model()
     fresh = jax.jit(model.init)(jax.random.key(0), features)
     return (
@@ -142,20 +144,22 @@ def test_step_labels_by_hand():
         [[-1] * 5] * 4,
         [[1, 1, 1, 1, 0], [1, 1, 1, -1, 0], [1, 1, -1, -1, 0], [1, -1, -1, -1, 0]],  # cut: no END yet
     ]
-    np.testing.assert_array_equal(cnn_lstm_rmlc.step_labels(labels, paths), wanted)
+    np.testing.assert_array_equal(path.step_labels(labels, paths), wanted)
 
 
 def test_training_and_decoding_see_the_same_scores(path_run):
     model, variables, features = path_run
     labels = jnp.array([[1, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]], jnp.int8)
     outputs = jax.jit(model.apply)(variables, features, labels=labels)
-    path, own = cnn_lstm_rmlc.make_path(model), {"params": variables["params"]["path"]}
+    label_path, own = path.make_path(model), {"params": variables["params"]["path"]}
     truth = [[0, 3, 1], [2], []]  # by the order 2, 0, 3, 1
     for image, labels_so_far in enumerate(truth):
-        carry, used = path.apply(own, method="initial_carry"), jnp.zeros(5, bool)
+        carry, used = label_path.apply(own, method="initial_carry"), jnp.zeros(5, bool)
         for t, previous in enumerate([-1, *labels_so_far]):
             used = used | (jnp.arange(5) == previous)
-            carry, log_probs = path.apply(own, carry, used, jnp.int32(previous), outputs["image"][image], method="step")
+            carry, log_probs = label_path.apply(
+                own, carry, used, jnp.int32(previous), outputs["image"][image], method="step"
+            )
             scores = np.where(used, -np.inf, outputs["scale"] * outputs["step_logits"][image, t])
             np.testing.assert_allclose(log_probs, scores - np.log(np.exp(scores).sum()), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(outputs["logits"], outputs["step_logits"][:, 0, :4], rtol=1e-5)
@@ -164,10 +168,10 @@ def test_training_and_decoding_see_the_same_scores(path_run):
 def test_beams_equal_all_paths(path_run):
     """A beam of 64 holds every prefix of four labels: the best path and the marginals are those of an enumeration."""
     model, variables, features = path_run
-    prediction = jax.jit(lambda f: cnn_lstm_rmlc.predict_fn(model, variables, f))(features)
+    prediction = jax.jit(lambda f: path.predict_fn(model, variables, f))(features)
     image_vectors = model.apply(variables, features)["image"]
-    path, own = cnn_lstm_rmlc.make_path(model), {"params": variables["params"]["path"]}
-    step = jax.jit(lambda *state: path.apply(own, *state, method="step"))
+    label_path, own = path.make_path(model), {"params": variables["params"]["path"]}
+    step = jax.jit(lambda *state: label_path.apply(own, *state, method="step"))
     for image in range(3):
         found = {}
 
@@ -179,7 +183,7 @@ def test_beams_equal_all_paths(path_run):
                 if len(prefix) < 3 and label not in prefix:
                     extend((*prefix, label), carry, log_prob + float(log_probs[label]))
 
-        extend((), path.apply(own, method="initial_carry"), 0.0)
+        extend((), label_path.apply(own, method="initial_carry"), 0.0)
         best = max(found, key=found.get)
         assert prediction.path[image].tolist() == [*best, *[4] * (3 - len(best))]
         np.testing.assert_array_equal(prediction.chosen[image], [label in best for label in range(4)])
@@ -196,13 +200,13 @@ def test_the_scale_alone_learns_from_the_softmax(path_run):
 
     def loss(scores, scale):
         given = outputs | {"step_logits": scores, "scale": scale}
-        return jnp.sum(cnn_lstm_rmlc.loss_fn(given, labels, name="rmlc")[0])
+        return jnp.sum(path.loss_fn(given, labels, name="rmlc")[0])
 
     far = jnp.where(outputs["step_labels"] == 1, -9.0, 9.0)
     of_scores, of_scale = jax.jit(jax.grad(loss, argnums=(0, 1)))(far, jnp.float32(0.5))
     np.testing.assert_array_equal(of_scores, 0)
     assert of_scale > 1  # all wrong: less sure would be better
-    per_example, scalars = cnn_lstm_rmlc.loss_fn(outputs, labels, name="binary_cross_entropy")
+    per_example, scalars = path.loss_fn(outputs, labels, name="binary_cross_entropy")
     right, scores = outputs["step_labels"], outputs["step_logits"]
     per_step = losses.binary_cross_entropy(scores, right)
     per_step += losses.softmax_cross_entropy(scalars["scale"] * scores, right)
@@ -217,19 +221,19 @@ def test_padding_has_no_loss(path_run):
     model, variables, features = path_run
     labels = -jnp.ones((3, 4), jnp.int8)
     outputs = jax.jit(model.apply)(variables, features, labels=labels)
-    np.testing.assert_array_equal(cnn_lstm_rmlc.loss_fn(outputs, labels, name="rmlc")[0], 0)
+    np.testing.assert_array_equal(path.loss_fn(outputs, labels, name="rmlc")[0], 0)
 
 
 def test_regulariser_is_lambda_times_half_the_trace():
-    features = trunks.Features(jnp.ones((2, 1, 1, 5)))
-    model = cnn_lstm_rmlc.Model(4, trunk="small_cnn", recurrent="none", dropout=0.0)
+    features = trunks.StoredMaps(jnp.ones((2, 1, 1, 5)))
+    model = plain.Model(4, trunk="small_cnn", dropout=0.0)
     params = drawn(jax.jit(model.init)(jax.random.key(0), features)["params"])
     labels = jnp.array([[1, 0, 0, 1], [0, 0, 1, -1]], jnp.int8)
 
     def mean(params, regulariser):
         outputs = model.apply({"params": params}, features, train=True, rngs={"dropout": jax.random.key(0)})
         name = "binary_cross_entropy"
-        return jnp.mean(cnn_lstm_rmlc.loss_fn(outputs, labels, name=name, regulariser=regulariser)[0])
+        return jnp.mean(plain.loss_fn(outputs, labels, name=name, regulariser=regulariser)[0])
 
     grad = jax.jit(jax.grad(mean), static_argnums=1)
     with_it, without = (grad(params, value)["classifier"] for value in (0.3, 0.0))
@@ -252,9 +256,8 @@ def test_grey_and_edges_against_numpy():
     np.testing.assert_allclose(pixels.enhance_edges(images, 0.7), np.clip(wanted, 0, 255), rtol=1e-4, atol=1e-3)
     flat = jnp.full((1, 4, 4, 3), 200, jnp.uint8)
     np.testing.assert_array_equal(pixels.enhance_edges(flat, 3.0), flat)
-    model = cnn_lstm_rmlc.Model(3, trunk="small_cnn", recurrent="none", grey=True, edges=0.7)
     before = pixels.enhance_edges(pixels.grey(images), 0.7)
-    np.testing.assert_array_equal(model._prepare(images), before)
+    np.testing.assert_array_equal(_shared.prepare(images, True, 0.7), before)
 
 
 def test_algorithm_2_network_has_leaky_units_and_wider_kernels():
@@ -270,41 +273,38 @@ def test_algorithm_2_network_has_leaky_units_and_wider_kernels():
 
 
 FORMS = {
-    "positions": {"units": (8, 4)},
-    "path": {"units": (8,), "embedding": 6, "max_length": 3, "beam_size": 2},
-    "none": {},
+    "positions": {"units": (8, 4), "hidden": 0},
+    "path": {"units": 8, "embedding": 6, "max_length": 3, "beam_size": 2},
 }
 
 
-def run_config(data_dir, recurrent, **overrides):
+def run_config(data_dir, head, **overrides):
     values = config_lib.flatten(tiny_config(data_dir))
-    config = config_lib.load("cnn_lstm_rmlc:smoke")
+    config = config_lib.load(f"cnn_lstm_rmlc:smoke,head={head}")
     values = {key: value for key, value in values.items() if key.split(".")[0] in ("data", "train")}
     model = {
         "trunk": "small_cnn",
-        "recurrent": recurrent,
         "pool": "avg",
-        "hidden": 0,
         "dropout": 0.1,
-        **FORMS[recurrent],
+        **FORMS[head],
     }
     more = {"optim.lr": 0.01, "pretrained": "", "eval.metric": "mAP", "optim.groups": (("trunk/.*", None), (".*", 1.0))}
     values |= {f"model.{key}": value for key, value in model.items()} | more | overrides
     return config_lib.override(config, values)
 
 
-@pytest.mark.parametrize("recurrent", ["positions", "path"])  # without LSTM: feature_file_test
-def test_train_evaluate_predict(recurrent, data_dir, tmp_path, capsys):
-    config = run_config(data_dir, recurrent, **{"train.duration": "6 steps", "train.eval_every": "6 steps"})
+@pytest.mark.parametrize("head", ["positions", "path"])  # without LSTM: feature_file_test
+def test_train_evaluate_predict(head, data_dir, tmp_path, capsys):
+    config = run_config(data_dir, head, **{"train.duration": "6 steps", "train.eval_every": "6 steps"})
     trainer = loop.Trainer(config, str(tmp_path / "run"), sharding.make_mesh(jax.devices()[:1]))
     assert trainer.fit().finished
     assert trainer.train_step._cache_size() == 1
-    protocol = "path" if recurrent == "path" else "all_point"
+    protocol = "path" if head == "path" else "all_point"
     assert 0 < runs.evaluate(str(tmp_path / "run"), protocol=protocol)["mAP"] <= 1
     (tmp_path / "a.png").write_bytes(datasets.load("tiny", data_dir).source("test")[0]["image"])
     capsys.readouterr()
     assert cli.run(["predict", f"--workdir={tmp_path / 'run'}", str(tmp_path / "a.png")]) == 0
-    assert ("the decoder chose" in capsys.readouterr().out) == (recurrent == "path")
+    assert ("the decoder chose" in capsys.readouterr().out) == (head == "path")
 
 
 def test_the_lstm_reads_stored_feature_maps(data_dir, tmp_path, monkeypatch):
@@ -328,9 +328,9 @@ def test_the_lstm_reads_stored_feature_maps(data_dir, tmp_path, monkeypatch):
     assert np.isfinite(scalars["loss"]) and np.abs(state.params["lstm0"]["recurrent"] - old).max() > 1e-3
 
 
-@pytest.mark.parametrize("recurrent", ["positions", pytest.param("path", marks=pytest.mark.slow)])
-def test_one_device_equals_eight(recurrent, data_dir):
-    config = run_config(data_dir, recurrent, **{"model.dropout": 0.0, "optim.name": "sgd"})
+@pytest.mark.parametrize("head", ["positions", pytest.param("path", marks=pytest.mark.slow)])
+def test_one_device_equals_eight(head, data_dir):
+    config = run_config(data_dir, head, **{"model.dropout": 0.0, "optim.name": "sgd"})
     trainers = [loop.Trainer(config, "unused", sharding.make_mesh(jax.devices()[:n])) for n in (1, 8)]
     batch = trainers[0].readers()[0](np.arange(8))
     ends = []
@@ -342,33 +342,33 @@ def test_one_device_equals_eight(recurrent, data_dir):
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("head", "fields", "message"),
     [
-        ({"recurrent": "position"}, "did you mean 'positions'"),
-        ({"activation": "gelu"}, "tanh, relu"),
-        ({"pool": "avg_max"}, "avg, max, flatten"),
-        ({"recurrent": "path", "pool": "flatten"}, "with recurrent = 'path' it is one of avg, max\n"),
-        ({"recurrent": "path", "units": (4, 4)}, "one LSTM"),
-        ({"units": ()}, r"units = \(\)"),
-        ({"units": (4, 0)}, "units"),
-        ({"recurrent": "path", "hidden": 3}, "no hidden layer"),
-        ({"recurrent": "path", "beam_size": 0}, "1 or more"),
-        ({"order": "random_per_batch"}, "frequent_first"),
-        ({"edges": -1.0}, "edges"),
+        (positions, {"activation": "gelu"}, "known: tanh, relu"),
+        (positions, {"pool": "avg_max"}, "known: avg, max, flatten"),
+        (positions, {"units": ()}, r"units = \(\)"),
+        (positions, {"units": (4, 0)}, "units"),
+        (positions, {"edges": -1.0}, "edges"),
+        (plain, {"pool": "mean"}, "known: avg, max, avg_max, flatten"),
+        (plain, {"hidden": -1}, "hidden = -1; it is at least 0"),
+        (path, {"pool": "flatten"}, "known: avg, max, avg_max"),
+        (path, {"units": 0}, "units = 0; it is at least 1"),
+        (path, {"beam_size": 0}, "beam_size = 0; it is at least 1"),
+        (path, {"order": "random_per_batch"}, "known: frequent_first"),
     ],
 )
-def test_model_mistakes(fields, message):
-    model = cnn_lstm_rmlc.Model(3, **({"trunk": "small_cnn"} | fields))
+def test_model_mistakes(head, fields, message):
+    model = head.Model(3, **({"trunk": "small_cnn"} | fields))
     with pytest.raises(UserError, match=message):
         jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3))))
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"), [({}, "features.store='map'"), ({"recurrent": "none", "grey": True}, "stored ones")]
+    ("head", "fields", "message"), [(positions, {}, "features.store='map'"), (plain, {"grey": True}, "stored ones")]
 )
-def test_features_that_do_not_fit(fields, message):
+def test_features_that_do_not_fit(head, fields, message):
     with pytest.raises(UserError, match=message):
-        cnn_lstm_rmlc.Model(3, **fields).init(jax.random.key(0), trunks.Features(jnp.zeros((1, 1, 1, 8))))
+        head.Model(3, **fields).init(jax.random.key(0), trunks.StoredMaps(jnp.zeros((1, 1, 1, 8))))
 
 
 def test_loss_mistakes():
@@ -380,4 +380,40 @@ def test_loss_mistakes():
         ({"name": "rmlc", "regulariser": -1.0}, "regulariser = -1.0"),
     ):
         with pytest.raises(UserError, match=message):
-            cnn_lstm_rmlc.loss_fn(outputs, labels, **fields)
+            plain.loss_fn(outputs, labels, **fields)
+
+
+OLD = {
+    "trunk": "small_cnn",
+    "recurrent": "positions",
+    "units": (6,),
+    "activation": "tanh",
+    "pool": "avg",
+    "hidden": 0,
+    "embedding": 5,
+    "order": "frequent_first",
+    "max_length": 3,
+    "beam_size": 2,
+    "dropout": 0.3,
+    "grey": False,
+    "edges": 0.0,
+    "batch_norm": "train",
+    "dtype": "float32",
+}
+PARAMETERS = {
+    "positions": {"trunk", "lstm0", "classifier"},
+    "path": {"trunk", "path"},
+    "none": {"trunk", "classifier"},
+}
+
+
+@pytest.mark.parametrize("recurrent", PARAMETERS)
+def test_folders_of_the_one_head_open_as_one_of_the_three(recurrent):
+    """Their config.json has the head "cnn_lstm_rmlc" and a field `recurrent`; the names of parameters are the same."""
+    values = config_lib.load("cnn_lstm_rmlc").to_dict()
+    values |= {"head": "cnn_lstm_rmlc", "model": OLD | {"recurrent": recurrent}}
+    config = config_lib.from_dict(values)
+    assert config.head == "cnn_lstm_rmlc." + {"none": "plain"}.get(recurrent, recurrent)
+    model = contract.find(config.head).Model(3, **config.model)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3))))
+    assert set(shapes["params"]) == PARAMETERS[recurrent] and ("constants" in shapes) == (recurrent == "path")

@@ -249,7 +249,7 @@ MISTAKES = [
     ({"mfb_groups": 5}, r"mfb_groups = 5 does not divide config\.model\.mfb_dim = 12"),
     ({"gcn_layers": 0}, r"config\.model\.gcn_layers = 0; it is at least 1"),
     ({"stages": ("stage4",)}, r"no stage 'stage4' in trunk 'small_cnn'.*there: stage1, stage2, stage3"),
-    ({"word_dim": 0}, r"config\.model\.word_dim = 0: say how wide the vectors of 'random' are"),
+    ({"word_dim": 0}, r"config\.model\.word_dim = 0: set it to the width of the vectors of 'random'"),
     ({"word_vectors": "glove100"}, r"config\.model\.word_dim = 5, but the vectors of 'glove100' have 100 numbers"),
     ({"word_vectors": "one_hot"}, r"config\.model\.word_dim = 5, but the vectors of 'one_hot' have 4 numbers"),
 ]

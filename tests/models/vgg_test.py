@@ -12,7 +12,7 @@ from jaxmlic.errors import UserError
 from jaxmlic.models import trunks
 from jaxmlic.models.trunks import pretrained, vgg
 
-WIDE = vgg.FC_FEATURES
+WIDE = vgg.FC_CHANNELS
 NARROW = 96  # features of the fully connected layers in tests: 4096 of them would be 480 MB
 PUBLISHED = {"vgg16": 14_714_688, "vgg16_bn": 14_723_136, "vgg16_fc": 134_260_544, "vgg16_bn_fc": 134_268_992}
 

@@ -1,15 +1,16 @@
-"""PyTorch's files of tensors (`.pth`, `.pt`), read without PyTorch and without running anything they say.
+"""PyTorch's files of tensors (`.pth`, `.pt`), read without PyTorch and without running anything in them.
 
-A pickle is a program for a stack machine that can import and call whatever it names. The machine here knows numbers,
-text, tuples, lists, dicts and references, which is what a state dict is made of, and a few names, which it takes for
-tensors and their storages by pattern. It imports nothing, calls nothing and sets no attribute; any other instruction or
-name is refused. Dict keys are text or integers, so that no nested key can keep the machine busy.
+A pickle is a program for a stack machine that can import and call whatever it names. Here the standard library's
+machine runs with the instructions and names that a state dict is made of, and refuses all others; names stand for
+tensors and storages, and nothing is imported. It is the machine in Python, since the one in C can be kept busy by the
+hash of a nested dict key, and by a memo index that asks for gigabytes.
 """
 
 import math
-import pickletools
+import pickle
 import struct
 import zipfile
+from collections.abc import Callable, Iterable
 from io import BytesIO
 from typing import Any, BinaryIO, NamedTuple
 
@@ -30,22 +31,15 @@ _STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-# What a file of tensors may name. Parameters, and _rebuild_tensor without its version, are in files of 2017.
-_KNOWN = {
-    ("collections", "OrderedDict"),
-    ("torch._utils", "_rebuild_tensor"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_parameter"),
-    ("torch.nn.parameter", "Parameter"),
-    *((module, name) for module in ("torch", "torch.storage") for name in _STORAGES),
-}
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_LITERALS = frozenset(
-    (
-        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-        *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-        *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    )
+# Instructions that a file of tensors may have, by the names of their constants in `pickle`.
+_INSTRUCTIONS = (
+    *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE"),
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"),
+    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS"),
+    *("SETITEM", "SETITEMS", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BINPERSID"),
 )
 # The state dict in a checkpoint of a training, by the names trainers give it.
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
@@ -53,11 +47,27 @@ _MAX_PICKLE = 2**27  # bytes; that of a ResNet-101 has 10^5
 _MAX_DIMENSIONS = 32
 
 
-class _Name(NamedTuple):
-    """Something the file would import. It stays a name."""
+class _Dict(dict):
+    """A dict by name or number: the hash of a nested key could take 2^30 steps."""
 
-    module: str
-    name: str
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if not isinstance(key, str | int):
+            raise TypeError("it sets an item that is none of a dict by name")
+        super().__setitem__(key, value)
+
+
+class _Name:
+    """A name that the file imports: it stands for `dtype`, of a storage, or for a call of `build`."""
+
+    __slots__ = ("build", "dtype")
+
+    def __init__(self, build: Callable | None = None, dtype: Any = None):
+        self.build, self.dtype = build, dtype
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self.build is None:
+            raise UserError("refused: it calls what is no tensor's constructor; nothing was run")
+        return self.build(*arguments)
 
 
 class _Storage(NamedTuple):
@@ -159,122 +169,78 @@ def _views(tensors: dict[str, _Tensor], values: dict[str, bytes]) -> dict[str, n
 
 def _parse(file: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
     """The object of the file's next pickle, and every storage it refers to. UserError if it holds more than data."""
+    machine = _Machine(file, encoding="latin-1")
     try:
-        return _run(file)
+        return machine.load(), machine.storages
     except UserError:
         raise
     except Exception as error:  # whatever a broken program makes of the stack
         raise UserError(f"damaged: the pickle does not read ({_clip(f'{type(error).__name__}: {error}')})") from None
 
 
-def _run(file: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
-    stack, marks, memo, storages = [], [], {}, {}
-
-    def pop_to_mark() -> list:
-        start = marks.pop()
-        values = stack[start:]
-        del stack[start:]
-        return values
-
-    for opcode, arg, _ in pickletools.genops(file):
-        match opcode.name:
-            case "PROTO" | "FRAME":
-                pass
-            case "STOP":
-                return stack.pop(), storages
-            case name if name in _CONSTANTS:
-                stack.append(_CONSTANTS[name])
-            case name if name in _LITERALS:
-                stack.append(arg)
-            case "MARK":
-                marks.append(len(stack))
-            case "PUT" | "BINPUT" | "LONG_BINPUT":
-                memo[arg] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(memo[arg])
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
-                stack[-int(name[-1]) :] = [tuple(stack[-int(name[-1]) :])]
-            case "TUPLE":
-                stack.append(tuple(pop_to_mark()))
-            case "EMPTY_LIST":
-                stack.append([])
-            case "APPEND":
-                _extend(stack[-2], [stack.pop()])
-            case "APPENDS":
-                values = pop_to_mark()
-                _extend(stack[-1], values)
-            case "EMPTY_DICT":
-                stack.append({})
-            case "SETITEM":
-                value, key = stack.pop(), stack.pop()
-                _update(stack[-1], [(key, value)])
-            case "SETITEMS":
-                values = pop_to_mark()
-                _update(stack[-1], zip(values[::2], values[1::2], strict=True))
-            case "GLOBAL":
-                stack.append(_name(*arg.split(" ", 1)))
-            case "STACK_GLOBAL":
-                name, module = stack.pop(), stack.pop()
-                stack.append(_name(module, name))
-            case "REDUCE":
-                arguments, function = stack.pop(), stack.pop()
-                stack.append(_rebuild(function, arguments))
-            case "BUILD":  # the `_metadata` of a state dict, or whether a parameter is trained
-                stack.pop()
-                if type(stack[-1]) not in (dict, _Tensor):
-                    raise UserError("refused: it changes what is neither a tensor nor a dict of them; nothing was run")
-            case "BINPERSID":
-                storage = _storage(stack.pop())
-                if storages.setdefault(storage.key, storage) != storage:
-                    raise UserError(f"damaged: storage {_clip(storage.key)} is of two kinds")
-                stack.append(storage)
-            case name:
-                raise UserError(f"refused: it uses {name}, which no file of weights needs; nothing was run")
-    raise EOFError("it does not end")
+class _Instructions(dict):
+    def __missing__(self, code: int) -> Callable:
+        raise UserError(f"refused: it uses instruction {chr(code)!r}, which no file of weights needs; nothing was run")
 
 
-def _extend(target: Any, values: list) -> None:
-    if type(target) is not list:
-        raise TypeError("it appends to something else than a list")
-    target.extend(values)
+class _Machine(pickle._Unpickler):
+    """The standard machine, with the instructions above, and the names and references of a file of weights."""
+
+    dispatch = _Instructions(
+        {code[0]: pickle._Unpickler.dispatch[code[0]] for code in (getattr(pickle, name) for name in _INSTRUCTIONS)}
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> _Name:
+        if (module, name) not in _NAMES:
+            asked = _clip(f"{module}.{name}")
+            raise UserError(f"refused: it asks for {asked}, which no file of weights needs; nothing was run")
+        return _NAMES[module, name]
+
+    def persistent_load(self, reference: Any) -> _Storage:
+        match reference:
+            case ("storage", _Name(dtype=kind), str(key), str(), length, *view) if (
+                kind is not None and _is_count(length) and view in ([], [None])
+            ):
+                storage = _Storage(key, np.dtype(kind), length)
+            case _:
+                raise UserError("damaged, or of an unknown kind: a reference that is not to a storage")
+        if self.storages.setdefault(key, storage) != storage:
+            raise UserError(f"damaged: storage {_clip(key)} is of two kinds")
+        return storage
+
+    def load_empty_dict(self) -> None:
+        self.append(_Dict())
+
+    dispatch[pickle.EMPTY_DICT[0]] = load_empty_dict
+
+    def load_build(self) -> None:
+        """Drops the `_metadata` of a state dict, and whether a parameter is trained."""
+        self.stack.pop()
+        if type(self.stack[-1]) not in (_Dict, _Tensor):
+            raise UserError("refused: it changes what is neither a tensor nor a dict of them; nothing was run")
+
+    dispatch[pickle.BUILD[0]] = load_build
 
 
-def _update(target: Any, pairs: Any) -> None:
+def _ordered_dict(pairs: Iterable = ()) -> _Dict:
+    """With pairs as Python 2 wrote it."""
+    ordered = _Dict()
     for key, value in pairs:
-        if type(target) is not dict or not isinstance(key, str | int):
-            raise TypeError("it sets an item that is none of a dict by name")
-        target[key] = value
+        ordered[key] = value
+    return ordered
 
 
-def _name(module: Any, name: Any) -> _Name:
-    if not isinstance(module, str) or not isinstance(name, str):
-        raise TypeError("it asks for a name that is no text")
-    if (module, name) not in _KNOWN:
-        asked = _clip(f"{module}.{name}")
-        raise UserError(f"refused: it asks for {asked}, which no file of weights needs; nothing was run")
-    return _Name(module, name)
+def _parameter(tensor: Any, *_: Any) -> _Tensor:
+    if not isinstance(tensor, _Tensor):
+        raise UserError("damaged: a parameter that is no tensor")
+    return tensor
 
 
-def _rebuild(function: Any, arguments: Any) -> Any:
-    match function, arguments:
-        case _Name("collections", "OrderedDict"), ():
-            return {}
-        case _Name("collections", "OrderedDict"), (list(pairs),):  # as Python 2 wrote it
-            ordered = {}
-            _update(ordered, pairs)
-            return ordered
-        case _Name("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2"), (storage, offset, shape, strides, *_):
-            return _tensor(storage, offset, shape, strides)
-        case _Name(_, "_rebuild_parameter" | "Parameter"), (_Tensor() as tensor, *_):
-            return tensor
-    raise UserError("refused: it calls what is no tensor's constructor; nothing was run")
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> _Tensor:
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
     if (
         not isinstance(storage, _Storage)
         or not isinstance(shape, tuple)
@@ -290,13 +256,15 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> _Tensor:
     return _Tensor(storage, offset, shape, strides)
 
 
-def _storage(reference: Any) -> _Storage:
-    match reference:
-        case ("storage", _Name("torch" | "torch.storage", kind), str(key), str(), length, *view) if _is_count(
-            length
-        ) and view in ([], [None]):
-            return _Storage(key, np.dtype(_STORAGES[kind]), length)
-    raise UserError("damaged, or of an unknown kind: a reference that is not to a storage")
+# What a file of tensors may name. Parameters, and _rebuild_tensor without its version, are in files of 2017.
+_NAMES = {
+    ("collections", "OrderedDict"): _Name(_ordered_dict),
+    ("torch._utils", "_rebuild_tensor"): _Name(_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): _Name(_tensor),
+    ("torch._utils", "_rebuild_parameter"): _Name(_parameter),
+    ("torch.nn.parameter", "Parameter"): _Name(_parameter),
+    **{(module, name): _Name(dtype=kind) for module in ("torch", "torch.storage") for name, kind in _STORAGES.items()},
+}
 
 
 def _is_count(n: Any) -> bool:

@@ -114,7 +114,7 @@ def main() -> None:
             routes[name] = lambda batches=batches: torch_rate(batches, options.batch_size, options.count)
         versions["torch"] = torch.__version__
     except ImportError:
-        print("torch is not installed: its route is left out (pip install 'jaxmlic[torch]' pillow)")
+        print("torch is not installed: its route is left out (pip install 'jaxmlic[torch]')")
     rates = {name: [] for name in routes}
     for _ in range(options.repeats):
         for name, route in routes.items():

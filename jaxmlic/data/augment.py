@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxmlic.errors import UserError, did_you_mean
+from jaxmlic.errors import check_choice
 
 MIXUP = ("off", "every_epoch", "every_second_epoch")
 
@@ -44,9 +44,7 @@ def augment(
 
 def check_mixup(mixup: str) -> None:
     """Raises UserError if `mixup` is none of `MIXUP`."""
-    if mixup not in MIXUP:
-        hint = did_you_mean(mixup, MIXUP)
-        raise UserError(f"config.augment.mixup = {mixup!r} is unknown{hint}; it is one of {', '.join(MIXUP)}")
+    check_choice("augment.mixup", mixup, MIXUP)
 
 
 def mix(images: jax.Array, labels: jax.Array, partners: jax.Array) -> tuple[jax.Array, jax.Array]:

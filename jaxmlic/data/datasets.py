@@ -1,4 +1,4 @@
-"""Prepared data sets: a tfds builder that writes ArrayRecord without TensorFlow, and what reads them back.
+"""Prepared data sets as they lie on disk, opened for reading; `prepare.writer` makes them.
 
 A prepared data set is the folder `DATA_DIR/NAME/1.0.0` in tfds's standard layout, so that
 `tfds.builder_from_directory(path).as_data_source(split)` reads it. Beside tfds's files it holds `jaxmlic.json` (class
@@ -20,6 +20,7 @@ from array_record.python import array_record_module
 from jaxmlic.data import named_splits as named
 from jaxmlic.data.records import RecordSource
 from jaxmlic.errors import UserError, did_you_mean
+from jaxmlic.storage import load_npz, reason
 
 VERSION = "1.0.0"  # of the layout of a prepared data set
 
@@ -29,7 +30,7 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("JAXMLIC_DATA") or Path.home() / ".cache" / "jaxmlic" / "data")
 
 
-def _check_shard(path: Path, count: int) -> None:
+def check_shard(path: Path, count: int) -> None:
     """OSError unless a shard holds its records: a full disk can go unnoticed by the writer, a copy can be cut."""
     if not path.is_file():
         raise OSError(f"{path.name} is missing")
@@ -95,9 +96,9 @@ class Dataset:
         instructions = [instruction for part in stored for instruction in self._splits[part].file_instructions]
         for instruction in instructions:
             try:
-                _check_shard(Path(instruction.filename), instruction.examples_in_shard)
+                check_shard(Path(instruction.filename), instruction.examples_in_shard)
             except OSError as error:
-                raise _damaged(self.path, error.strerror or str(error)) from None
+                raise _damaged(self.path, reason(error)) from None
         name = f"{self.name}/{split}"
         if split in self.splits:
             return RecordSource(name, instructions, len(self.class_names), boxes)
@@ -135,10 +136,9 @@ class Dataset:
             return {key: np.concatenate([arrays[key] for arrays in stored])[rows] for key in ("ids", "labels")}
         path = self.path / f"labels-{split}.npz"
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {"ids": file["ids"], "labels": file["labels"]}
-        except (OSError, KeyError, ValueError, EOFError) as error:
-            raise _damaged(self.path, f"{path.name}: {error}") from None
+            arrays = load_npz(path, ("ids", "labels"))
+        except UserError as error:
+            raise _damaged(self.path, str(error)) from None
         if arrays["labels"].shape != (self.splits[split], len(self.class_names)):
             raise _damaged(self.path, f"{path.name} has the shape {arrays['labels'].shape}")
         wrong = np.argwhere(~np.isin(arrays["labels"], (1, 0, -1)))
@@ -183,7 +183,7 @@ def write_named_split(
         dataset = load(folder.parent.name, folder.parent.parent)
     options = {
         "num_rows": sum(dataset.splits.values()),
-        "of": dataset._digest(),
+        "digest": dataset._digest(),
         "overwrite": overwrite,
         "folds": folds,
     }

@@ -1,9 +1,10 @@
 """Encoded image bytes to uint8 RGB arrays on the host, with OpenCV, and the check that every image passes once.
 
-Read are JPEG, PNG, GIF (its first frame), WebP and BMP, told apart by their first bytes and never by the file's name.
+Read are JPEG, PNG, GIF (its first frame), WebP and BMP, known by their first bytes and never by the file's name.
 What a viewer shows is what comes out: grey and CMYK become RGB, 16 bits become 8, EXIF orientation is applied, and
 transparent pixels are composited over white (their hidden colour is arbitrary; an EXIF orientation in an image *with*
-transparency is ignored). OpenCV releases the GIL, so threads decode in parallel.
+transparency is ignored). OpenCV releases the GIL, so threads decode in parallel. Headers are read here and not by
+Pillow, which takes 10 to 25 times as long (140 us for a JPEG, as much as decoding a small one) and holds the GIL.
 """
 
 import struct

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmlic.data.loader import Targets, View
-from jaxmlic.errors import UserError, did_you_mean
+from jaxmlic.errors import UserError, check_choice
 
 _TRIES = 32  # places tried at random before all are looked at
 
@@ -33,9 +33,7 @@ def add(config: ConfigDict, view: View, seed: int) -> View:
     Raises:
       UserError: an unknown kind of noise, a rate outside 0..1, a seed below -1, labels that are no stored ones.
     """
-    if config.noise not in KINDS:
-        hint = did_you_mean(config.noise, KINDS)
-        raise UserError(f"config.data.noise = {config.noise!r} is unknown{hint}; kinds: {', '.join(KINDS)}")
+    check_choice("data.noise", config.noise, KINDS)
     if not 0 <= config.noise_rate <= 1:
         raise UserError(f"config.data.noise_rate = {config.noise_rate}; it lies in 0 <= rate <= 1")
     if config.noise_seed < -1:

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmlic.data import datasets
-from jaxmlic.errors import UserError
+from jaxmlic.errors import UserError, check_choice
 from jaxmlic.labels.stratify import stratified_split
 
 Batch = dict[str, np.ndarray]
@@ -23,7 +23,7 @@ DIFFICULT = {"ignore": -1, "positive": 1, "negative": 0}
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """What training is told in place of the stored labels: labels int8 [N, C] and, perhaps, weights float32 [N]."""
+    """What training gets in place of the stored labels: labels int8 [N, C] and, perhaps, weights float32 [N]."""
 
     labels: np.ndarray
     weights: np.ndarray | None = None
@@ -88,7 +88,10 @@ def train_and_val(config: ConfigDict, dataset: datasets.Dataset, seed: int) -> t
         raise UserError(
             f"config.data.val_fraction = {config.val_fraction} of {len(train)} examples leaves a part empty"
         )
-    pick = lambda rows: dataclasses.replace(train, indices=train.indices[rows])  # noqa: E731
+
+    def pick(rows: np.ndarray) -> View:
+        return dataclasses.replace(train, indices=train.indices[rows])
+
     return pick(rest), pick(part)
 
 
@@ -145,8 +148,7 @@ def train_iterator(
         )
     if batch_size % process_count:
         raise UserError(f"config.train.batch_size = {batch_size} cannot be divided over {process_count} hosts")
-    if difficult not in DIFFICULT:
-        raise UserError(f"config.data.difficult = {difficult!r}; it is one of {', '.join(DIFFICULT)}")
+    check_choice("data.difficult", difficult, DIFFICULT)
 
     def read(rows: np.ndarray) -> Batch:
         batch = reader(rows)

@@ -1,18 +1,15 @@
 """Named splits: parts of a prepared data set by row numbers, in its folder's `splits/NAME.npz`; used as "NAME/PART".
 
 A file holds `rows-PART` int64 for each part, numbering the rows of the stored splits one after the other in the order
-of jaxmlic.json; `info`, JSON text that says how it was made; and `digest`, which ties it to the images it was made for.
-`datasets.Dataset` reads it, `builders.write_named_split` and `jaxmlic data split` write it.
+of jaxmlic.json; `info`, JSON text on how it was made; and `digest`, which ties it to the images it was made for.
+`datasets.Dataset` reads it, `datasets.write_named_split` and `jaxmlic data split` write it.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 import re
-import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -20,6 +17,7 @@ import numpy as np
 
 from jaxmlic.data.records import RecordSource
 from jaxmlic.errors import UserError
+from jaxmlic.storage import load_npz, save_npz
 
 FOLDER = "splits"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -65,22 +63,20 @@ def names(folder: Path) -> list[str]:
 
 def info(folder: Path, name: str) -> dict:
     """How `splits/NAME.npz` was made; UserError when it is damaged or missing."""
-    with _opened(folder / FOLDER / f"{name}.npz") as file:
-        return json.loads(str(file["info"]))
+    return json.loads(str(_load(folder / FOLDER / f"{name}.npz", "info")["info"]))
 
 
-def read(folder: Path, split: str, of: str) -> np.ndarray:
-    """The rows int64 [N] of "NAME/PART"; UserError unless the file was made for the images whose digest is `of`."""
+def read(folder: Path, split: str, digest: str) -> np.ndarray:
+    """The rows int64 [N] of "NAME/PART"; UserError unless the file was made for the images of this digest."""
     name, part = split.split("/")
     path = folder / FOLDER / f"{name}.npz"
-    with _opened(path) as file:
-        made_for, rows = str(file["digest"]), file[_ROWS + part]
-    if made_for != of:
+    arrays = _load(path, "digest", _ROWS + part)
+    if str(arrays["digest"]) != digest:
         raise UserError(
             f"{path}: made for another preparation of {folder.parent.name!r}, with other images or in another order: "
             f"make it again (`jaxmlic data split {folder.parent.name} --as={name} --overwrite ...`) or delete it"
         )
-    return rows
+    return arrays[_ROWS + part]
 
 
 def write(
@@ -90,7 +86,7 @@ def write(
     info: Mapping[str, object],
     *,
     num_rows: int,
-    of: str,
+    digest: str,
     overwrite: bool,
     folds: bool,
 ) -> Path:
@@ -108,17 +104,8 @@ def write(
     path = folder / FOLDER / f"{name}.npz"
     if path.exists() and not overwrite:
         raise UserError(f"{path} is there already: add --overwrite to replace it, or choose another name with --as")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    about = {"info": np.array(json.dumps(info, sort_keys=True)), "digest": np.array(of)}
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with temporary.open("wb") as file:  # a file object: numpy would append .npz to a name
-            np.savez_compressed(file, **about, **{_ROWS + part: rows for part, rows in arrays.items()})
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    about = {"info": json.dumps(info, sort_keys=True), "digest": digest}
+    save_npz(path, about | {_ROWS + part: rows for part, rows in arrays.items()})
     return path
 
 
@@ -133,16 +120,10 @@ def _refuse_shared(name: str, parts: Mapping[str, np.ndarray], folds: bool) -> N
 
 
 def _parts(path: Path) -> list[str]:
-    with _opened(path) as file:
-        return [key.removeprefix(_ROWS) for key in file.files if key.startswith(_ROWS)]
+    return [key.removeprefix(_ROWS) for key in _load(path) if key.startswith(_ROWS)]
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            yield file
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(
-            f"{path}: damaged ({error}): make it again with `jaxmlic data split ... --overwrite` or delete it"
-        ) from None
+def _load(path: Path, *needed: str) -> dict[str, np.ndarray]:
+    """The needed arrays of a file, all of them if none is named; UserError when it is damaged or missing."""
+    remedy = "make it again with `jaxmlic data split ... --overwrite` or delete it"
+    return load_npz(path, needed, () if needed else None, what="named split", remedy=remedy)

@@ -31,7 +31,7 @@ def part_sizes(num_rows: int, proportions: Sequence[float]) -> np.ndarray:
 
 
 def stratified_parts(
-    labels: np.ndarray, proportions: Sequence[float], seed: int, *, keep: int | None = None
+    labels: np.ndarray, proportions: Sequence[float], seed: int, *, covering_part: int | None = None
 ) -> np.ndarray:
     """Divide rows into K parts so that every class is divided in the same proportions (as nearly as rows allow).
 
@@ -39,15 +39,15 @@ def stratified_parts(
     goes first, each of its rows to the part that still wants most of that class, then to the one with most room. Four
     things are added. The sizes are exact. Rows without a positive (unknown, -1, is not one) are divided like two more
     classes, those with unknown labels and those without. A class with two or more positives does not end in one part
-    alone if its last row can help it, so that K - 1 of K folds hold it; with `keep`, it has a positive in that part
-    instead, as long as the part has room for one row a class. Last, rows that differ in one class change places where
-    that evens it out.
+    alone if its last row can help it, so that K - 1 of K folds hold it; with `covering_part`, it has a positive in that
+    part instead, as long as the part has room for one row a class. Last, rows that differ in one class change places
+    where that evens it out.
 
     Args:
       labels: int8 [N, C] in {1, 0, -1}.
       proportions: [K], adding up to 1.
       seed: of the order in which equal choices are made.
-      keep: the part that gets a positive of every class that has two.
+      covering_part: the part that gets a positive of every class that has two.
 
     Returns:
       int64 [N], the part of each row, 0..K-1; part_sizes(N, proportions) tells how often each occurs.
@@ -62,7 +62,7 @@ def stratified_parts(
     for row, kind in zip(empty.tolist(), (labels[empty] == -1).any(1).tolist(), strict=True):
         of_row[row] = [num_labels + kind]
     sizes = part_sizes(num_rows, proportions)
-    part_of = _assign(of_row, num_labels, proportions, sizes, seed, keep)
+    part_of = _assign(of_row, num_labels, proportions, sizes, seed, covering_part)
     _even_out(of_row, num_labels, proportions, part_of)
     return np.array(part_of, np.int64)
 
@@ -70,7 +70,8 @@ def stratified_parts(
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Divide rows in two; runs carve their validation part with it, and find the same one when they are resumed.
 
-    As stratified_parts with `keep` for the rest, but rows without positives fill up at random and none change places.
+    As stratified_parts with `covering_part` for the rest, but rows without positives fill up at random and none change
+    places.
 
     Args:
       labels: int8 [N, C] in {1, 0, -1}.
@@ -88,17 +89,8 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
     of_row = _positives(labels)
     in_part = round(len(labels) * fraction)
     sizes = np.array([len(labels) - in_part, in_part])
-    side = np.array(_assign(of_row, labels.shape[1], [1 - fraction, fraction], sizes, seed, keep=0))
+    side = np.array(_assign(of_row, labels.shape[1], [1 - fraction, fraction], sizes, seed, covering_part=0))
     return np.flatnonzero(side == 0), np.flatnonzero(side == 1)
-
-
-def labelled_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Which rows keep their labels in semi-supervised training: bool [N], `fraction` of them (0..1) True.
-
-    Stratified, and every class with two or more positives keeps a labelled one, while there is room: stratified_parts.
-    """
-    _check_fraction(fraction)
-    return stratified_parts(labels, [fraction, 1 - fraction], seed, keep=0) == 0
 
 
 def _check_fraction(fraction: float) -> None:
@@ -122,7 +114,7 @@ def _assign(
     proportions: Sequence[float],
     sizes: np.ndarray,
     seed: int,
-    keep: int | None,
+    covering_part: int | None,
 ) -> list[int]:
     """The part of each row, for sizes int64 [K] that add up to all rows; see stratified_parts.
 
@@ -155,7 +147,7 @@ def _assign(
 
     def choose(row: int, label: int) -> int:
         parts = [part for part in range(num_parts) if room[part]]
-        if keep is None:  # the last positive of a class must not join all the others
+        if covering_part is None:  # the last positive of a class must not join all the others
             full = {home[other] for other in of_row[row] if left[other] == 1}
             parts = [part for part in parts if part not in full] or parts if full else parts
         want = wanted[label]
@@ -163,11 +155,11 @@ def _assign(
         ties = [part for part in parts if (want[part], room[part]) == best]
         return ties[0] if len(ties) == 1 else ties[next(coin) % len(ties)]
 
-    if keep is not None:
+    if covering_part is not None:
         for label in sorted(range(num_labels), key=left.__getitem__):
             rows = of_label[label]
-            if len(rows) >= 2 and keep not in map(part_of.__getitem__, rows) and room[keep]:
-                assign(rows[0], keep)
+            if len(rows) >= 2 and covering_part not in map(part_of.__getitem__, rows) and room[covering_part]:
+                assign(rows[0], covering_part)
     while any(left):
         label = min((label < num_labels, count, label) for label, count in enumerate(left) if count)[2]
         for row in of_label[label]:
@@ -190,19 +182,19 @@ def _even_out(of_row: list[list[int]], num_labels: int, proportions: Sequence[fl
         holds[of_row[row], part] += 1
         alike.setdefault(tuple(of_row[row]), {}).setdefault(part, []).append(row)
     wanted = (holds.sum(1, keepdims=True) * proportions - holds).tolist()
-    for classes, having in alike.items():
+    for classes, holders in alike.items():
         for label in classes:
             want = wanted[label]
             lacking = alike.get(tuple(other for other in classes if other != label)) if min(want) <= -1 else None
-            for part in sorted(having, key=want.__getitem__) if lacking else ():
+            for part in sorted(holders, key=want.__getitem__) if lacking else ():
                 # A part gives away only what it has beyond its share, so none loses its last positive.
-                while having[part] and want[part] <= -1:
+                while holders[part] and want[part] <= -1:
                     to = max((other for other in lacking if lacking[other]), key=want.__getitem__, default=part)
                     if want[to] - want[part] <= 1:
                         break
-                    row, other = having[part].pop(), lacking[to].pop()
+                    row, other = holders[part].pop(), lacking[to].pop()
                     part_of[row], part_of[other] = to, part
-                    having.setdefault(to, []).append(row)
+                    holders.setdefault(to, []).append(row)
                     lacking.setdefault(part, []).append(other)
                     want[part] += 1
                     want[to] -= 1

@@ -31,8 +31,10 @@ from fuzz_damage import BYTES, NAMES, TEXT, at_random, blank, damage, entity, js
 from fuzz_images import jpeg
 
 from jaxmlic.cli import main as cli
+from jaxmlic.cli.data import prepare as prepare_command
 from jaxmlic.data import datasets
-from jaxmlic.data.prepare import cifar, nus_wide, store
+from jaxmlic.data.prepare import checks, cifar, nus_wide, store
+from jaxmlic.data.prepare.tables.sheets import Problem
 from jaxmlic.data.records import serialize_example
 
 # --- cases ------------------------------------------------------------------------------------------------------------
@@ -599,33 +601,38 @@ def write(tree: dict[str, bytes], folder: Path) -> None:
 
 
 class _Light:
-    """Stands in for `store._store`: checks and serialises every row but writes no data set, ten times as fast."""
+    """Stands in for `store.store_table`: checks and serialises every row but writes no data set, ten times as fast."""
 
     def __init__(self):
         self.class_names, self.stored, self.listed = (), [], []
 
-    def __call__(self, args, found, info):
+    def __call__(self, destination, found, info):
         store._table_fingerprint(found)
         json.dumps(info | {"notes": found.notes, "names": found.class_names})
         stored, problems = [], list(found.problems)
-        with store.quiet_decoders():
+        with checks.quiet_decoders():
             self._check(found, stored, problems)
-        if problems and not args.skip_bad:
-            raise store._all_problems(problems, args)
+        if problems and not destination.skip_bad:
+            raise store._refuse(problems, destination)
         self.class_names, self.stored = tuple(found.class_names), stored
         self.listed = [(p.file, p.line, p.why) for p in [*found.left_out, *problems]]
-        return [f"  {note}" for note in found.notes]
+        return store.Stored(destination.data_dir, notes=found.notes)
 
     @staticmethod
     def _check(found, stored, problems):
         for split, rows in found.splits.items():
             for row in rows:
-                example, problem = store._check(row, found.has_boxes)
-                if problem is None:
-                    assert len(serialize_example(example)) and len(example["labels"]) == len(found.class_names)
-                    stored.append((split, row.id, row.labels))
+                item = checks.check_row(row, found.has_boxes)
+                if isinstance(item, Problem):
+                    problems.append(item)
                 else:
-                    problems.append(problem)
+                    assert len(serialize_example(item)) and len(item["labels"]) == len(found.class_names)
+                    stored.append((split, row.id, row.labels))
+
+
+def _notes_alone(destination, stored):
+    """Stands in for the summary of a data set that `_Light` did not write."""
+    return [f"  {note}" for note in stored.notes]
 
 
 def run(case: Case, folder: Path, whole: bool) -> Outcome:
@@ -644,7 +651,9 @@ def run(case: Case, folder: Path, whole: bool) -> Outcome:
     out = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
     err = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", write_through=True)
     light, crash = _Light(), ""
-    replaced = contextlib.nullcontext() if whole else mock.patch.object(store, "_store", light)
+    replaced = contextlib.nullcontext()
+    if not whole:
+        replaced = mock.patch.multiple(prepare_command, store_table=light, _summary=_notes_alone)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), replaced:
         try:
             status = cli.run(argv)

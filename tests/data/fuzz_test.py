@@ -97,7 +97,7 @@ def check_images(seeds, folder, capfd):
     reader = ImageReader(View(dataset, "train", np.arange(len(taken))), 16)
     for at in range(0, len(taken), 50):
         rows = np.arange(at, min(at + 50, len(taken)))
-        np.testing.assert_array_equal(reader(rows)["image"][0], image.decode(taken[at]["image"], 16))
+        np.testing.assert_array_equal(reader(rows)["image"][0], image.decode_image(taken[at]["image"], 16))
     return counts
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxmlic.labels.stratify import counts, labelled_mask, part_sizes, stratified_parts, stratified_split
+from jaxmlic.labels.stratify import counts, part_sizes, stratified_parts, stratified_split
 
 
 def long_tail(num_rows=2000, num_labels=30, seed=0):
@@ -211,12 +211,10 @@ def test_extreme_parts():
         stratified_parts(np.zeros((3, 1), np.int8), [0.5, 0.2], 0)
 
 
-def test_labelled_mask():
+def test_a_labelled_tenth_covers_every_class():
     labels = long_tail(1000, 40)
-    mask = labelled_mask(labels, 0.1, 0)
-    assert mask.dtype == bool and mask.sum() == 100
-    assert (labels[mask] == 1).any(0)[counts(labels)[0] >= 2].all()
-    np.testing.assert_array_equal(mask, labelled_mask(labels, 0.1, 0))
-    assert labelled_mask(labels, 1.0, 0).all() and not labelled_mask(labels, 0.0, 0).any()
-    with pytest.raises(ValueError, match="fraction"):
-        labelled_mask(labels, 10, 0)
+    labelled = stratified_parts(labels, [0.1, 0.9], 0, covering_part=0) == 0
+    assert labelled.sum() == 100
+    assert (labels[labelled] == 1).any(0)[counts(labels)[0] >= 2].all()
+    assert (stratified_parts(labels, [1.0, 0.0], 0, covering_part=0) == 0).all()
+    assert (stratified_parts(labels, [0.0, 1.0], 0, covering_part=0) == 1).all()

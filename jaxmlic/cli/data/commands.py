@@ -2,10 +2,8 @@
 
 import argparse
 
-from jaxmlic.cli.data import graph, split
+from jaxmlic.cli.data import check, graph, prepare, split
 from jaxmlic.cli.parser import Parser
-from jaxmlic.data.check import check
-from jaxmlic.data.prepare import store
 
 
 def main(argv: list[str]) -> int:
@@ -17,6 +15,6 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="jaxmlic data", description="Commands on data sets.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (store, check, split, graph):
+    for module in (prepare, check, split, graph):
         module.add_parser(commands)
     return parser

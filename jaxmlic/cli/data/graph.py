@@ -11,9 +11,11 @@ from jaxmlic.data import datasets
 from jaxmlic.errors import UserError, writing
 from jaxmlic.labels import graph as label_graph
 from jaxmlic.reports import graph_report
+from jaxmlic.storage import save_npz
 
 THRESHOLDS = {"paper": 0.4, "ml_gcn": 0.4, "pmi": 0.1}
 REWEIGHT = 0.25
+REMEDY = "give another folder with --out=DIR"
 
 _EPILOG = """\
 styles:
@@ -115,8 +117,8 @@ def build(
 
 
 def save(path: Path, graph: dict) -> None:
-    """Writes what `build` returned as an npz: arrays by their names, the rest as JSON text in `options`; OSError."""
+    """Writes what `build` returned as an npz: arrays by their names, the rest as JSON text in `options`; UserError."""
     arrays = {key: graph[key] for key in ("counts", "num_positive", "association", "matrix")}
-    told = ("dataset", "split", "num_images", "style", "threshold", "reweight")
-    options = json.dumps({key: graph[key] for key in told})
-    np.savez_compressed(path, names=np.array(graph["names"]), options=np.array(options), **arrays)
+    fields = ("dataset", "split", "num_images", "style", "threshold", "reweight")
+    options = json.dumps({key: graph[key] for key in fields})
+    save_npz(path, {"names": graph["names"], "options": options} | arrays, remedy=REMEDY)

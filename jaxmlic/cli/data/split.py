@@ -6,16 +6,17 @@ No image moves: the result is a named split (see `named_splits`), whose parts ar
 import argparse
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from jaxmlic.cli.parser import add_command
 from jaxmlic.data import datasets, named_splits
+from jaxmlic.data.division import Divider, Parts, read_lists
 from jaxmlic.data.prepare import writer
+from jaxmlic.data.prepare.tables.sheets import Problem
 from jaxmlic.errors import UserError
-from jaxmlic.labels.stratify import part_sizes, stratified_parts
 
 ENOUGH = 10
 """Positives that a part should hold of a class before its share is compared: of fewer, one row is more than 10 %."""
@@ -30,8 +31,6 @@ examples:
   jaxmlic data split voc2007 --subset=10% --from=train       parts labelled and unlabelled, the rest
   jaxmlic data split nus --lists=train=TrainImagelist.txt,test=TestImagelist.txt --allow-missing --drop-empty
 """
-
-Parts = dict[str, np.ndarray]
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -50,7 +49,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     modes.add_argument("--parts", metavar="PART=N,...", help="parts of given sizes: counts, 80%% or 0.8")
     modes.add_argument("--subset", metavar="N", help="parts labelled (a count, 10%% or 0.1) and unlabelled, the rest")
     modes.add_argument("--lists", metavar="PART=FILE,...", help="parts from files with the name of an image a line")
-    modes.add_argument("--list", action="store_true", help="tell the named splits there are, and change nothing")
+    modes.add_argument("--list", action="store_true", help="list the named splits there are, and change nothing")
     parser.add_argument(
         "--from", dest="sources", metavar="SPLIT,...", help="splits to divide (folds, subset: train; else all stored)"
     )
@@ -85,7 +84,7 @@ def _refuse_options(args: argparse.Namespace) -> None:
 
 
 def existing(dataset: datasets.Dataset) -> list[str]:
-    """Lines that tell the named splits of a data set, their sizes and how they were made."""
+    """Lines that list the named splits of a data set, their sizes and how they were made."""
     found: dict[str, list[str]] = {}
     for split in dataset.split_names()[len(dataset.splits) :]:
         name, part = split.split("/")
@@ -110,36 +109,17 @@ def divide(dataset: datasets.Dataset, args: argparse.Namespace) -> list[str]:
     if not len(used):
         raise UserError(f"--drop-empty: no image of {','.join(sources)} has a positive label")
     info = {"from": ",".join(sources), "drop_empty": args.drop_empty}
-    notes, problems = [], []
+    missing, notes = [], []
     if args.lists is None:
-        seed = args.seed or 0
-        info |= {"seed": seed, "stratified": not args.random}
-
-        def shares_to_parts(proportions: list[float], keep: int | None) -> np.ndarray:
-            if not args.random:
-                return stratified_parts(values[used], proportions, seed, keep=keep)
-            sizes = part_sizes(len(used), proportions)
-            return np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
-
-        make = _folds if args.folds is not None else _parts if args.parts is not None else _subset
-        name, parts = make(args, len(used), shares_to_parts)
-        name += f"{'_random' if args.random else ''}_seed{seed}"
+        name, parts, more = _drawn(args, values[used])
         parts = {part: used[at] for part, at in parts.items()}
-        info |= {mode: value for mode in ("folds", "parts", "subset") if (value := getattr(args, mode)) is not None}
     else:
-        name, files = "lists", _named_values(args.lists, "--lists")
         ids = np.concatenate([dataset.ids(split) for split in sources])
-        parts, problems, notes = _lists(files, ids, args.allow_missing)
+        name, parts, more, missing, notes = _listed(args, ids)
         parts = {part: at[np.isin(at, used)] for part, at in parts.items()}
-        info |= {"lists": {part: os.path.basename(file) for part, file in files.items()}, "missing": len(problems)}
-    name = args.split_name or name
-    chosen = {part: rows[at] for part, at in parts.items()}
-    path = datasets.write_named_split(dataset, name, chosen, info, args.overwrite, folds=args.folds is not None)
-    missing = path.with_name(f"{name}.missing.csv")
-    missing.unlink(missing_ok=True)
-    if problems:
-        writer.write_problems(missing, problems)
-        notes.append(f"{len(problems):,} listed images are not there: left out, listed in {missing}")
+    name, chosen = args.split_name or name, {part: rows[at] for part, at in parts.items()}
+    path = datasets.write_named_split(dataset, name, chosen, info | more, args.overwrite, folds=args.folds is not None)
+    notes += _list_missing(path.with_name(f"{name}.missing.csv"), missing)
     if dropped := len(rows) - len(used):
         notes.append(f"{dropped:,} images without a positive label were left out")
     lines = [f"{name}: {len(used):,} images of {', '.join(sources)} in {len(parts)} parts, in {path}"]
@@ -147,33 +127,45 @@ def divide(dataset: datasets.Dataset, args: argparse.Namespace) -> list[str]:
     return [*lines, *(f"  {note}" for note in notes), f"use: {_usage(name, list(parts))}"]
 
 
-def _folds(args: argparse.Namespace, count: int, shares_to_parts: Callable) -> tuple[str, Parts]:
-    folds = args.folds
-    if not 2 <= folds <= count:
-        raise UserError(f"--folds={folds}: from 2 to the number of images, {count:,}")
-    fold = shares_to_parts([1 / folds] * folds, None)
-    parts = {}
-    for number in range(folds):
-        parts |= {f"train{number}": np.flatnonzero(fold != number), f"test{number}": np.flatnonzero(fold == number)}
-    return f"folds{folds}", parts
+def _drawn(args: argparse.Namespace, labels: np.ndarray) -> tuple[str, Parts, dict]:
+    """Name, parts and info of --folds, --parts or --subset, of labels int8 [N, C]."""
+    count, seed = len(labels), args.seed or 0
+    divider = Divider(labels, seed, stratified=not args.random)
+    if args.folds is not None:
+        mode, name, parts = "folds", f"folds{args.folds}", divider.folds(args.folds)
+    elif args.parts is not None:
+        sizes = _named_values(args.parts, "--parts")
+        shares = {part: _share(size, count, f"--parts={part}") for part, size in sizes.items()}
+        if sum(shares.values()) > 1 + 1e-9:
+            raise UserError(f"--parts={args.parts}: more than all {count:,} images")
+        mode, name, parts = "parts", "parts", divider.sized(shares)
+    else:
+        share = _share(args.subset, count, "--subset")
+        size = f"{args.subset}images" if args.subset.isdigit() else f"{100 * share:g}".replace(".", "_")
+        mode, name, parts = "subset", f"subset{size}", divider.subset(share)
+    info = {"seed": seed, "stratified": not args.random, mode: getattr(args, mode)}
+    return f"{name}{'_random' if args.random else ''}_seed{seed}", parts, info
 
 
-def _parts(args: argparse.Namespace, count: int, shares_to_parts: Callable) -> tuple[str, Parts]:
-    sizes = _named_values(args.parts, "--parts")
-    shares = [_share(size, count, f"--parts={part}") for part, size in sizes.items()]
-    rest = 1 - sum(shares)
-    if rest < -1e-9:
-        raise UserError(f"--parts={args.parts}: more than all {count:,} images")
-    # What no part asks for is a part of its own that is not written. The first part is the one to train on.
-    part_of = shares_to_parts([*shares, rest] if rest > 1e-9 else shares, 0)
-    return "parts", {part: np.flatnonzero(part_of == number) for number, part in enumerate(sizes)}
+def _listed(args: argparse.Namespace, ids: np.ndarray) -> tuple[str, Parts, dict, list[Problem], list[str]]:
+    """Name, parts, info, what is missing, and notes of --lists, of images str [N]."""
+    files = _named_values(args.lists, "--lists")
+    found = read_lists(files, ids)
+    if found.missing and not args.allow_missing:
+        more = f"; and {len(found.missing) - 1:,} more" if len(found.missing) > 1 else ""
+        raise UserError(f"{found.missing[0]}{more}; --allow-missing leaves them out and lists them")
+    info = {"lists": {part: os.path.basename(file) for part, file in files.items()}, "missing": len(found.missing)}
+    notes = [f"{found.num_by_base:,} listed images were found by their base name alone"] * (found.num_by_base > 0)
+    return "lists", found.parts, info, found.missing, notes
 
 
-def _subset(args: argparse.Namespace, count: int, shares_to_parts: Callable) -> tuple[str, Parts]:
-    share = _share(args.subset, count, "--subset")
-    part_of = shares_to_parts([share, 1 - share], 0)
-    size = f"{args.subset}images" if args.subset.isdigit() else f"{100 * share:g}".replace(".", "_")
-    return f"subset{size}", {"labelled": np.flatnonzero(part_of == 0), "unlabelled": np.flatnonzero(part_of == 1)}
+def _list_missing(path: Path, missing: list[Problem]) -> list[str]:
+    """Writes the listed images that are not there, or removes an older list; returns a note if there are any."""
+    path.unlink(missing_ok=True)
+    if not missing:
+        return []
+    writer.write_problems(path, missing)
+    return [f"{len(missing):,} listed images are not there: left out, listed in {path}"]
 
 
 def _share(text: str, total: int, option: str) -> float:
@@ -200,62 +192,6 @@ def _named_values(text: str, option: str) -> dict[str, str]:
     return values
 
 
-def _keys(name: str) -> tuple[str, str, str]:
-    """What an image is found by, best first: its whole name, its base name, that without the suffix."""
-    whole = name.replace("\\", "/")
-    base = whole.rsplit("/", 1)[-1]
-    return whole, base, os.path.splitext(base)[0]
-
-
-def _lists(files: Mapping[str, str], ids: np.ndarray, allow_missing: bool) -> tuple[Parts, list, list[str]]:
-    """Positions in `ids` of the images that each file lists, (file, line, why) of those not there, and notes."""
-    tables: tuple[dict[str, list[int]], ...] = ({}, {}, {})
-    for at, name in enumerate(ids.tolist()):
-        for table, key in zip(tables, _keys(name), strict=True):
-            table.setdefault(key, []).append(at)
-    parts, missing, by_base = {}, [], 0
-    for part, file in files.items():
-        line_of: dict[int | str, int] = {}
-        positions = []
-        for line, name in _lines(file):
-            rank, found = next(
-                (
-                    (rank, table[key])
-                    for rank, (table, key) in enumerate(zip(tables, _keys(name), strict=True))
-                    if key in table
-                ),
-                (0, []),
-            )
-            if len(found) > 1:
-                some = ids[found[:2]].tolist()
-                raise UserError(f"{file}:{line}: {name!r} may be {some[0]!r} or {some[1]!r}: give the whole name")
-            image = found[0] if found else name
-            if image in line_of:
-                raise UserError(f"{file}:{line}: {name!r} is listed twice, first in line {line_of[image]}")
-            line_of[image] = line
-            if found:
-                positions.append(found[0])
-                by_base += rank > 0
-            else:
-                missing.append((file, line, f"no image {name!r} in the data set"))
-        parts[part] = np.array(positions, np.int64)
-    if missing and not allow_missing:
-        file, line, why = missing[0]
-        more = f"; and {len(missing) - 1:,} more" if len(missing) > 1 else ""
-        raise UserError(f"{file}:{line}: {why}{more}; --allow-missing leaves them out and lists them")
-    return parts, missing, [f"{by_base:,} listed images were found by their base name alone"] * (by_base > 0)
-
-
-def _lines(file: str) -> list[tuple[int, str]]:
-    """Number and text of the lines that are not blank."""
-    try:
-        text = Path(file).expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or 'it is not UTF-8'})") from None
-    lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
-    return [(number, line) for number, line in lines if line]
-
-
 def _table(class_names: tuple[str, ...], labels: np.ndarray, parts: Mapping[str, np.ndarray]) -> list[str]:
     """One line for all images and one a part, of labels int8 [N, C] each."""
     share = (labels == 1).mean(0)
@@ -265,9 +201,9 @@ def _table(class_names: tuple[str, ...], labels: np.ndarray, parts: Mapping[str,
         expected = share * len(own)
         deviation = np.where(expected >= ENOUGH, np.abs(present - expected) / np.maximum(expected, 1), -1)
         worst = int(deviation.argmax())
-        told = f"{deviation[worst]:.1%} ({class_names[worst]})" if part != "all" and deviation[worst] >= 0 else "-"
+        largest = f"{deviation[worst]:.1%} ({class_names[worst]})" if part != "all" and deviation[worst] >= 0 else "-"
         per_image = f"{present.sum() / max(len(own), 1):.3f}"
-        rows.append((part, f"{len(own):,}", per_image, str(np.count_nonzero(present == 0)), told))
+        rows.append((part, f"{len(own):,}", per_image, str(np.count_nonzero(present == 0)), largest))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *middle, last in rows:

@@ -10,6 +10,7 @@ import mmap
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -22,7 +23,6 @@ from jaxmlic.errors import UserError
 
 SPLITS = ("train", "val")  # the owners' names; the labels of COCO's own test were never published
 COUNTS = {"2014": {"train": 82_783, "val": 40_504}, "2017": {"train": 118_287, "val": 5_000}}
-NUM_CATEGORIES = 80
 
 
 # What is needed of the file; the decoder skips all else (polygons are nine tenths of the bytes) without making objects.
@@ -95,9 +95,11 @@ def read(files: Files, year: str, class_order: str = "category_id") -> Table:
         if categories is not None and order != categories:
             raise UserError(f"{name}: its categories differ from those of the other file: they are not of one data set")
         categories = order
-        splits[split] = _rows(
-            files, found, name, f"{split}{year}", images, _positions(order, class_order), problems, notes
-        )
+        reading = _rows(files, found, name, f"{split}{year}", images, _positions(order, class_order))
+        splits[split] = reading.rows
+        problems += reading.problems
+        if reading.num_flat:
+            notes.append(f"{tail}: {reading.num_flat:,} boxes without area left out, their labels kept")
         if len(found.images) != COUNTS[year][split]:
             notes.append(f"{split}: {len(found.images):,} images, the official one has {COUNTS[year][split]:,}")
     notes.append(f"classes in the order of {'category ids' if class_order == 'category_id' else 'the alphabet'}")
@@ -174,53 +176,71 @@ def _positions(order: dict[int, str], class_order: str) -> dict[int, int]:
     return {category: places[name] for category, name in order.items()}
 
 
+@dataclass
+class _Reading:
+    """One split: its good rows, the problems of the others, and the objects that have no area."""
+
+    rows: list[Row] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    num_flat: int = 0
+
+
 def _rows(
-    files: Files,
-    found: Instances,
-    name: str,
-    folder: str,
-    images: dict[str, list[str]],
-    positions: dict[int, int],
-    problems: list[Problem],
-    notes: list[str],
-) -> list[Row]:
+    files: Files, found: Instances, name: str, folder: str, images: dict[str, list[str]], positions: dict[int, int]
+) -> _Reading:
+    """The rows of one `instances_*.json`.
+
+    Args:
+      files: where the images are.
+      found: the file's content.
+      name: the file's name.
+      folder: the split's own folder of images, such as "train2014".
+      images: {base name: names in `files`}.
+      positions: {category id: index of its class}.
+    """
     base = name.rpartition("/")[2]
+    where = (base, 0)
     objects = defaultdict(list)
     for annotation in found.annotations:
         objects[annotation.image_id].append(annotation)
-    rows, seen_ids, seen_files, flat = [], set(), set(), 0
+    reading, seen_ids, seen_files = _Reading(), set(), set()
     for image in found.images:
-        where = (base, 0)
         of_image = objects.pop(image.id, [])
+        unknown = next((entry.category_id for entry in of_image if entry.category_id not in positions), None)
         if image.id in seen_ids or image.file_name in seen_files:
-            problems.append(Problem(*where, f"image {image.id} ({image.file_name}) is there twice"))
+            reading.problems.append(Problem(*where, f"image {image.id} ({image.file_name}) is there twice"))
             continue
         seen_ids.add(image.id)
         seen_files.add(image.file_name)
-        unknown = next((entry.category_id for entry in of_image if entry.category_id not in positions), None)
-        if unknown is not None:
-            problems.append(Problem(*where, f"image {image.id} has an object of the unknown category {unknown}"))
-            continue
-        path, why = _find(image.file_name, folder, images)
+        if unknown is None:
+            path, why = _find(image.file_name, folder, images)
+        else:
+            path, why = None, f"image {image.id} has an object of the unknown category {unknown}"
         if path is None:
-            problems.append(Problem(*where, f"{image.file_name}: {why}"))
+            reading.problems.append(Problem(*where, why))
             continue
-        labels = np.zeros(len(positions), np.int8)
-        boxes = []
-        for entry in of_image:
-            label = positions[entry.category_id]
-            labels[label] = 1
-            x, y, width, height = entry.bbox
-            if width > 0 and height > 0:
-                boxes.append(Box(label, (x, y, x + width, y + height), bool(entry.iscrowd), where))
-            else:  # two objects of the official train2017 have none
-                flat += 1
-        rows.append(Row(image.file_name, files[path], labels, boxes, where))
+        labels, boxes = _labels_and_boxes(of_image, positions, where)
+        reading.num_flat += len(of_image) - len(boxes)
+        reading.rows.append(Row(image.file_name, files[path], labels, boxes, where))
     for image, of_image in objects.items():
-        problems.append(Problem(base, 0, f"{len(of_image)} objects of image {image}, which is not among the images"))
-    if flat:
-        notes.append(f"{base}: {flat:,} boxes without area left out, their labels kept")
-    return rows
+        why = f"{len(of_image)} objects of image {image}, which is not among the images"
+        reading.problems.append(Problem(*where, why))
+    return reading
+
+
+def _labels_and_boxes(
+    objects: list[Annotation], positions: dict[int, int], where: tuple[str, int]
+) -> tuple[np.ndarray, list[Box]]:
+    """Labels int8 [C] of an image's objects, and the boxes of those that have an area (two of train2017 have none)."""
+    labels = np.zeros(len(positions), np.int8)
+    boxes = []
+    for entry in objects:
+        label = positions[entry.category_id]
+        labels[label] = 1
+        x, y, width, height = entry.bbox
+        if width > 0 and height > 0:
+            boxes.append(Box(label, (x, y, x + width, y + height), bool(entry.iscrowd), where))
+    return labels, boxes
 
 
 def _find(file_name: str, folder: str, images: dict[str, list[str]]) -> tuple[str | None, str]:
@@ -229,6 +249,6 @@ def _find(file_name: str, folder: str, images: dict[str, list[str]]) -> tuple[st
     if len(places) > 1:
         inside = [place for place in places if f"/{place}".rpartition("/")[0].endswith("/" + folder)]
         if len(inside) != 1:
-            return None, f"two images have this name: {places[0]} and {places[1]}"
+            return None, f"{file_name}: two images have this name: {places[0]} and {places[1]}"
         places = inside
-    return (places[0], "") if places else (None, "no image of this name there")
+    return (places[0], "") if places else (None, f"{file_name}: no image of this name there")

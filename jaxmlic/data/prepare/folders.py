@@ -11,6 +11,7 @@ from jaxmlic.data.prepare.tables.table import Row, Table
 from jaxmlic.errors import UserError
 
 _CLUTTER = ("__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini")
+Found = tuple[str, str, str]  # name, split, class
 _LABEL_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".xml")
 
 
@@ -47,23 +48,8 @@ def read(files: Files) -> Table:
     """
     names, hidden = _visible(files)
     root, divided = _layout([name for name in names if _is_image(name)])
-    problems, other, found = [], [], []
-    folders: dict[str, str] = {}
-    for name in names:
-        split, label = _place(name, root, divided)
-        if _is_image(name) and label is not None:
-            if divided:
-                folder = name[len(root) :].split("/")[0]
-                if folders.setdefault(split, folder) != folder:
-                    raise UserError(f"{files}: {folders[split]} and {folder} both give the split {split!r}: rename one")
-            found.append((name, split, label))
-        elif _is_image(name):
-            why = f"not in {'train/CLASS/, val/CLASS/ or test/CLASS/' if divided else 'a class folder'}: move it"
-            problems.append(Problem(name, 0, why))
-        elif label is not None:
-            problems.append(Problem(name, 0, f"not an image by its name ({', '.join(IMAGE_SUFFIXES)})"))
-        else:
-            other.append(name)
+    found, problems, other = _sort_out(names, root, divided)
+    _refuse_split_twice(files, found, root, divided)
     if not found:
         raise UserError(f"{files}: no image there lies in a class folder, as CLASS/image.jpg or train/CLASS/image.jpg")
     classes = sorted({label for _, _, label in found})
@@ -85,6 +71,32 @@ def read(files: Files) -> Table:
     if hidden:
         notes.append(f"{hidden:,} hidden files ignored")
     return Table(classes, splits, problems, notes, has_boxes=False)
+
+
+def _sort_out(names: list[str], root: str, divided: bool) -> tuple[list[Found], list[Problem], list[str]]:
+    """(name, split, class) of the images in class folders, the problems of what lies wrong, and other files."""
+    found, problems, other = [], [], []
+    for name in names:
+        split, label = _place(name, root, divided)
+        if _is_image(name) and label is not None:
+            found.append((name, split, label))
+        elif _is_image(name):
+            why = f"not in {'train/CLASS/, val/CLASS/ or test/CLASS/' if divided else 'a class folder'}: move it"
+            problems.append(Problem(name, 0, why))
+        elif label is not None:
+            problems.append(Problem(name, 0, f"not an image by its name ({', '.join(IMAGE_SUFFIXES)})"))
+        else:
+            other.append(name)
+    return found, problems, other
+
+
+def _refuse_split_twice(files: Files, found: list[Found], root: str, divided: bool) -> None:
+    """UserError when two folders, such as val and validation, give the same split."""
+    folders: dict[str, str] = {}
+    for name, split, _ in found if divided else ():
+        folder = name[len(root) :].split("/")[0]
+        if folders.setdefault(split, folder) != folder:
+            raise UserError(f"{files}: {folders[split]} and {folder} both give the split {split!r}: rename one")
 
 
 def _some(names: list[str]) -> str:

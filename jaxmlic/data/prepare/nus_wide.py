@@ -10,14 +10,13 @@ The owner's files hold one slip: line 78,372 of `Labels_lake_Train.txt` reads -1
 import posixpath
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from jaxmlic.data.prepare.sources.files import Files
 from jaxmlic.data.prepare.tables.sheets import IMAGE_SUFFIXES, Problem
 from jaxmlic.data.prepare.tables.table import Row, Table
-from jaxmlic.errors import UserError, did_you_mean
+from jaxmlic.errors import UserError, unknown
 
 LABEL_SETS = ("concepts81", "tags1k")
 CONCEPTS, TAGS = 81, 1000
@@ -25,13 +24,6 @@ IMAGES = {"train": 161_789, "test": 107_859}
 LABELLED = {"train": 125_449, "test": 83_898}
 """Images with at least one of the 81 concepts; 209,347 together."""
 
-RANDOM_TRAIN = 150_000
-"""Of the 209,347 labelled images; the other 59,347 are the test part."""
-
-RMLC_TEST = 40_500
-"""CNN-LSTM-RMLC tests on so many of the 107,859 and does not say which."""
-
-SEED = 0
 _LISTS = {"train": "TrainImagelist.txt", "test": "TestImagelist.txt"}
 _ENDINGS = {"train": "_Train", "test": "_Test"}
 _TAG_FILES = {"train": "Train_Tags1k.dat", "test": "Test_Tags1k.dat"}
@@ -39,51 +31,40 @@ _BLOCK = 1 << 16  # small enough for the processor's cache
 _AGAIN = "download the archive again"
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to read: `labels` is "concepts81" (81 concepts, checked by people) or "tags1k" (1000 tags of users)."""
-
-    labels: str = "concepts81"
-
-
-def read(files: Files, options: Options | None = None) -> Table:
+def read(files: Files, label_set: str = "concepts81") -> Table:
     """Read the lists and labels and find every image.
 
     Args:
       files: the owner's archives or folders, and the images.
-      options: which labels.
+      label_set: "concepts81" (81 concepts, checked by people) or "tags1k" (1000 tags of users).
 
     Returns:
       a Table with the official splits `train` and `test` in the order of their lists; ids are the paths of the lists
-      with slashes. `named_splits`: "labelled" (images with a concept), "random150k" (those, divided anew from a fixed
-      seed) and "rmlc" (the official train, and a sample of the official test from a fixed seed). Divisions are drawn
-      from the complete lists and then lose the missing images, so an image is on the same side on every machine.
-      Without ground truth (tags only) there is just "rmlc".
+      with slashes. `named_splits` has "labelled", the images with a concept, unless there is no ground truth (tags
+      only). `listed` has "official" and "labelled" with the images that are missing.
 
     Raises:
       UserError: a file is missing, has another number of lines than its image list, or holds anything but 0 and 1;
         AllLabels and TrainTestLabels disagree; not one image is there.
     """
-    options = options or Options()
-    if options.labels not in LABEL_SETS:
-        raise UserError(
-            f"--labels={options.labels}: no label set of NUS-WIDE{did_you_mean(options.labels, LABEL_SETS)}: "
-            f"{' or '.join(LABEL_SETS)}"
-        )
+    if label_set not in LABEL_SETS:
+        raise unknown("label set of NUS-WIDE", label_set, LABEL_SETS)
     notes = []
     lists = {split: _image_list(files, name) for split, name in _LISTS.items()}
     for split, ids in lists.items():
         if len(ids) != IMAGES[split]:
             notes.append(f"{split}: {len(ids):,} images in the list, {IMAGES[split]:,} in the official one")
     concepts = None
-    if options.labels == "concepts81" or files.ending("Concepts81.txt"):
+    if label_set == "concepts81" or files.ending("Concepts81.txt"):
         names, concepts = _read_concepts(files, lists, notes)
         labels = concepts
-    if options.labels == "tags1k":
+    if label_set == "tags1k":
         names, labels = _read_tags(files, lists, notes)
     table = Table(names, {}, [], notes, has_boxes=False)
     _add_rows(table, lists, labels, files)
-    _name_splits(table, lists, concepts)
+    table.listed["official"] = lists
+    if concepts is not None:
+        _add_labelled(table, lists, concepts)
     return table
 
 
@@ -211,9 +192,9 @@ def _matrix(files: Files, tail: str, rows: int, width: int) -> np.ndarray:
             ends = np.append(ends, len(block) - 1)
         starts = np.append(0, ends[:-1] + 1)
         wrong = np.add.reduceat(digit, starts, dtype=np.int32) != width
-        strange = ~(digit | newline | (block == 9) | (block == 32) | (block == 13))
-        strange[1:] |= digit[1:] & digit[:-1]
-        wrong[np.searchsorted(ends, np.flatnonzero(strange))] = True
+        foreign = ~(digit | newline | (block == 9) | (block == 32) | (block == 13))
+        foreign[1:] |= digit[1:] & digit[:-1]
+        wrong[np.searchsorted(ends, np.flatnonzero(foreign))] = True
         if wrong.any():
             line = done + int(np.argmax(wrong))
             raise UserError(f"{name}:{line + 1}: not {width:,} values 0 or 1 with tabs between: {_AGAIN}")
@@ -229,7 +210,7 @@ def _matrix(files: Files, tail: str, rows: int, width: int) -> np.ndarray:
 
 
 def _add_rows(table: Table, lists: dict[str, list[str]], labels: dict[str, np.ndarray], files: Files) -> None:
-    """Rows of the images that are there; the others to `left_out`, what cannot be told to `problems`."""
+    """Rows of the images that are there; the others to `left_out`, what is unclear to `problems`."""
     images = _Images(files, lists)
     seen: dict[str, tuple[str, int]] = {}
     for split, ids in lists.items():
@@ -278,7 +259,7 @@ class _Images:
         self._uses = Counter(posixpath.basename(image) for image in every)
 
     def find(self, image: str) -> Sequence[str]:
-        """The names of the files that can be this image: one, or none, or several when it cannot be told."""
+        """The names of the files that can be this image: one, or none, or several when it is unclear."""
         found = self._by_tail.get("/".join(image.split("/")[-2:]))
         if found:
             return found
@@ -286,34 +267,13 @@ class _Images:
         return self._by_name.get(name, ()) if self._uses[name] == 1 else ()
 
 
-def _name_splits(table: Table, lists: dict[str, list[str]], concepts: dict[str, np.ndarray] | None) -> None:
-    """Fill `named_splits`, drawn from the complete lists and then without what is not in the table."""
+def _add_labelled(table: Table, lists: dict[str, list[str]], concepts: dict[str, np.ndarray]) -> None:
+    """The named split "labelled": the images of each official split with at least one concept."""
+    labelled = {s: [lists[s][i] for i in np.flatnonzero((concepts[s] == 1).any(1))] for s in lists}
+    table.listed["labelled"] = labelled
     present = {split: {row.id for row in rows} for split, rows in table.splits.items()}
-    anywhere = present["train"] | present["test"]
-    # RandomState's stream is frozen for all versions of NumPy (NEP 19), that of default_rng is not.
-    draw = np.random.RandomState(SEED).permutation
-
-    def ids(chosen: Sequence[str], there: set[str]) -> list[str]:
-        return [image for image in dict.fromkeys(chosen) if image in there]
-
-    named = {}
-    if concepts is not None:
-        labelled = {s: [lists[s][i] for i in np.flatnonzero((concepts[s] == 1).any(1))] for s in lists}
-        named["labelled"] = {split: ids(labelled[split], present[split]) for split in lists}
-        counts = [f"{len(labelled[split]):,} in {split} (official: {LABELLED[split]:,})" for split in lists]
-        table.notes.append(f"images with a concept: {' and '.join(counts)}")
-        named["random150k"] = _cut(labelled["train"] + labelled["test"], RANDOM_TRAIN / sum(LABELLED.values()), draw)
-        named["random150k"] = {part: ids(chosen, anywhere) for part, chosen in named["random150k"].items()}
-    sample = _cut(lists["test"], RMLC_TEST / IMAGES["test"], draw)["train"]
-    named["rmlc"] = {"train": ids(lists["train"], present["train"]), "test": ids(sample, present["test"])}
-    parts = [f"{name} {' / '.join(f'{len(part):,}' for part in named[name].values())}" for name in named]
-    table.notes.append(f"also divided as {', '.join(parts)}; random150k and rmlc's test are drawn from seed {SEED}")
-    table.named_splits = named
-
-
-def _cut(images: list[str], share: float, draw) -> dict[str, list[str]]:
-    """The images in two parts of the given share, each in the order of the list."""
-    order = draw(len(images))
-    size = round(share * len(images))
-    train, test = np.sort(order[:size]), np.sort(order[size:])
-    return {"train": [images[i] for i in train], "test": [images[i] for i in test]}
+    table.named_splits["labelled"] = {
+        split: [image for image in dict.fromkeys(labelled[split]) if image in present[split]] for split in lists
+    }
+    counts = [f"{len(labelled[split]):,} in {split} (official: {LABELLED[split]:,})" for split in lists]
+    table.notes.append(f"images with a concept: {' and '.join(counts)}")

@@ -6,10 +6,12 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jaxmlic.data.datasets import VERSION
 from jaxmlic.errors import UserError
+from jaxmlic.storage import reason, write_json
 
 _REPLACED = ".replaced"
 
@@ -21,10 +23,10 @@ def refuse_existing(name: str, data_dir: Path, overwrite: bool) -> None:
     target = data_dir / name
     if not target.exists():
         return
-    strangers = sorted(set(os.listdir(target)) - {VERSION}) if target.is_dir() else [name]
-    if strangers:
+    foreign = sorted(set(os.listdir(target)) - {VERSION}) if target.is_dir() else [name]
+    if foreign:
         raise UserError(
-            f"{target} is there already and is not a prepared data set (it holds {strangers[0]!r}): "
+            f"{target} is there already and is not a prepared data set (it holds {foreign[0]!r}): "
             "choose another name or --data-dir"
         )
     if not overwrite and any(target.iterdir()):
@@ -34,45 +36,51 @@ def refuse_existing(name: str, data_dir: Path, overwrite: bool) -> None:
         )
 
 
+@dataclass(frozen=True)
+class ShardEntry:
+    """A complete shard: records, bytes, and the (file, line, why) of what was left out before its last record."""
+
+    count: int
+    num_bytes: int
+    left_out: list[list]
+
+
 class Journal:
     """Which shards of a data set in the making are complete; kept on disk after each."""
 
     def __init__(self, path: Path | None, key: str):
         self.path = path
         self._key = key
-        self._splits: dict[str, dict] = {}
+        self._splits: dict[str, list[ShardEntry]] = {}
 
     @classmethod
     def read(cls, path: Path, key: str) -> "Journal | None":
-        """The journal at `path` if it is of the same making, else None."""
+        """The journal at `path` if it has the same key, else None."""
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
             if stored["key"] != key:
                 return None
             journal = cls(path, key)
-            journal._splits = dict(stored["splits"])
-        except (OSError, ValueError, KeyError, TypeError):
+            journal._splits = {
+                split: [ShardEntry(**entry) for entry in entries] for split, entries in stored["splits"].items()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return journal
 
-    def shards(self, split: str) -> list[list[int]]:
-        """[records, bytes] of the complete shards of a split."""
-        return list(self._splits.get(split, {}).get("shards", []))
-
-    def skipped(self, split: str) -> list[tuple]:
-        """What had been left out when the last of them was complete."""
-        return [tuple(entry) for entry in self._splits.get(split, {}).get("skipped", [])]
+    def shards(self, split: str) -> list[ShardEntry]:
+        """The complete shards of a split."""
+        return list(self._splits.get(split, []))
 
     def count(self) -> int:
         """Records in complete shards."""
-        return sum(count for split in self._splits for count, _ in self.shards(split))
+        return sum(shard.count for shards in self._splits.values() for shard in shards)
 
-    def enter(self, split: str, shards: list, skipped: list) -> None:
+    def enter(self, split: str, shards: list[ShardEntry]) -> None:
         """Store that these shards of a split are complete."""
-        self._splits[split] = {"shards": [list(shard) for shard in shards], "skipped": list(skipped)}
-        new = self.path.with_suffix(".new")
-        new.write_text(json.dumps({"key": self._key, "splits": self._splits}), encoding="utf-8")
-        new.replace(self.path)
+        self._splits[split] = list(shards)
+        entries = {split: [asdict(shard) for shard in shards] for split, shards in self._splits.items()}
+        write_json(self.path, {"key": self._key, "splits": entries})
 
 
 @contextlib.contextmanager
@@ -80,7 +88,7 @@ def staged(name: str, data_dir: Path, overwrite: bool, resume: str | None = None
     """A temporary sibling folder that takes the data set's place when the block ends well, and its journal.
 
     When the block does not end well the folder goes, except that with `resume` it stays when a full disk or Ctrl-C
-    stopped it; the next call with the same key takes it over, as it does what a killed process left.
+    stopped it; the next call with the same key continues it, as it does what a killed process left.
     """
     stem = f".{name}.partial-{socket.gethostname()}-"
     staging, target = data_dir / f"{stem}{os.getpid()}", data_dir / name
@@ -89,7 +97,7 @@ def staged(name: str, data_dir: Path, overwrite: bool, resume: str | None = None
     journal = Journal(None, "") if resume is None else Journal(folder / "journal.json", resume)
     kept = False
     try:
-        journal = _take_over(target, stem, journal, staging)
+        journal = _recover(target, stem, journal, staging)
         refuse_existing(name, data_dir, overwrite)
         data_dir.mkdir(parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,8 +106,8 @@ def staged(name: str, data_dir: Path, overwrite: bool, resume: str | None = None
         if target.exists():
             target.rename(replaced)
         (staging / name).rename(target)
-    except (OSError, RuntimeError, ValueError) as error:
-        # RuntimeError and ValueError are what the ArrayRecord writer raises when the disk is full.
+    except (OSError, RuntimeError, ValueError, UserError) as error:
+        # RuntimeError and ValueError are what the ArrayRecord writer raises when the disk is full, UserError storage.
         if not isinstance(error, OSError) and "No space left" not in str(error):
             raise
         kept = journal.path is not None and journal.count() > 0
@@ -115,8 +123,8 @@ def staged(name: str, data_dir: Path, overwrite: bool, resume: str | None = None
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _take_over(target: Path, stem: str, journal: Journal, staging: Path) -> Journal:
-    """Undo what stopped runs of this machine left, or take it over when it is of the same making.
+def _recover(target: Path, stem: str, journal: Journal, staging: Path) -> Journal:
+    """Remove what stopped runs of this machine left, or continue it when it was made with the same key.
 
     A run killed between two renames left the old data set under another name; it gets its own back.
     """
@@ -146,7 +154,7 @@ def _take_over(target: Path, stem: str, journal: Journal, staging: Path) -> Jour
 def _reason(error: Exception) -> str:
     if "No space left" in str(error):
         return "no space left on device: free some, or give another --data-dir"
-    return getattr(error, "strerror", None) or str(error)
+    return reason(error)
 
 
 def _is_running(pid: str) -> bool:

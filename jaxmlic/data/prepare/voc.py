@@ -10,14 +10,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from jaxmlic.data.prepare.scenes import CLASS_NAMES
 from jaxmlic.data.prepare.sources.files import Files
 from jaxmlic.data.prepare.tables.annotations import Box, Mistake
 from jaxmlic.data.prepare.tables.sheets import Problem
 from jaxmlic.data.prepare.tables.table import Row, Table
 from jaxmlic.errors import UserError, did_you_mean
-from jaxmlic.labels.stratify import stratified_split
 
+CLASS_NAMES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
 # The list files that make each stored split. VOC 2007's trainval is stored as `train`, because that is what everybody
 # trains on; the labels of VOC 2012's test were never published.
 SPLITS = {
@@ -25,7 +27,6 @@ SPLITS = {
     "2012": {"train": ("train",), "val": ("val",)},
 }
 COUNTS = {"2007": {"train": 5011, "test": 4952}, "2012": {"train": 5717, "val": 5823}}
-RMLC_TRAIN, RMLC_TOTAL = 6000, 9963  # CNN-LSTM-RMLC, section 4: 6,000 to train, 3,963 to test
 
 
 def read(files: Files, year: str) -> Table:
@@ -36,9 +37,7 @@ def read(files: Files, year: str) -> Table:
       year: "2007" or "2012".
 
     Returns:
-      a Table with boxes. `main/train` and `main/val` are VOC's halves of trainval (2007), `main/trainval` both (2012);
-      `rmlc/train` and `rmlc/test` (2007) divide all images 6,000 to 3,963 as the RMLC paper does, stratified from seed
-      0 because the paper does not say how.
+      a Table with boxes. `main/train` and `main/val` are VOC's halves of trainval (2007), `main/trainval` both (2012).
 
     Raises:
       UserError: another year's files, or an image list that is missing or names images that are not there.
@@ -58,7 +57,6 @@ def read(files: Files, year: str) -> Table:
     if year == "2007":
         named = {"main": _main(files, root, splits["train"])}
         notes.append("train is VOC's trainval" + ("; main/train and main/val are its halves" if named["main"] else ""))
-        named["rmlc"] = _rmlc(splits, notes)
     else:
         named = {"main": {"trainval": [row.id for rows in splits.values() for row in rows]}}
     return Table(
@@ -193,16 +191,3 @@ def _main(files: Files, root: str, rows: list[Row]) -> dict[str, list[str]]:
     if not all(path in files for path in paths.values()):
         return {}
     return {half: [i for i in _image_list(files, root, half) if i in known] for half in paths}
-
-
-def _rmlc(splits: dict[str, list[Row]], notes: list[str]) -> dict[str, list[str]]:
-    rows = [row for split in splits.values() for row in split]
-    if len(rows) < 2:
-        return {}
-    test = 1 - RMLC_TRAIN / RMLC_TOTAL
-    parts = stratified_split(np.stack([row.labels for row in rows]), test, seed=0)
-    notes.append(
-        f"rmlc/train and rmlc/test: {len(parts[0]):,} and {len(parts[1]):,} images, stratified, seed 0 (the paper has "
-        "6,000 and 3,963 and does not say which)"
-    )
-    return {name: [rows[i].id for i in part] for name, part in zip(("train", "test"), parts, strict=True)}

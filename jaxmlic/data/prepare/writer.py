@@ -1,15 +1,10 @@
-"""Prepared data sets: a tfds builder that writes ArrayRecord without TensorFlow, and what reads them back.
-
-A prepared data set is the folder `DATA_DIR/NAME/1.0.0` in tfds's standard layout, so that
-`tfds.builder_from_directory(path).as_data_source(split)` reads it. Beside tfds's files it holds `jaxmlic.json` (class
-names, splits, where it came from), `labels-<split>.npz` (ids and labels in the order of the records) and, when images
-were left out on request, `skipped.csv`.
-"""
+"""Writes prepared data sets: a tfds builder that streams ArrayRecord shards without TensorFlow; see `datasets`."""
 
 import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +12,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from jaxmlic.data.datasets import VERSION, _check_shard, load, write_named_split
-from jaxmlic.data.prepare.staging import Journal, staged
+from jaxmlic.data.datasets import VERSION, check_shard, load, write_named_split
+from jaxmlic.data.prepare.staging import Journal, ShardEntry, staged
+from jaxmlic.data.prepare.tables.sheets import Problem
 from jaxmlic.data.records import serialize_example
 from jaxmlic.errors import UserError, shorten
+from jaxmlic.storage import load_npz, replacing, save_npz
 
 SHARD_BYTES = 256 << 20
 
@@ -28,11 +25,15 @@ Example = Mapping[str, Any]
 """`id` text, `image` encoded bytes, `labels` int8 [C], and where the set has boxes `boxes`: a sequence of
 {`bbox`: [ymin, xmin, ymax, xmax] in 0..1, `label`: int, `difficult`: bool}."""
 
-Examples = Iterable[Example] | Callable[[str | None], Iterable[Example]]
+Items = Iterable[Example | Problem]
+"""Examples in the order in which they are stored, and in between what was left out."""
+
+Stream = Items | Callable[[str | None], Items]
+"""To continue an interrupted run, a function of the id of the last example stored (None at the start)."""
 
 
-def features(num_labels: int, has_boxes: bool) -> tfds.features.FeaturesDict:
-    """The tfds features of every data set of this package."""
+def record_fields(num_labels: int, has_boxes: bool) -> tfds.features.FeaturesDict:
+    """The fields of a record, the same for every data set of this package."""
     fields = {
         "image": tfds.features.Image(),
         "labels": tfds.features.Tensor(shape=(num_labels,), dtype=np.int8),
@@ -60,7 +61,7 @@ class MultiLabelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
 
     def _info(self) -> tfds.core.DatasetInfo:
         info = self.dataset_info_from_configs(
-            features=features(self.num_labels, self.has_boxes), disable_shuffling=True
+            features=record_fields(self.num_labels, self.has_boxes), disable_shuffling=True
         )
         # It would look for a copy on Google's servers, and leave an empty temporary folder behind each time.
         info.initialize_from_bucket = lambda: None
@@ -73,82 +74,102 @@ class MultiLabelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
     _generate_examples = _split_generators  # tfds wants it to exist
 
     def write_split(
-        self, split: str, examples: Examples, folder: Path, journal: Journal | None = None, skipped: list | None = None
-    ) -> tuple[tfds.core.SplitInfo, dict]:
+        self, split: str, stream: Stream, folder: Path, journal: Journal
+    ) -> tuple[tfds.core.SplitInfo, dict, list[Problem]]:
         """Write one split into `folder` (which exists), in shards of about SHARD_BYTES.
 
         Args:
           split: its name.
-          examples: see `write`.
+          stream: its examples.
           folder: where the shards go.
           journal: what an interrupted run completed; every completed shard is entered.
-          skipped: the list that the stream adds to, entered and taken up with the shards.
 
         Returns:
-          tfds's account of the split, and {"ids": str [N], "labels": int8 [N, C]}.
+          tfds's account of the split, {"ids": str [N], "labels": int8 [N, C]}, and what the stream left out.
         """
-        journal = Journal(None, "") if journal is None else journal
-        skipped = [] if skipped is None else skipped
-        template = tfds.core.ShardedFileTemplate(
-            data_dir=folder, dataset_name=self.name, split=split, filetype_suffix="array_record"
-        )
-        shards, parts = self._completed(split, folder, journal, skipped)
-        last = str(parts[-1]["ids"][-1]) if parts else None
-        stream = iter(examples(last) if callable(examples) else examples)
-        while (shard := self._write_shard(folder, split, len(shards), stream)) is not None:
-            size, arrays = shard
-            shards.append([len(arrays["ids"]), size])
-            parts.append(arrays)
+        shards = self._completed(split, folder, journal)
+        last = str(shards[-1].ids[-1]) if shards else None
+        items = iter(stream(last) if callable(stream) else stream)
+        left_out = []  # behind the last example: a continued run will meet it again
+        while True:
+            shard, left_out = self._write_shard(folder, split, len(shards), items, left_out)
+            if shard is None:
+                break
+            shards.append(shard)
             if journal.path is not None:
-                np.savez(folder / f"{split}.shard-{len(shards) - 1}.npz", **arrays)
-                journal.enter(split, shards, skipped)
+                save_npz(_shard_arrays(folder, split, len(shards) - 1), {"ids": shard.ids, "labels": shard.labels})
+                journal.enter(split, [shard.entry() for shard in shards])
         if not shards:
             raise UserError(f"the split {split!r} of {self.name!r} has no examples")
         info = tfds.core.SplitInfo(
             name=split,
-            shard_lengths=[count for count, _ in shards],
-            num_bytes=sum(size for _, size in shards),
-            filename_template=template,
+            shard_lengths=[len(shard.ids) for shard in shards],
+            num_bytes=sum(shard.num_bytes for shard in shards),
+            filename_template=tfds.core.ShardedFileTemplate(
+                data_dir=folder, dataset_name=self.name, split=split, filetype_suffix="array_record"
+            ),
         )
-        return info, {key: np.concatenate([part[key] for part in parts]) for key in ("ids", "labels")}
+        arrays = {key: np.concatenate([getattr(shard, key) for shard in shards]) for key in ("ids", "labels")}
+        return info, arrays, [problem for shard in shards for problem in shard.left_out] + left_out
 
-    def _completed(self, split: str, folder: Path, journal: Journal, skipped: list) -> tuple[list, list[dict]]:
-        """The shards that an interrupted run completed, and their ids and labels; `skipped` as it was then."""
-        shards, parts = [], []
-        for number, (count, size) in enumerate(journal.shards(split)):
-            path = folder / f"{split}.shard-{number}"
+    def _completed(self, split: str, folder: Path, journal: Journal) -> list["_Shard"]:
+        """The shards that an interrupted run completed."""
+        shards = []
+        for number, entry in enumerate(journal.shards(split)):
             try:
-                _check_shard(path, count)
-                with np.load(f"{path}.npz", allow_pickle=False) as file:
-                    parts.append({"ids": file["ids"], "labels": file["labels"]})
-            except (OSError, ValueError, KeyError):  # cut short when the machine went down
-                return [], []
-            shards.append([count, size])
-        if shards:
-            skipped[:] = journal.skipped(split)
-        return shards, parts
+                check_shard(folder / f"{split}.shard-{number}", entry.count)
+                arrays = load_npz(_shard_arrays(folder, split, number), ("ids", "labels"))
+            except (OSError, UserError):  # cut short when the machine went down
+                return []
+            shards.append(_Shard(entry.num_bytes, **arrays, left_out=[Problem(*row) for row in entry.left_out]))
+        return shards
 
-    def _write_shard(self, folder: Path, split: str, number: int, stream: Iterator) -> tuple[int, dict] | None:
-        """The next examples of the stream as one shard: its bytes, ids and labels; None when there are none left."""
+    def _write_shard(
+        self, folder: Path, split: str, number: int, items: Iterator, left_out: list[Problem]
+    ) -> tuple["_Shard | None", list[Problem]]:
+        """The next examples as one shard, None when there are none left; and what was left out behind the last one."""
         ids, labels, size = [], [], 0
+        within, behind = [], list(left_out)
         writer = None
         try:
-            while size < SHARD_BYTES and (example := next(stream, None)) is not None:
+            while size < SHARD_BYTES and (item := next(items, None)) is not None:
+                if isinstance(item, Problem):
+                    behind.append(item)
+                    continue
                 if writer is None:
                     path = folder / f"{split}.shard-{number}"
                     # Images are compressed already; the reader finds out by itself.
                     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-                if len(example["labels"]) != self.num_labels or ("boxes" in example) != self.has_boxes:
-                    raise ValueError(f"the example {example['id']!r} does not fit {self.num_labels} classes and boxes")
-                record = serialize_example(example)
+                if len(item["labels"]) != self.num_labels or ("boxes" in item) != self.has_boxes:
+                    raise ValueError(f"the example {item['id']!r} does not fit {self.num_labels} classes and boxes")
+                record = serialize_example(item)
                 writer.write(record)
                 size += len(record)
-                ids.append(example["id"])
-                labels.append(np.asarray(example["labels"], np.int8).copy())
+                ids.append(item["id"])
+                labels.append(np.asarray(item["labels"], np.int8).copy())
+                within += behind
+                behind = []
         finally:
             if writer is not None:
                 writer.close()
-        return (size, {"ids": np.array(ids, str), "labels": np.stack(labels)}) if ids else None
+        return (_Shard(size, np.array(ids, str), np.stack(labels), within) if ids else None), behind
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A complete shard: bytes, ids str [n], labels int8 [n, C], and what was left out before its last example."""
+
+    num_bytes: int
+    ids: np.ndarray
+    labels: np.ndarray
+    left_out: list[Problem]
+
+    def entry(self) -> ShardEntry:
+        return ShardEntry(len(self.ids), self.num_bytes, [list(astuple(problem)) for problem in self.left_out])
+
+
+def _shard_arrays(folder: Path, split: str, number: int) -> Path:
+    return folder / f"{split}.shard-{number}.npz"
 
 
 def _name_shards(folder: Path, split_infos: Iterable[tfds.core.SplitInfo]) -> None:
@@ -156,7 +177,7 @@ def _name_shards(folder: Path, split_infos: Iterable[tfds.core.SplitInfo]) -> No
     for info in split_infos:
         for number, count in enumerate(info.shard_lengths):
             path = folder / f"{info.name}.shard-{number}"
-            _check_shard(path, count)
+            check_shard(path, count)
             path.rename(info.filename_template.sharded_filepath(shard_index=number, num_shards=len(info.shard_lengths)))
 
 
@@ -171,11 +192,11 @@ def write(
     name: str,
     data_dir: str | os.PathLike,
     class_names: Sequence[str],
-    splits: Mapping[str, Examples],
+    splits: Mapping[str, Stream],
     info: Mapping[str, Any],
     has_boxes: bool = False,
     *,
-    skipped: list[tuple[str, int, str]] | None = None,
+    left_out: Sequence[Problem] = (),
     named_splits: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     overwrite: bool = False,
     resume: str | None = None,
@@ -183,17 +204,16 @@ def write(
     """Write a data set, streaming its examples; it appears under its name only when it is complete.
 
     With `resume`, what an interrupted run (killed, or stopped by a full disk) wrote in whole shards stays, and the next
-    call with the same key goes on from there.
+    call with the same key continues from there.
 
     Args:
       name: letters, digits and underscores, starting with a letter.
       data_dir: the folder of all data sets; made if need be.
       class_names: C names, in the order of the labels.
-      splits: {split: examples in the order in which they are stored}. To go on where it stopped, a split has to be a
-        function of the id of the last example stored (None at the start) that gives the examples after it.
-      info: more fields for jaxmlic.json. Read, as `skipped` is, after the last example, so a stream may add to it.
+      splits: {split: its stream}.
+      info: more fields for jaxmlic.json.
       has_boxes: whether the examples carry boxes.
-      skipped: (file, line, why) of what was left out, for skipped.csv.
+      left_out: what is missing besides what the streams leave out; skipped.csv lists both.
       named_splits: {name: {part: ids}} for `write_named_split`; ids that were left out are passed over.
       overwrite: replace a data set of that name; the old one stays until the new one is complete.
       resume: a text that is the same only for the same source and options; None does not keep anything.
@@ -204,14 +224,15 @@ def write(
     Raises:
       UserError: a bad name, an empty split, an existing data set, no space left on the device.
     """
-    skipped = [] if skipped is None else skipped
+    skipped = list(left_out)
     with staged(name, Path(data_dir), overwrite, resume) as (folder, journal):
         made = builder(name, folder.parent.parent, len(class_names), has_boxes)
         split_infos = []
-        for split, examples in splits.items():
-            split_info, labels = made.write_split(split, examples, folder, journal, skipped)
+        for split, stream in splits.items():
+            split_info, arrays, problems = made.write_split(split, stream, folder, journal)
             split_infos.append(split_info)
-            np.savez_compressed(folder / f"labels-{split}.npz", **labels)
+            skipped += problems
+            save_npz(folder / f"labels-{split}.npz", arrays)
         _name_shards(folder, split_infos)
         made.info.set_splits(tfds.core.SplitDict(split_infos))
         made.info.write_to_directory(folder)
@@ -226,7 +247,8 @@ def write(
             "skipped": len(skipped),
             "has_boxes": has_boxes,
         }
-        text = json.dumps(described | dict(info), indent=1, ensure_ascii=False)
+        described |= {**info, "skipped_rows": [astuple(problem) for problem in skipped]}
+        text = json.dumps(described, indent=1, ensure_ascii=False)
         # Half a surrogate pair (a file's name that is not UTF-8) becomes an escape that JSON reads back.
         (folder / "jaxmlic.json").write_bytes(text.encode("utf-8", "backslashreplace"))
         if named_splits:
@@ -250,9 +272,9 @@ def _write_named(folder: Path, named_splits: Mapping[str, Mapping[str, Sequence[
             write_named_split(dataset, name, rows, info, overwrite=True)
 
 
-def write_problems(path: Path, problems: Iterable[tuple[str, int, str]]) -> None:
-    """Write (file, line, why) rows as CSV with a header; an earlier file of that name is replaced."""
-    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+def write_problems(path: Path, problems: Iterable[Problem]) -> None:
+    """Write problems as CSV with the header file,line,why; UserError where that cannot be written."""
+    with replacing(path, "w", newline="", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "line", "why"])
-        writer.writerows((shorten(name), line, shorten(why)) for name, line, why in problems)
+        writer.writerows((shorten(problem.file), problem.line, shorten(problem.why)) for problem in problems)

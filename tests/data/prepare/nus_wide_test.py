@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from jaxmlic.data.prepare import nus_wide
+from jaxmlic.data.prepare import benchmarks, nus_wide, paper_splits
 from jaxmlic.data.prepare.sources.files import Files
 from jaxmlic.errors import UserError
 
@@ -67,7 +67,7 @@ def without(files, part):
 
 def read(path, members, labels="concepts81"):
     with Files([folder(path, members)]) as files:
-        return nus_wide.read(files, nus_wide.Options(labels))
+        return benchmarks.read("nus_wide" if labels == "concepts81" else "nus_wide_tags", files)
 
 
 def refused(path, members, *parts, labels="concepts81"):
@@ -90,12 +90,14 @@ def assert_table(table, nus, values):
 def test_official_numbers():
     assert (nus_wide.CONCEPTS, nus_wide.TAGS) == (81, 1000)
     assert sum(nus_wide.IMAGES.values()) == 269_648 and sum(nus_wide.LABELLED.values()) == 209_347
+    assert nus_wide.IMAGES["test"] == paper_splits.NUS_TEST
+    assert sum(nus_wide.LABELLED.values()) == paper_splits.NUS_LABELLED
     images = [str(i) for i in range(209_347)]
-    draw = np.random.RandomState(nus_wide.SEED).permutation
-    parts = nus_wide._cut(images, nus_wide.RANDOM_TRAIN / 209_347, draw)
-    assert [len(part) for part in parts.values()] == [150_000, 59_347]
-    assert sorted(parts["train"] + parts["test"]) == sorted(images)
-    sample = nus_wide._cut(images[:107_859], nus_wide.RMLC_TEST / 107_859, draw)["train"]
+    draw = np.random.RandomState(paper_splits.SEED).permutation
+    train, test = paper_splits.divide_at_random(images, paper_splits.NUS_RANDOM_TRAIN / 209_347, draw)
+    assert (len(train), len(test)) == (150_000, 59_347)
+    assert sorted(train + test) == sorted(images)
+    sample, _ = paper_splits.divide_at_random(images[:107_859], paper_splits.NUS_RMLC_TEST / 107_859, draw)
     assert len(sample) == 40_500
 
 
@@ -234,7 +236,8 @@ def test_label_files_that_do_not_fit(tmp_path, nus):
     refused(tmp_path / "j", twice, "Concepts81.txt", "'sky' is there twice")
     cut = nus.files | {"ConceptsList/Concepts81.txt": b"sky\r\nlake\r\n"}
     refused(tmp_path / "l", cut, "Concepts81.txt: 2 concepts, its owner's file has 3")
-    refused(tmp_path / "k", nus.files, "--labels=tags", "did you mean 'tags1k'", labels="tags")
+    with Files([folder(tmp_path / "k", nus.files)]) as files, pytest.raises(UserError, match="did you mean 'tags1k'"):
+        nus_wide.read(files, "tags")
 
 
 @pytest.mark.parametrize("damage", ["2", "x", "11", "", "1\t1", "0.", "-1"])

@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets
-from jaxmlic.data.prepare import store, writer
+from jaxmlic.data.prepare import checks, writer
 
 
 def encoded(seed=0, height=20, width=30, form="JPEG", mode="RGB", **options):
@@ -315,21 +315,22 @@ def test_interruption_leaves_nothing(source, run, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store, "_check", interrupt)
+    monkeypatch.setattr(checks, "check_row", interrupt)
     status, _, err = run(f"--source={source}")
     assert status == 130 and len(err) == 1 and os.listdir(tmp_path / "data") == []
 
 
 def test_scenes(run, tmp_path, monkeypatch):
     """The embedded data set, made small."""
-    from jaxmlic.data.prepare import scenes
+    from jaxmlic.data.prepare.scenes import layout
+    from jaxmlic.data.prepare.voc import CLASS_NAMES
 
-    monkeypatch.setattr(scenes, "SPLITS", {"train": 6, "test": 3})
+    monkeypatch.setattr(layout, "SPLITS", {"train": 6, "test": 3})
     status, out, err = run("--side=64", "--seed=1", "--workers=1", name="scenes")
     assert (status, err) == (0, []), err
     assert "scenes: 9 images, 20 classes" in out[0]
     dataset = datasets.load("scenes", tmp_path / "data")
-    assert dataset.has_boxes and dataset.class_names == tuple(scenes.CLASS_NAMES)
+    assert dataset.has_boxes and dataset.class_names == CLASS_NAMES
     records = dataset.source("train", boxes=True)
     for i in range(6):
         # Every box's class is present in the labels, or the box is one that the labels leave out.
@@ -388,9 +389,8 @@ def stop_after(monkeypatch):
     """`stop_after(n, error)`: the n-th record raises; `stop_after(None)`: no more. Counts the images looked at."""
     real, seen = writer.serialize_example, []
     monkeypatch.setattr(writer, "SHARD_BYTES", 6000)
-    look = store.inspect_image
-    looked = []
-    monkeypatch.setattr(store, "inspect_image", lambda data: looked.append(1) or look(data))
+    inspect, looked = checks.inspect_image, []
+    monkeypatch.setattr(checks, "inspect_image", lambda data: looked.append(1) or inspect(data))
 
     def install(count, error=None):
         seen.clear()

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmlic.data.prepare import scenes
+from jaxmlic.data.prepare.scenes import glyphs, layout, pictures
+from jaxmlic.data.prepare.voc import CLASS_NAMES
 from jaxmlic.errors import UserError
 
 # Pictures with a non-difficult object of each class: the VOC 2007 devkit's own ImageSets/Main, as often published.
@@ -26,7 +27,7 @@ BLACK = np.zeros((3, 4))
 
 def crowded(count: int) -> list[int]:
     """Test pictures that show at least four glyphs."""
-    return [i for i in range(800) if len(scenes.lay_out("test", i)) >= 4][:count]
+    return [i for i in range(800) if len(layout.lay_out("test", i)) >= 4][:count]
 
 
 def same(a: dict, b: dict) -> bool:
@@ -48,63 +49,63 @@ def changed(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def test_twenty_voc_classes_and_the_stated_splits():
-    assert len(scenes.CLASS_NAMES) == 20
-    assert list(scenes.CLASS_NAMES) == sorted(scenes.CLASS_NAMES)
-    assert scenes.SPLITS == {"train": 10_000, "test": 4_800}
+    assert len(CLASS_NAMES) == 20
+    assert list(CLASS_NAMES) == sorted(CLASS_NAMES)
+    assert layout.SPLITS == {"train": 10_000, "test": 4_800}
 
 
 def test_label_sets_have_the_published_class_counts():
-    assert scenes.label_sets("train").sum(0).tolist() == VOC_TRAINVAL
-    assert scenes.label_sets("test").sum(0).tolist() == VOC_TEST
-    assert len(scenes.label_sets("train")) == 5_011
-    assert len(scenes.label_sets("test")) == 4_952
-    assert all(scenes.label_sets(split).any(1).all() for split in scenes.SPLITS)
+    assert glyphs.label_sets("train").sum(0).tolist() == VOC_TRAINVAL
+    assert glyphs.label_sets("test").sum(0).tolist() == VOC_TEST
+    assert len(glyphs.label_sets("train")) == 5_011
+    assert len(glyphs.label_sets("test")) == 4_952
+    assert all(glyphs.label_sets(split).any(1).all() for split in layout.SPLITS)
 
 
 @pytest.mark.parametrize(("split", "most"), [("train", 2), ("test", 1)])
 def test_pictures_take_real_label_sets_no_oftener_than_voc_has_them(split, most):
-    drawn = np.stack([scenes.labels_of(split, i) for i in range(scenes.SPLITS[split])])
+    drawn = np.stack([layout.labels_of(split, i) for i in range(layout.SPLITS[split])])
     assert drawn.dtype == np.int8
-    available = Counter(row.tobytes() for row in scenes.label_sets(split))
+    available = Counter(row.tobytes() for row in glyphs.label_sets(split))
     used = Counter(row.tobytes() for row in drawn)
     assert all(used[row] <= most * available[row] for row in used)
-    frequencies, voc = drawn.mean(0), scenes.label_sets(split).mean(0)
+    frequencies, voc = drawn.mean(0), glyphs.label_sets(split).mean(0)
     np.testing.assert_allclose(frequencies, voc, rtol=0.05)
 
 
 def test_each_picture_is_the_same_again_and_unlike_its_neighbours():
     for split, index in SOME[:6]:
-        a, b = scenes.render(split, index), scenes.render(split, index)
+        a, b = pictures.render(split, index), pictures.render(split, index)
         assert np.array_equal(a.image, b.image)
-    images = {scenes.render(split, index).image.tobytes() for split, index in SOME}
+    images = {pictures.render(split, index).image.tobytes() for split, index in SOME}
     assert len(images) == len(SOME)
 
 
 def test_worker_count_and_number_of_pictures_change_nothing():
-    one = list(scenes.examples("test", 150, workers=1))
+    one = list(pictures.examples("test", 150, workers=1))
     assert [r["id"] for r in one] == [f"test-{i:06d}" for i in range(150)]
-    three = list(scenes.examples("test", 150, workers=3))
-    fewer = list(scenes.examples("test", 70, workers=2))
+    three = list(pictures.examples("test", 150, workers=3))
+    fewer = list(pictures.examples("test", 70, workers=2))
     assert all(same(a, b) for a, b in zip(one, three, strict=True))
     assert all(same(a, b) for a, b in zip(one[:70], fewer, strict=True))
-    alone = scenes.render("test", 149)
-    assert one[149]["image"] == scenes.encode(alone.image)
+    alone = pictures.render("test", 149)
+    assert one[149]["image"] == pictures.encode(alone.image)
 
 
 def test_a_script_that_has_loaded_jax_draws_the_same_bytes():
     code = """
         import hashlib, jax  # JAX loaded first, no __main__ guard: how a user's script would do it
-        from jaxmlic.data.prepare import scenes
-        drawn = scenes.examples("train", 140, seed=5, workers=2)
+        from jaxmlic.data.prepare.scenes import pictures
+        drawn = pictures.examples("train", 140, seed=5, workers=2)
         print(hashlib.sha256(b"".join(r["image"] for r in drawn)).hexdigest())
     """
     ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
-    here = hashlib.sha256(b"".join(r["image"] for r in scenes.examples("train", 140, seed=5))).hexdigest()
+    here = hashlib.sha256(b"".join(r["image"] for r in pictures.examples("train", 140, seed=5))).hexdigest()
     assert ran.stdout.strip() == here
 
 
 def test_seeds_differ_in_pictures_and_order_of_label_sets():
-    a, b = ([scenes.render("train", i, seed) for i in range(20)] for seed in (0, 1))
+    a, b = ([pictures.render("train", i, seed) for i in range(20)] for seed in (0, 1))
     assert not any(np.array_equal(x.image, y.image) for x, y in zip(a, b, strict=True))
     assert any(not np.array_equal(x.labels, y.labels) for x, y in zip(a, b, strict=True))
 
@@ -113,7 +114,7 @@ def test_a_reader_may_stop_early_and_leaves_no_process_behind(monkeypatch):
     started = []
     popen = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
-    reader = scenes.examples("train", workers=2)
+    reader = pictures.examples("train", workers=2)
     assert next(reader)["id"] == "train-000000"
     reader.close()
     assert len(started) == 2 and all(process.returncode is not None for process in started)
@@ -122,13 +123,13 @@ def test_a_reader_may_stop_early_and_leaves_no_process_behind(monkeypatch):
 def test_a_dead_worker_is_an_error_not_a_short_split(monkeypatch):
     monkeypatch.setattr(sys, "executable", "false")
     with pytest.raises(RuntimeError, match="ended early"):
-        list(scenes.examples("train", 200, workers=2))
+        list(pictures.examples("train", 200, workers=2))
 
 
 def test_every_label_has_a_box_and_every_box_a_label():
     counts = Counter()
-    for split in scenes.SPLITS:
-        for record in scenes.examples(split, 400):
+    for split in layout.SPLITS:
+        for record in pictures.examples(split, 400):
             boxed = {box["label"] for box in record["boxes"]}
             assert boxed == set(np.flatnonzero(record["labels"]).tolist())
             assert set(np.unique(record["labels"])) <= {0, 1}
@@ -146,18 +147,18 @@ def test_every_label_has_a_box_and_every_box_a_label():
 def test_a_box_holds_the_glyph_and_is_tight(side):
     checked = 0
     for index in [*range(40), *crowded(10)]:
-        objects, seed = scenes.lay_out("test", index), (0, 1, index)
+        objects, seed = layout.lay_out("test", index), (0, 1, index)
         for number, placed in enumerate(objects):
             # Against white and against black: what the glyph covers differs between the two, nothing else does.
-            alone = [scenes.paint([dataclasses.replace(placed, colour=c)], seed, side) for c in (WHITE, BLACK)]
+            alone = [pictures.paint([dataclasses.replace(placed, colour=c)], seed, side) for c in (WHITE, BLACK)]
             ymin, xmin, ymax, xmax = alone[0][1][0]["bbox"] * side
             rows, columns = np.nonzero(changed(alone[0][0], alone[1][0]))
             assert ymin - 1 < rows.min() and rows.max() < ymax and xmin - 1 < columns.min() and columns.max() < xmax
             assert abs(rows.min() - ymin) <= 1.5 and abs(rows.max() + 1 - ymax) <= 1.5
             assert abs(columns.min() - xmin) <= 1.5 and abs(columns.max() + 1 - xmax) <= 1.5
             # In the picture itself: leaving the glyph out changes pixels inside its box and none outside.
-            whole, boxes = scenes.paint(objects, seed, side)
-            without, _ = scenes.paint(objects[:number] + objects[number + 1 :], seed, side)
+            whole, boxes = pictures.paint(objects, seed, side)
+            without, _ = pictures.paint(objects[:number] + objects[number + 1 :], seed, side)
             rows, columns = np.nonzero(changed(whole, without))
             ymin, xmin, ymax, xmax = boxes[number]["bbox"] * side
             assert len(rows)
@@ -169,23 +170,25 @@ def test_a_box_holds_the_glyph_and_is_tight(side):
 def test_no_glyph_is_hidden_by_later_ones_nor_mostly_outside():
     shares, inside = [], []
     for index in [*range(60), *crowded(40)]:
-        objects, seed = scenes.lay_out("test", index), (0, 1, index)
+        objects, seed = layout.lay_out("test", index), (0, 1, index)
         for number, placed in enumerate(objects):
             black = [dataclasses.replace(o, colour=BLACK) for o in objects]
             white = [dataclasses.replace(o, colour=WHITE if i == number else BLACK) for i, o in enumerate(objects)]
-            left = scenes.paint(white, seed)[0].astype(float) - scenes.paint(black, seed)[0]
-            all_of_it = scenes.paint([white[number]], seed)[0].astype(float) - scenes.paint([black[number]], seed)[0]
+            left = pictures.paint(white, seed)[0].astype(float) - pictures.paint(black, seed)[0]
+            all_of_it = (
+                pictures.paint([white[number]], seed)[0].astype(float) - pictures.paint([black[number]], seed)[0]
+            )
             shares.append(left.sum() / all_of_it.sum())
-            ymin, xmin, ymax, xmax = scenes.paint([placed], seed)[1][0]["bbox"]
+            ymin, xmin, ymax, xmax = pictures.paint([placed], seed)[1][0]["bbox"]
             inside.append(max(ymax - ymin, xmax - xmin) / placed.size)
     # The layout judges overlap on masks of opaque pixels; half-covered edges make a few hundredths of difference.
-    assert min(shares) > scenes.MIN_VISIBLE - 0.08
+    assert min(shares) > layout.MIN_VISIBLE - 0.08
     assert min(shares) < 0.9, "glyphs do overlap"
     assert min(inside) > 0.75
 
 
 def test_the_side_changes_neither_labels_nor_places():
-    small, large = scenes.render("test", 3), scenes.render("test", 3, side=96)
+    small, large = pictures.render("test", 3), pictures.render("test", 3, side=96)
     assert small.image.shape == (48, 48, 3) and large.image.shape == (96, 96, 3)
     assert np.array_equal(small.labels, large.labels)
     for a, b in zip(small.boxes, large.boxes, strict=True):
@@ -196,22 +199,22 @@ def test_the_side_changes_neither_labels_nor_places():
 
 
 def test_encoded_pictures_are_jpegs_close_to_the_drawn_ones():
-    for record in scenes.examples("train", 20):
+    for record in pictures.examples("train", 20):
         image = Image.open(io.BytesIO(record["image"]))
         assert image.format == "JPEG" and image.mode == "RGB" and image.size == (48, 48)
-        drawn = scenes.render("train", int(record["id"].split("-")[1])).image
+        drawn = pictures.render("train", int(record["id"].split("-")[1])).image
         assert np.abs(np.asarray(image, float) - drawn).mean() < 4  # also: RGB, not BGR
 
 
 def test_glyphs_are_drawn_in_their_own_colours():
     """The taxi at its own size, neither turned nor tinted, lies somewhere in the picture as in its file."""
-    glyph = Image.open(io.BytesIO((scenes.ASSETS / "car" / "noto-1f695.png").read_bytes()))
+    glyph = Image.open(io.BytesIO((glyphs.ASSETS / "car" / "noto-1f695.png").read_bytes()))
     glyph = glyph.crop(glyph.getchannel("A").point(lambda alpha: 255 * (alpha > 7)).getbbox())
-    car = scenes.CLASS_NAMES.index("car")
-    number = sorted(f.name for f in (scenes.ASSETS / "car").glob("*.png")).index("noto-1f695.png")
-    size = max(scenes.glyphs()[car][number][0].shape[:2]) / 96
-    placed = scenes.Placed(car, number, (58 / 96, 44 / 96), size, 0.0, False, scenes.SAME)
-    picture, boxes = scenes.paint([placed], (0, 0, 0), 96)
+    car = CLASS_NAMES.index("car")
+    number = sorted(f.name for f in (glyphs.ASSETS / "car").glob("*.png")).index("noto-1f695.png")
+    size = max(glyphs.glyphs()[car][number][0].shape[:2]) / 96
+    placed = layout.Placed(car, number, (58 / 96, 44 / 96), size, 0.0, False, layout.SAME)
+    picture, boxes = pictures.paint([placed], (0, 0, 0), 96)
     errors = {}
     for name, expected in (("as it is", np.asarray(glyph, float)), ("mirrored", np.asarray(glyph, float)[:, ::-1])):
         height, width = expected.shape[:2]
@@ -230,14 +233,14 @@ def test_glyphs_are_drawn_in_their_own_colours():
 
 
 def test_assets_decode_with_alpha_are_listed_once_and_stay_small():
-    files = sorted(scenes.ASSETS.glob("*/*.png"))
-    assert {f.parent.name for f in files} == set(scenes.CLASS_NAMES)
+    files = sorted(glyphs.ASSETS.glob("*/*.png"))
+    assert {f.parent.name for f in files} == set(CLASS_NAMES)
     assert len({f.read_bytes() for f in files}) == len(files), "no glyph belongs to two classes"
     for file in files:
         image = Image.open(io.BytesIO(file.read_bytes()))
         assert image.mode in ("RGBA", "LA") and image.size == (64, 64)
         assert image.getchannel("A").getextrema()[1] > 250
-    text = (scenes.ASSETS / "ATTRIBUTION.md").read_text(encoding="utf-8")
+    text = (glyphs.ASSETS / "ATTRIBUTION.md").read_text(encoding="utf-8")
     listed = re.findall(r"^- `(.+\.png)`: \w", text, re.M)
     assert sorted(listed) == [f"{f.parent.name}/{f.name}" for f in files]
     for needed in (
@@ -248,39 +251,25 @@ def test_assets_decode_with_alpha_are_listed_once_and_stay_small():
         "16.0.0",
     ):
         assert needed in text
-    assert sum(f.stat().st_size for f in scenes.ASSETS.rglob("*") if f.is_file()) < 1_000_000
+    assert sum(f.stat().st_size for f in glyphs.ASSETS.rglob("*") if f.is_file()) < 1_000_000
 
 
 def test_every_class_has_glyphs_of_both_vendors_and_all_are_used():
-    for name, glyphs in zip(scenes.CLASS_NAMES, scenes.glyphs(), strict=True):
-        vendors = Counter(f.name.split("-")[0] for f in (scenes.ASSETS / name).glob("*.png"))
-        assert vendors["noto"] >= 1 and vendors["twemoji"] >= 1 and vendors.total() == len(glyphs)
-    used = {(o.label, o.glyph) for i in range(3_000) for o in scenes.lay_out("train", i)}
-    assert len(used) == sum(len(glyphs) for glyphs in scenes.glyphs())
+    for name, of_class in zip(CLASS_NAMES, glyphs.glyphs(), strict=True):
+        vendors = Counter(f.name.split("-")[0] for f in (glyphs.ASSETS / name).glob("*.png"))
+        assert vendors["noto"] >= 1 and vendors["twemoji"] >= 1 and vendors.total() == len(of_class)
+    used = {(o.label, o.glyph) for i in range(3_000) for o in layout.lay_out("train", i)}
+    assert len(used) == sum(len(of_class) for of_class in glyphs.glyphs())
 
 
 def test_mistakes_are_named():
     with pytest.raises(UserError, match="did you mean 'train'"):
-        scenes.render("trian", 0)
+        pictures.render("trian", 0)
     with pytest.raises(UserError, match="use 1 to 4800"):
-        scenes.examples("test", 4_801)
+        pictures.examples("test", 4_801)
     with pytest.raises(UserError, match="count is 0"):
-        scenes.examples("test", 0)
+        pictures.examples("test", 0)
     with pytest.raises(IndexError, match="no picture 4800"):
-        scenes.render("test", 4_800)
+        pictures.render("test", 4_800)
     with pytest.raises(IndexError):
-        scenes.render("test", -1)
-
-
-def test_contact_sheet_shows_the_pictures(tmp_path):
-    path = tmp_path / "sheet.png"
-    scenes.contact_sheet(path, split="test", count=5, columns=3, zoom=2)
-    sheet = np.asarray(Image.open(io.BytesIO(path.read_bytes())), float)
-    assert sheet.shape[1] == 3 * (2 * 48 + 6)
-    first = Image.fromarray(scenes.render("test", 0).image).resize((96, 96), Image.Resampling.BICUBIC)
-    assert np.abs(sheet[:96, :96] - np.asarray(first, float)).mean() < 4
-    assert sheet[96:, :96].min() < 100, "the label names are written below"
-    outlined = tmp_path / "boxes.png"
-    scenes.contact_sheet(outlined, split="test", count=5, columns=3, zoom=2, boxes=True)
-    pixels = np.asarray(Image.open(io.BytesIO(outlined.read_bytes())))
-    assert (pixels == (255, 0, 0)).all(-1).sum() > 100
+        pictures.render("test", -1)

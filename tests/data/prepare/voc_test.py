@@ -6,9 +6,9 @@ from official import image_bytes, prepare, refused, write_tar
 
 from jaxmlic.data import datasets
 from jaxmlic.data.prepare import voc
-from jaxmlic.data.prepare.scenes import CLASS_NAMES
 from jaxmlic.data.prepare.sources.files import Files
 from jaxmlic.data.prepare.tables.annotations import Mistake
+from jaxmlic.data.prepare.voc import CLASS_NAMES
 
 OBJECT = """
   <object>

@@ -212,7 +212,7 @@ class Zip:
             raise
 
     def _check_count(self) -> None:
-        """BadZipFile when the directory has another number of entries than its end record says.
+        """BadZipFile when the directory has another number of entries than its end record states.
 
         zipfile does not look: of a directory that seems to start late it would read the rest.
         """
@@ -221,9 +221,9 @@ class Zip:
             file.seek(-min(self.path.stat().st_size, (1 << 16) + 22), os.SEEK_END)  # it and the longest comment
             tail = file.read()
         at = tail.rfind(b"PK\5\6")
-        told = struct.unpack_from("<H", tail, at + 10)[0] if at >= 0 else found
-        if told not in (found & 0xFFFF, 0xFFFF):  # 0xFFFF: the number is in the record of zip64
-            raise zipfile.BadZipFile(f"{found:,} entries where the end record says {told:,}")
+        stated = struct.unpack_from("<H", tail, at + 10)[0] if at >= 0 else found
+        if stated not in (found & 0xFFFF, 0xFFFF):  # 0xFFFF: the number is in the record of zip64
+            raise zipfile.BadZipFile(f"{found:,} entries where the end record says {stated:,}")
         odd = next((i for i in self._zip.infolist() if not i.filename or (i.is_dir() and i.file_size)), None)
         if odd:
             raise zipfile.BadZipFile(f"an entry named {odd.filename!r} with {odd.file_size:,} bytes")

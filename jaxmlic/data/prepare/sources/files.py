@@ -204,7 +204,7 @@ class Files:
         return [name for name in same_base if name == tail or name.endswith("/" + tail)]
 
     def one(self, tail: str, what: str) -> str:
-        """The one name that ends in `tail`; UserError when there is none or several. `what` says what it is."""
+        """The one name that ends in `tail`; UserError when there is none or several. `what` is for messages."""
         found = self.ending(tail)
         if not found:
             raise UserError(f"{self}: no {tail} there ({what}): give the folder or the archives that hold it")
@@ -233,7 +233,7 @@ class Files:
                 path = os.path.join(place, name)
                 if place == str(folder) and name.lower().endswith(ARCHIVE_SUFFIXES):
                     self._add_archive(Path(path), scratch, checksums)
-                elif os.path.isfile(path) or not os.path.exists(path):  # a link to nothing is told when it is read
+                elif os.path.isfile(path) or not os.path.exists(path):  # a link to nothing is reported when it is read
                     relative = os.path.relpath(path, folder).replace(os.sep, "/")
                     self._add(relative, LocalFile(path), folder)
 

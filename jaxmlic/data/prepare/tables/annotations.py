@@ -107,7 +107,7 @@ def choose_separator(
       (separator or None when every cell is one label, phrase).
 
     Raises:
-      UserError: cells hold spaces and nothing tells what they mean.
+      UserError: cells hold spaces, and what they mean is not clear.
     """
     if chosen != "auto":
         separator = SEPARATORS.get(chosen, chosen)

@@ -129,11 +129,11 @@ def read_sheet(
 
     Args:
       path: the file.
-      split: the split of every row; None when a split column divides the file (without one, what the file's name says,
+      split: the split of every row; None when a split column divides the file (without one, what the file's name gives,
         else "train").
-      options: what the user said.
+      options: how the user describes the table.
       values: the texts of one-hot values (`annotations.parse_label_values`).
-      is_image: whether a name stands for an image that exists; tells a first row from a header.
+      is_image: whether a name stands for an image that exists; distinguishes a first row from a header.
 
     Raises:
       UserError: the file as a whole cannot be read, or holds no rows.

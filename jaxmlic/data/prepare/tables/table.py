@@ -1,6 +1,6 @@
 """A user's CSV, TSV or JSONL table of images and labels, read into rows.
 
-`read` finds the tables of a folder, tells which columns are what, which character separates labels, what the values of
+`read` finds the tables of a folder, which columns are what, which character separates labels, what the values of
 one-hot columns mean and where each image lies; rows that are wrong are collected as problems with file and line.
 What it decided on its own is in `Table.notes`, one phrase each, for the summary.
 """
@@ -52,7 +52,8 @@ class Table:
     """All good rows by split in the tables' order; what was wrong; what was decided.
 
     `left_out` lists what is known to be missing and no mistake (images that their owners deleted); `named_splits` are
-    further divisions of the same rows, {name: {part: ids}}, that become splits called "name/part".
+    further divisions of the same rows, {name: {part: ids}}, that become splits called "name/part"; `listed` holds the
+    owner's lists in the same form, the missing images included, for divisions that must not depend on what is missing.
     """
 
     class_names: list[str]
@@ -63,6 +64,7 @@ class Table:
     label_values: str = "1,0,-1"
     left_out: list[Problem] = field(default_factory=list)
     named_splits: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    listed: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
 
 def read(source: str | os.PathLike, options: Options | None = None) -> Table:
@@ -70,7 +72,7 @@ def read(source: str | os.PathLike, options: Options | None = None) -> Table:
 
     Args:
       source: a .csv, .tsv or .jsonl file, or a folder (see `sheets.find_tables`).
-      options: what the user said about it.
+      options: how the user describes it.
 
     Returns:
       a Table; rows with a mistake are in `problems` and not in `splits`.
@@ -104,7 +106,7 @@ def read(source: str | os.PathLike, options: Options | None = None) -> Table:
     order = sorted(found, key=lambda name: ("train", "val", "test", name).index(name))
     return Table(
         class_names=names,
-        splits={split: [row for row, of in rows if of == split] for split in order},
+        splits={split: [row for row, row_split in rows if row_split == split] for split in order},
         problems=problems,
         notes=notes,
         label_values=options.label_values or "1,0,-1",

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 
 from jaxmlic.data import datasets, named_splits
 from jaxmlic.data.prepare import writer
+from jaxmlic.data.prepare.tables.sheets import Problem
 from jaxmlic.data.records import RecordSource, parse_example, serialize_example
 from jaxmlic.errors import UserError
 
@@ -115,7 +117,7 @@ def tfds_record(example, num_labels, has_boxes):
     fields = dict(example) | {"image": io.BytesIO(example["image"])}
     if has_boxes:
         fields["boxes"] = [box | {"bbox": tfds.features.BBox(*box["bbox"])} for box in example["boxes"]]
-    return writer.features(num_labels, has_boxes).serialize_example(fields)
+    return writer.record_fields(num_labels, has_boxes).serialize_example(fields)
 
 
 @pytest.mark.parametrize("num_labels", [1, 3, 130, 20_000])
@@ -214,6 +216,33 @@ def test_no_temporary_folders_are_left(tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "temporary") == []
 
 
+def test_rows_left_out_at_the_end_of_a_split_are_listed_once(tmp_path):
+    """A run stopped in the second split meets the last problems of the first again when it continues."""
+    first = Problem("train.csv", 4, "in the middle")
+    last = Problem("train.csv", 22, "behind the last example")
+    examples = {"train": make(20), "test": make(5, seed=1)}
+    stop = True
+
+    def train(stored):
+        assert stored in (None, examples["train"][-1]["id"])
+        if stored is None:
+            yield from [*examples["train"][:2], first, *examples["train"][2:]]
+        yield last
+
+    def test(stored):
+        if stop:
+            raise KeyboardInterrupt
+        yield from examples["test"]
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, splits={"train": train, "test": test}, resume="key")
+    stop = False
+    path = write(tmp_path, splits={"train": train, "test": test}, resume="key")
+    info = json.loads((path / "jaxmlic.json").read_text(encoding="utf-8"))
+    assert info["splits"] == {"train": 20, "test": 5} and info["skipped"] == 2
+    assert info["skipped_rows"] == [list(astuple(first)), list(astuple(last))]
+
+
 def test_without_tensorflow(tmp_path):
     """The whole way never imports TensorFlow, installed or not."""
     code = f"""
@@ -221,6 +250,7 @@ import sys
 import numpy as np
 from jaxmlic.data import datasets
 from jaxmlic.data.prepare import writer
+from jaxmlic.data.prepare.tables.sheets import Problem
 example = {{"id": "a", "image": b"x", "labels": np.array([1], np.int8)}}
 writer.write("small", {str(tmp_path)!r}, ["cat"], {{"train": [example]}}, {{}})
 print(datasets.load("small", {str(tmp_path)!r}).source("train")[0]["id"], "tensorflow" in sys.modules)
@@ -382,8 +412,8 @@ def test_counts_that_disagree(tmp_path):
 
 
 def test_files_beside_the_records(tmp_path):
-    skipped = [("train.csv", 3, "a, with a comma"), ("train.csv", 9, "b")]
-    path = write(tmp_path, skipped=skipped)
+    left_out = [Problem("train.csv", 3, "a, with a comma"), Problem("train.csv", 9, "b")]
+    path = write(tmp_path, left_out=left_out)
     info = json.loads((path / "jaxmlic.json").read_text(encoding="utf-8"))
     assert info["skipped"] == 2 and info["name"] == "small" and info["has_boxes"] is False
     assert info["splits"] == {"train": 20, "test": 5} and info["class_names"] == CLASSES
@@ -455,7 +485,7 @@ def test_named_splits_of_another_preparation_are_refused(tmp_path):
             call("a/train")
     for damage in (b"", b"garbage" * 9, kept[: len(kept) // 2]):
         (folder / "splits" / "a.npz").write_bytes(damage)
-        with pytest.raises(UserError, match=r"a\.npz: damaged.*or delete it"):
+        with pytest.raises(UserError, match=r"a\.npz: cannot be read as a named split.*or delete it"):
             dataset.labels("a/train")
     dataset.labels("train")
 

@@ -8,7 +8,7 @@ from jaxmlic import sharding
 from jaxmlic.cli.parser import Parser
 from jaxmlic.errors import UserError
 from jaxmlic.experiments import pseudo_labels
-from jaxmlic.propagation.propagate import ALPHA, METHODS, Method
+from jaxmlic.propagation.method import ALPHA, METHODS, Method
 from jaxmlic.training import run_folder
 
 
@@ -20,9 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     own = ", ".join(f"{name} {k}" for name, k in METHODS.items())
     parser.add_argument("--k", type=int, default=0, help=f"neighbours of each image ({own})")
     parser.add_argument("--alpha", type=float, help=f"how far labels travel by diffusion, 0 to 1 ({ALPHA})")
-    parser.add_argument(
-        "--neighbours", default="exact", help="exact, or approximate for large sets, which needs faiss-cpu (exact)"
-    )
+    parser.add_argument("--neighbours", default="exact", help="exact, or approximate for large sets (exact)")
     parser.add_argument(
         "--decide",
         default="half",
@@ -30,6 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "as among the labelled images (half)",
     )
     parser.add_argument("--single-label", action="store_true", help="every image has exactly one label")
+    parser.add_argument("--balance", action="store_true", help="diffuse equal mass for each class (one label each)")
     parser.add_argument("--class-weights", action="store_true", help="weigh images against imbalance (one label each)")
 
 
@@ -43,6 +42,7 @@ def method_of(options: argparse.Namespace) -> Method:
         options.alpha,
         options.neighbours,
         options.decide,
+        options.balance,
     )
     method.check()
     return method

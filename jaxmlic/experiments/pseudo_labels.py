@@ -15,7 +15,7 @@ from jaxmlic.data import datasets, loader
 from jaxmlic.errors import UserError
 from jaxmlic.inputs import cache, eval_inputs
 from jaxmlic.propagation import label_file
-from jaxmlic.propagation.propagate import Method, describe
+from jaxmlic.propagation.method import Method, describe
 
 
 def image_features(config: ConfigDict, view: loader.View, found: run_lib.Run | None) -> tuple[np.ndarray, str]:

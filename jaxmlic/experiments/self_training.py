@@ -20,7 +20,7 @@ from jaxmlic.experiments.pseudo_labels import propagate
 from jaxmlic.experiments.runs import run_one, store_features
 from jaxmlic.inputs import open_source
 from jaxmlic.propagation import label_file
-from jaxmlic.propagation.propagate import Method, describe
+from jaxmlic.propagation.method import Method, describe
 
 
 def rounds_of(config: ConfigDict, workdir: Path, labelled: str, split: str, rounds: int) -> list[ConfigDict]:
@@ -82,7 +82,8 @@ def _labels(
         _, lines = propagate(before, method, labelled=labelled, out=str(out), split=split, workdir=str(previous))
         report("\n".join(lines))
         return
-    wanted, info = describe(method, labelled, split), label_file.load(out).info
+    # A file from before there was --balance does not name it.
+    wanted, info = describe(method, labelled, split), {"balance": False} | label_file.load(out).info
     changed = [
         f"{key}: {info.get(key)!r} there, {value!r} now" for key, value in wanted.items() if info.get(key) != value
     ]

@@ -1,21 +1,16 @@
 """Graphs over labels: how often classes occur together, and the matrix that a graph convolution multiplies with.
 
-Section D of MSCNN-LCE-MIC and Section 3.3 of ML-GCN (Chen, Wei, Wang and Guo, CVPR 2019). Plain numpy, once a run. The
-word vectors that such a network starts from are found by `word_vectors`.
+Section D of MSCNN-LCE-MIC and Section 3.3 of ML-GCN (Chen, Wei, Wang and Guo, CVPR 2019). Plain numpy, once a run.
 """
 
 import numpy as np
-
-from jaxmlic.labels.word_vectors import word_vectors
-
-__all__ = ["STYLES", "adjacency", "association", "cooccurrence", "word_vectors"]
 
 STYLES = ("paper", "ml_gcn", "pmi", "identity")
 _EPSILON = 1e-6  # theta of eq 8; ML-GCN's code has the same
 
 
 def cooccurrence(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How often two classes are present in the same image (eq 6); absent and unknown count alike, as nothing.
+    """How often two classes are present in the same image (eq 6); absent and unknown both count 0.
 
     Args:
       labels: int8 [N, C] in {1, 0, -1}.
@@ -30,7 +25,7 @@ def cooccurrence(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if labels.ndim != 2:
         raise ValueError(f"labels must be [N, C], not {labels.shape}")
     counts = np.zeros((labels.shape[1],) * 2, np.int64)
-    for start in range(0, len(labels), 8192):  # blocks: as float32, exact below 2^24, they take four times their memory
+    for start in range(0, len(labels), 8192):  # in blocks: float32 (exact below 2^24) takes four times the memory
         present = (labels[start : start + 8192] == 1).astype(np.float32)
         counts += (present.T @ present).astype(np.int64)
     num_positive = counts.diagonal().copy()
@@ -39,14 +34,15 @@ def cooccurrence(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def association(counts: np.ndarray, num_positive: np.ndarray, style: str = "paper") -> np.ndarray:
-    """How strongly each label goes with each other one: what `adjacency` compares with its threshold.
+    """The association of each pair of labels, which `adjacency` compares with its threshold.
 
-    For "pmi" the normalised pointwise mutual information (Bouma, 2009) over all pairs that occur, from 0 (no more often
-    than chance) to 1 (neither occurs with any other); it is symmetric, and no frequent class draws all others to
-    itself. For the other styles P'_ij = P(j | i) = counts_ij / N_i (eq 7), whose graph is directed.
+    For "pmi" the normalised pointwise mutual information (Bouma, 2009) over all pairs that occur, from 0 (as often as
+    by chance, or less) to 1 (neither occurs with any other label); it is symmetric, and a frequent class is not
+    associated with every other by its frequency alone. For the other styles P'_ij = P(j | i) = counts_ij / N_i (eq 7),
+    whose graph is directed.
 
     Args:
-      counts: [C, C], not negative; the diagonal is passed over.
+      counts: [C, C], not negative; the diagonal is ignored.
       num_positive: [C], not negative.
       style: one of STYLES.
 
@@ -65,7 +61,7 @@ def association(counts: np.ndarray, num_positive: np.ndarray, style: str = "pape
     total, marginal = counts.sum(), counts.sum(1)
     pair = _ratio(counts, np.full_like(counts, total))
     lift = _ratio(counts * total, marginal[:, None] * marginal[None, :])
-    # Where a pair is the only one its probability is 1, and so is its association. Where none occurs it is 0.
+    # If only one pair of classes occurs, its probability is 1, and its association too. Without pairs all are 0.
     with np.errstate(divide="ignore", invalid="ignore"):
         normalised = np.where(pair < 1, np.log(lift) / -np.log(pair), 1.0)
     return np.where(lift > 1, normalised, 0.0)
@@ -82,13 +78,13 @@ def adjacency(
 
     With P' and the normalised mutual information of `association`, and p_ij = 0 below the threshold:
       paper: eqs 6-8. A = reweight * p_ij / (sum_j P'_ij + 1e-6) + I, then D^-1/2 A D^-1/2 with D the row sums of A. The
-        sum is over all of row i, as eq 8 prints it: what the threshold drops is not given to what stays. Eq 8 prints
-        its two cases in the wrong order.
+        sum is over all of row i, as eq 8 prints it, so entries below the threshold count in it. Eq 8 prints its two
+        cases in the wrong order.
       ml_gcn: ML-GCN's released code. B_ij = 1 from the threshold on, A = reweight * B_ij / (sum_i B_ij + 1e-6) + I, and
-        (A D^-1/2)^T D^-1/2 = D^-1/2 A^T D^-1/2, so a label hears from those that it follows from, not to.
-      pmi: as "paper", with the normalised mutual information instead of P', and the sum over what stays. It is smaller
-        than P': a threshold of 0.1 is for it what 0.4 is for the others (on VOC 2007 nothing reaches 0.4).
-      identity: I, a network without a graph; the counts tell no more than C.
+        (A D^-1/2)^T D^-1/2 = D^-1/2 A^T D^-1/2, so label j receives from the labels i with a high P(j | i).
+      pmi: as "paper", with the normalised mutual information instead of P', and the sum over the entries from the
+        threshold on. Its values are smaller than P': 0.1 corresponds to 0.4 (on VOC 2007 no pair reaches 0.4).
+      identity: I, a network without a graph; only the shape of the counts is used.
 
     Args:
       counts: [C, C] from `cooccurrence`.
@@ -98,8 +94,8 @@ def adjacency(
       style: one of STYLES.
 
     Returns:
-      float32 [C, C], finite. A class without edges, such as one without positives, keeps its own embedding: 1 on the
-      diagonal.
+      float32 [C, C], finite. A class without edges, such as one without positives, keeps its own embedding
+      (a row of I).
 
     Raises:
       ValueError: a value out of its range, or what `association` raises.
@@ -138,6 +134,6 @@ def _checked(counts: np.ndarray, num_positive: np.ndarray) -> tuple[np.ndarray, 
     return counts, num_positive
 
 
-def _ratio(counts: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """counts / of, 0 where `of` is 0."""
-    return np.divide(counts, of, out=np.zeros_like(counts), where=of > 0)
+def _ratio(counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """counts / totals, 0 where the total is 0."""
+    return np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)

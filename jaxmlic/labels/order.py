@@ -1,8 +1,8 @@
-"""Label sets as paths: the orders that sequence models are trained with, and two that follow the model itself.
+"""Label sets as paths: the label orders for training sequence models, and two alignments with the model's predictions.
 
-A path is int32 [T]: the labels of an image in some order, then END (the number C) up to its length. A model trained on
-it gives T + 1 distributions over C + 1 tokens, the last of which stands after T labels. What depends on the training
-split alone is made once on the host; `paths` and what follows it run on the device, inside the training step.
+A path is int32 [T]: the labels of an image in some order, then END (index C) up to its length. A model trained on it
+gives T + 1 distributions over C + 1 tokens, the last of them after T labels. The orders, which depend on the training
+split alone, are computed once on the host; `paths` and the functions after it run inside the training step.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmlic.errors import UserError, did_you_mean
+from jaxmlic.errors import unknown
 from jaxmlic.labels.stratify import counts
 
 Array = jax.Array
 
 ORDERS = ("frequent_first", "rare_first", "lexicographic", "fixed_random", "random_per_batch")
 
-# A cost above this (a probability below e^-1000) is as good as impossible; finite, because infinities cancel to NaN.
+# Costs are clipped here (a probability of e^-1000): the algorithm below subtracts them, and infinities would give NaN.
 _HIGHEST_COST = 1000.0
 
 
@@ -45,9 +45,9 @@ def fixed_random(num_labels: int, seed: int) -> np.ndarray:
 
 
 def order_fn(name: str, labels: np.ndarray, class_names: Sequence[str], seed: int) -> Callable[[Array], Array]:
-    """The order of a batch, by the name of a way to order: key -> int32 [C], classes from first to last.
+    """The function key -> int32 [C] that gives the order of classes, first to last, for a batch.
 
-    Only "random_per_batch" looks at the key; under it all images of a batch share an order (CNN-RNN, section 3.4).
+    Only "random_per_batch" uses the key; all images of a batch share an order (CNN-RNN, section 3.4).
 
     Args:
       name: one of ORDERS; "frequent_first" is the paper's.
@@ -59,7 +59,7 @@ def order_fn(name: str, labels: np.ndarray, class_names: Sequence[str], seed: in
       UserError: no such order.
     """
     if name not in ORDERS:
-        raise UserError(f"label order {name!r} is unknown{did_you_mean(name, ORDERS)}; known: {', '.join(ORDERS)}")
+        raise unknown("label order", name, ORDERS)
     if name == "random_per_batch":
         return lambda key: jax.random.permutation(key, len(class_names)).astype(jnp.int32)
     order = {
@@ -77,7 +77,7 @@ def paths(labels: Array, order: Array, max_length: int) -> Array:
     Args:
       labels: int [B, C] in {1, 0, -1}; -1 (unknown) is on no path.
       order: int [C], classes from first to last.
-      max_length: T; of more labels than that the last of the order are cut, see `is_cut`.
+      max_length: T; where an image has more labels, the last ones in the order are cut, see `is_cut`.
 
     Raises:
       ValueError: max_length is below 1.
@@ -99,10 +99,10 @@ def is_cut(labels: Array, max_length: int) -> Array:
 
 
 def path_cross_entropy(log_probs: Array, paths: Array) -> Array:
-    """Minus the log-probability of each path and the END after it (CNN-RNN, section 3.4), summed over its tokens.
+    """Minus the log-probability of each path and the END after it (CNN-RNN, section 3.4), the sum over its tokens.
 
     Args:
-      log_probs: float [B, T + 1, C + 1], log-softmax of what the model said at each step.
+      log_probs: float [B, T + 1, C + 1], log-softmax of the logits at each step.
       paths: int [B, T].
 
     Returns:
@@ -119,11 +119,11 @@ def path_cross_entropy(log_probs: Array, paths: Array) -> Array:
 def minimal_loss_alignment(log_probs: Array, paths: Array) -> Array:
     """MLA: the labels of each path in the order with the least cross-entropy (Yazici et al., 2019).
 
-    The labels keep to the first steps, and END to the step after them. `path_cross_entropy` of the result is the loss;
-    no gradient passes through the choice.
+    The labels stay in the first steps, END in the step after them. `path_cross_entropy` of the result is the loss; no
+    gradient flows through the choice.
 
     Args:
-      log_probs: float [B, T + 1, C + 1], of a model that reads its own predictions.
+      log_probs: float [B, T + 1, C + 1], from a model that reads its own predictions.
       paths: int [B, T], in any order.
 
     Returns:
@@ -134,23 +134,23 @@ def minimal_loss_alignment(log_probs: Array, paths: Array) -> Array:
 
 
 def predicted_label_alignment(log_probs: Array, paths: Array) -> Array:
-    """PLA: a label that the model predicts stays at the step where it does, the others go as in MLA to the steps left.
+    """PLA: a label that the model predicts is assigned to that step, the others as in MLA to the steps left.
 
-    A label predicted twice stays at the first of these steps. As minimal_loss_alignment otherwise, whose cross-entropy
-    is never above that of PLA. (The authors' released code leaves a label that is predicted only after the last of an
-    image's labels wherever it happens to be; here, as in their text, it is one of the others.)
+    A label predicted twice is assigned to the first of these steps. Otherwise as minimal_loss_alignment, whose
+    cross-entropy is never above that of PLA. (In the authors' released code, a label predicted only after the last step
+    of an image's labels keeps its arbitrary place; here, as in their text, it is one of the others.)
     """
     _check_steps(log_probs, paths)
     num_labels = log_probs.shape[-1] - 1
     predicted = jnp.argmax(log_probs[:, :-1], axis=-1)  # [B, T]
     taken = (predicted[:, :, None] == paths[:, None, :]) & (paths != num_labels)[:, None, :]  # [B, step, label]
-    taken &= (paths != num_labels)[:, :, None]  # steps after the last label have none to offer
+    taken &= (paths != num_labels)[:, :, None]  # steps after an image's last label are not assigned
     taken &= jnp.cumsum(taken, axis=1) == 1  # the first step of several
     return jax.vmap(_align)(log_probs, paths, taken)
 
 
 def _align(log_probs: Array, path: Array, fixed: Array) -> Array:
-    """The cheapest order of one path int [T], given which label is fixed to which step, bool [step, label]."""
+    """The order of one path int [T] with the least cost, given the labels fixed to steps, bool [step, label]."""
     end = log_probs.shape[-1] - 1
     cost = -jax.lax.stop_gradient(log_probs[:-1].astype(jnp.float32))[:, path].clip(min=-_HIGHEST_COST)  # [step, label]
     real = path != end  # [T], of steps and of labels, as labels come first
@@ -158,7 +158,7 @@ def _align(log_probs: Array, path: Array, fixed: Array) -> Array:
     # A fixed pair rules out the rest of its row and of its column.
     allowed &= (fixed.any(axis=1, keepdims=True) == fixed) & (fixed.any(axis=0, keepdims=True) == fixed)
     cost = jnp.where(real[:, None] & ~fixed, cost, 0.0)
-    # Dearer than all that is allowed together, but no dearer: the algorithm adds and subtracts it in float32.
+    # Above the sum of all allowed costs, but close to it: the algorithm adds and subtracts it in float32.
     cost = jnp.where(allowed, cost, 1.0 + path.shape[0] * jnp.max(cost, where=allowed, initial=0.0))
     step, label = optax.assignment.hungarian_algorithm(cost)  # [T] each, pairs in no order
     return path[label[jnp.argsort(step)]].astype(jnp.int32)

@@ -36,21 +36,21 @@ def stratified_parts(
     """Divide rows into K parts so that every class is divided in the same proportions (as nearly as rows allow).
 
     Iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011, Algorithm 1): the class with the fewest rows left
-    goes first, each of its rows to the part that still wants most of that class, then to the one with most room. Four
-    things are added. The sizes are exact. Rows without a positive (unknown, -1, is not one) are divided like two more
-    classes, those with unknown labels and those without. A class with two or more positives does not end in one part
-    alone if its last row can help it, so that K - 1 of K folds hold it; with `covering_part`, it has a positive in that
-    part instead, as long as the part has room for one row a class. Last, rows that differ in one class change places
-    where that evens it out.
+    goes first, each of its rows to the part that lacks most rows of that class, then to the one with most room. Four
+    things are added. The sizes are exact. Rows without a positive form two more classes, those with unknown labels (-1)
+    and those without. The last row of a class goes to another part where all its other rows are in one, so that the
+    class is absent from at most K - 2 of K parts; with `covering_part`, it has a positive in that part instead, as long
+    as the part has room for one row a class. Last, rows that differ in one class are exchanged where that brings the
+    class nearer to its share.
 
     Args:
       labels: int8 [N, C] in {1, 0, -1}.
       proportions: [K], adding up to 1.
       seed: of the order in which equal choices are made.
-      covering_part: the part that gets a positive of every class that has two.
+      covering_part: the part that gets a positive of every class with at least two.
 
     Returns:
-      int64 [N], the part of each row, 0..K-1; part_sizes(N, proportions) tells how often each occurs.
+      int64 [N], the part of each row, 0..K-1; part_sizes(N, proportions) of each.
 
     Raises:
       ValueError: labels are not two-dimensional, proportions are no shares of 1.
@@ -68,10 +68,10 @@ def stratified_parts(
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Divide rows in two; runs carve their validation part with it, and find the same one when they are resumed.
+    """Divide rows in two, as for a validation part; the same seed gives the same rows.
 
-    As stratified_parts with `covering_part` for the rest, but rows without positives fill up at random and none change
-    places.
+    As stratified_parts with `covering_part` for the rest, but rows without positives are assigned at random, and no
+    rows are exchanged.
 
     Args:
       labels: int8 [N, C] in {1, 0, -1}.
@@ -84,18 +84,14 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
     Raises:
       ValueError: labels are not two-dimensional, or fraction lies outside 0..1.
     """
-    _check_fraction(fraction)
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction {fraction} lies outside 0..1")
     labels = np.asarray(labels)
     of_row = _positives(labels)
     in_part = round(len(labels) * fraction)
     sizes = np.array([len(labels) - in_part, in_part])
     side = np.array(_assign(of_row, labels.shape[1], [1 - fraction, fraction], sizes, seed, covering_part=0))
     return np.flatnonzero(side == 0), np.flatnonzero(side == 1)
-
-
-def _check_fraction(fraction: float) -> None:
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction {fraction} lies outside 0..1")
 
 
 def _positives(labels: np.ndarray) -> list[list[int]]:
@@ -172,9 +168,9 @@ def _assign(
 
 
 def _even_out(of_row: list[list[int]], num_labels: int, proportions: Sequence[float], part_of: list[int]) -> None:
-    """Let rows that differ in one class alone change places, in `part_of`, while that brings the class nearer.
+    """Exchange rows that differ in one class alone, in `part_of`, while that brings the class nearer to its share.
 
-    The classes that come last, the most frequent ones, go where room is left, and may miss their share by many rows.
+    The most frequent classes are assigned last, where room is left, and may miss their share by many rows.
     """
     holds = np.zeros((num_labels + 2, len(proportions)))
     alike: dict[tuple[int, ...], dict[int, list[int]]] = {}  # {classes of a row: {part: its rows of just these}}
@@ -182,19 +178,19 @@ def _even_out(of_row: list[list[int]], num_labels: int, proportions: Sequence[fl
         holds[of_row[row], part] += 1
         alike.setdefault(tuple(of_row[row]), {}).setdefault(part, []).append(row)
     wanted = (holds.sum(1, keepdims=True) * proportions - holds).tolist()
-    for classes, holders in alike.items():
+    for classes, owners in alike.items():
         for label in classes:
             want = wanted[label]
             lacking = alike.get(tuple(other for other in classes if other != label)) if min(want) <= -1 else None
-            for part in sorted(holders, key=want.__getitem__) if lacking else ():
-                # A part gives away only what it has beyond its share, so none loses its last positive.
-                while holders[part] and want[part] <= -1:
+            for part in sorted(owners, key=want.__getitem__) if lacking else ():
+                # A part gives away only rows beyond its share, so none loses its last positive.
+                while owners[part] and want[part] <= -1:
                     to = max((other for other in lacking if lacking[other]), key=want.__getitem__, default=part)
                     if want[to] - want[part] <= 1:
                         break
-                    row, other = holders[part].pop(), lacking[to].pop()
+                    row, other = owners[part].pop(), lacking[to].pop()
                     part_of[row], part_of[other] = to, part
-                    holders.setdefault(to, []).append(row)
+                    owners.setdefault(to, []).append(row)
                     lacking.setdefault(part, []).append(other)
                     want[part] += 1
                     want[to] -= 1

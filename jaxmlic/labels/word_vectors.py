@@ -1,11 +1,10 @@
-"""Word vectors of label names: from a GloVe or word2vec file, an npz, the table of this package, or none at all."""
+"""Word vectors of label names: from a GloVe or word2vec file, an npz, the table of this package, random or one-hot."""
 
 import dataclasses
 import gzip
 import hashlib
 import os
 import re
-import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import IO
 
 import numpy as np
 
+from jaxmlic import storage
 from jaxmlic.errors import UserError
 
 ASSETS = Path(__file__).with_name("word_vectors_assets")
-SOURCES = ("glove100", "random", "one_hot")
 
 COMPOUNDS = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor"}
-"""VOC's joined names. They come before the name as it is: what a crawl has of such a string is a typing error."""
+"""VOC's joined names. They are tried before the name itself, which in a crawl of the web is a typing error."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +26,10 @@ class Lookup:
     """How the names were found.
 
     Attributes:
-      source: what was asked for.
-      words: {name: the words of the source that its vector is the mean of}; empty for random and one-hot vectors.
-      partial: {name: those of its words that the source lacks}, for names found by the rest of their words.
-      missing: names of which the source has no word; their vectors are random.
+      source: the argument of `word_vectors`.
+      words: {name: the words whose vectors were averaged}; empty for random and one-hot vectors.
+      partial: {name: its words that the source lacks}, for names of which some words were found.
+      missing: names without any word in the source; their vectors are random.
     """
 
     source: str
@@ -55,13 +54,13 @@ def word_vectors(
     *,
     dim: int = 300,
     seed: int = 0,
-    missing: str = "random",
 ) -> tuple[np.ndarray, Lookup]:
     """A vector for each label name.
 
-    A name is read as COMPOUNDS has it, as it is, in small letters, with `_` or `-` for its spaces (word2vec's
-    phrases), word by word (split at spaces, `_`, `-` and `/`; the mean), and without its separators. The first of
-    these readings whose words are all there is taken, else the first of which one is there.
+    A name is read as in COMPOUNDS, as it is, in small letters, with `_` or `-` for its spaces (word2vec's phrases),
+    word by word (split at spaces, `_`, `-` and `/`; the mean), and without its separators. The first of these readings
+    with all its words in the source counts, else the first with one word in it. A name without any gets a random normal
+    vector with the standard deviation of the vectors found.
 
     Args:
       names: C label names.
@@ -70,18 +69,16 @@ def word_vectors(
         an npz with `names` str [V] and `vectors` float [V, D].
       dim: D of "random".
       seed: of random vectors. Each depends on it and on its name alone, not on the other names.
-      missing: "random" gives a name that is not found a normal vector as large as those that are, "error" stops.
 
     Returns:
-      (vectors, how): float32 [C, D], D = C for "one_hot"; and what was found.
+      (vectors, lookup): float32 [C, D], D = C for "one_hot"; and how the names were found.
 
     Raises:
-      UserError: the file cannot be read or a row of it is malformed (file:line); a name is missing and `missing` is
-        "error"; no name at all is found.
-      ValueError: no names, or a bad `missing` or `dim`.
+      UserError: the file cannot be read or a row of it is malformed (file:line); no name at all is found.
+      ValueError: no names, or `dim` below 1.
     """
-    if missing not in ("random", "error") or dim < 1 or not len(names):
-        raise ValueError(f"missing={missing!r}, dim={dim}, {len(names)} names: random or error, at least 1, at least 1")
+    if dim < 1 or not len(names):
+        raise ValueError(f"dim={dim}, {len(names)} names: at least 1 each")
     if source == "one_hot":
         return np.eye(len(names), dtype=np.float32), Lookup("one_hot", {}, {}, ())
     if source == "random":
@@ -100,8 +97,6 @@ def word_vectors(
     lost = tuple(name for name in readings if name not in found)
     if not found:
         raise UserError(f"{source}: none of the {len(names)} label names is in it ({', '.join(lost[:5])})")
-    if lost and missing == "error":
-        raise UserError(f"{source}: no vector for {', '.join(map(repr, lost))}; missing='random' makes one up")
     rows = {name: np.mean([table[word] for word in words], axis=0) for name, words in found.items()}
     known = np.stack(list(rows.values()))
     rows |= {name: known.std() * _random(name, known.shape[1], seed) for name in lost}
@@ -109,7 +104,7 @@ def word_vectors(
 
 
 def _random(name: str, dim: int, seed: int) -> np.ndarray:
-    """Standard normal float32 [dim]; the same for the same name, whichever others there are."""
+    """Standard normal float32 [dim], by seed and name."""
     digest = hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogatepass")).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big")).standard_normal(dim, np.float32)
 
@@ -130,7 +125,7 @@ def _readings(name: str) -> list[tuple[str, ...]]:
 
 
 def _read(path: Path, wanted: set[str]) -> dict[str, np.ndarray]:
-    """{word: float32 [D]} of those wanted words that a file has."""
+    """{word: float32 [D]} for the wanted words in a file."""
     try:
         with path.open("rb") as file:
             start = file.read(4)
@@ -143,16 +138,14 @@ def _read(path: Path, wanted: set[str]) -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: Path, wanted: set[str]) -> dict[str, np.ndarray]:
-    try:
-        # Opened here: numpy leaves a file open that is no zip after all.
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            names, vectors = file["names"], np.asarray(file["vectors"], np.float32)
-    except (OSError, KeyError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        why = " ".join(str(error).split())
-        raise UserError(f"{path}: no npz with names and vectors ({why}); unpack other archives") from None
-    if names.dtype.kind != "U" or names.ndim != 1 or vectors.ndim != 2 or len(vectors) != len(names):
+    arrays = storage.load_npz(
+        path, ("names", "vectors"), (), what="npz with names and vectors", remedy="unpack other archives"
+    )
+    names, vectors = arrays["names"], arrays["vectors"]
+    text, numbers = names.dtype.kind == "U", vectors.dtype.kind in "fiu"
+    if not text or not numbers or names.ndim != 1 or vectors.ndim != 2 or len(vectors) != len(names):
         raise UserError(f"{path}: names {names.shape} and vectors {vectors.shape} are not text [V] and numbers [V, D]")
-    table = {}
+    vectors, table = vectors.astype(np.float32, copy=False), {}
     for row, name in enumerate(names.tolist()):
         if name in wanted and name not in table:
             if not np.isfinite(vectors[row]).all():
@@ -162,9 +155,9 @@ def _read_npz(path: Path, wanted: set[str]) -> dict[str, np.ndarray]:
 
 
 def _read_text(path: Path, lines: IO[bytes], wanted: set[str]) -> dict[str, np.ndarray]:
-    """Of a file with `word number number ...` a line, after word2vec's line `count width` where there is one.
+    """{word: float32 [D]} from lines `word number number ...`, after word2vec's line `count width` where there is one.
 
-    Every row's width is checked, and the numbers of the wanted ones. The first row of a word counts: files are sorted
+    Every row's width is checked, and the numbers of the wanted words. The first row of a word counts: files are sorted
     by frequency.
     """
     keys = {word.encode("utf-8", "surrogatepass"): word for word in wanted}
@@ -180,8 +173,10 @@ def _read_text(path: Path, lines: IO[bytes], wanted: set[str]) -> dict[str, np.n
                 continue
             width = spaces
         if spaces < width or not width:
-            told = line[:40].decode("utf-8", "replace")
-            raise UserError(f"{path}:{number}: {spaces} numbers, not {width or 'a word and its vector'} ({told!r} ...)")
+            start = line[:40].decode("utf-8", "replace")
+            raise UserError(
+                f"{path}:{number}: {spaces} numbers, not {width or 'a word and its vector'} ({start!r} ...)"
+            )
         if spaces > width:  # some words of GloVe 840B hold spaces; a word with too many numbers does not
             fields = line.split(b" ")
             if all(_is_number(field) for field in fields[1:]):

@@ -21,7 +21,7 @@ _ARRAYS = ("ids", "labels", "weights", "scores", "known", "class_names", "info")
 
 @dataclasses.dataclass(frozen=True)
 class PseudoLabelFile:
-    """What a file holds; see the module."""
+    """The content of a file; see the module's docstring for shapes."""
 
     ids: np.ndarray
     labels: np.ndarray
@@ -54,20 +54,20 @@ def load(path: str | os.PathLike) -> PseudoLabelFile:
 
 
 def attach(view: loader.View, path: str | os.PathLike) -> loader.View:
-    """The view with the file's labels and weights, less the images that no label reached.
+    """The view with the file's labels and weights, without the images that have no label or weight 0.
 
-    Raises UserError for other class names, an image of the view that the file does not have, or no image left.
+    Raises UserError for other class names, an image of the view that is not in the file, or no image left.
     """
     file = load(path)
     check_same_classes(file.class_names, view.dataset.class_names, str(path), f"data set {view.dataset.name!r}")
     order = np.argsort(file.ids)
     place = np.minimum(np.searchsorted(file.ids, view.ids, sorter=order), len(order) - 1)
     rows = order[place]
-    lost = file.ids[rows] != view.ids
-    if lost.any():
+    missing = file.ids[rows] != view.ids
+    if missing.any():
         raise UserError(
-            f"{path}: no labels for {lost.sum():,} of {len(view):,} images of {view.where()}, {view.ids[lost][0]!r} "
-            f"the first; it was made for split {file.info.get('split')!r}"
+            f"{path}: no labels for {missing.sum():,} of {len(view):,} images of {view.where()}, "
+            f"{view.ids[missing][0]!r} the first; it was made for split {file.info.get('split')!r}"
         )
     labels, weights = file.labels[rows], file.weights[rows].astype(np.float32)
     kept = (labels != -1).any(axis=1) & (weights > 0)

@@ -10,43 +10,29 @@ Tolias, Avrithis and Chum (Label Propagation for Deep Semi-supervised Learning, 
     found = diffusion(cosine_graph(indices, cosines), labels)
 
 Where the exact search takes too long, `knn(..., search="approximate")` uses an index; or the neighbours come from
-elsewhere. Memory grows with N (k + C): no matrix over all pairs exists. Nothing here is random.
+elsewhere. Memory grows with N (k + C). Nothing here is random.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
 
-from jaxmlic import sharding
 from jaxmlic.errors import UserError
-from jaxmlic.propagation.neighbours import cosine_graph, heat_kernel_graph, knn
+from jaxmlic.propagation.graphs import link_strength
 
-__all__ = [
-    "PseudoLabels",
-    "by_frequency",
-    "class_weights",
-    "cosine_graph",
-    "diffusion",
-    "heat_kernel_graph",
-    "improved_label_propagation",
-    "knn",
-    "link_strength",
-]
-
-_ROWS, _COLUMNS = 256, 64  # of sparse products and of right sides that are held at a time
-_SAME = 1e-9  # relative difference of sums that may be rounding alone: a tie
+_COLUMNS = 64  # right sides that are solved for at a time
+_TIE = 1e-9  # relative difference up to which sums are a tie: rounding alone can cause it
 
 
 class PseudoLabels(NamedTuple):
     """What propagation found for N images and C classes.
 
     Attributes:
-      labels: int8 [N, C]: values known before as they were; else 1 or 0, and -1 where nothing labelled is in reach.
-      scores: float32 [N, C] in 0..1, the share of each label in what reaches an image; 0 where nothing does.
-      weights: float32 [N] in 0..1, how far the labels of an image are to be trusted: 1 where all were known.
-      num_rounds: of updates, or of conjugate gradient steps.
+      labels: int8 [N, C]: known values unchanged; the others 1 or 0, or -1 where no path leads to a labelled image.
+      scores: float32 [N, C] in 0..1, the share of each label in what arrives at an image; 0 where nothing does.
+      weights: float32 [N] in 0..1, the confidence in the labels of an image: 1 where all were known.
+      num_rounds: number of updates, or of conjugate gradient steps.
     """
 
     labels: np.ndarray
@@ -58,28 +44,6 @@ class PseudoLabels(NamedTuple):
 # --- improved label propagation
 
 
-def link_strength(graph: sparse.csr_array) -> sparse.csr_array:
-    """Eq 1 of MSCNN-LCE-MIC on the edges: the sum of w(A, C) + w(C, B) over the neighbours C that A and B share.
-
-    Args:
-      graph: weights [N, N], symmetric, above 0, with an empty diagonal.
-
-    Returns:
-      float64 [N, N], symmetric; an edge without a shared neighbour has no strength.
-    """
-    graph = sparse.csr_array(graph)
-    edges = graph.copy()
-    edges.data = np.ones_like(edges.data)
-
-    # In blocks: the product alone joins all that have a neighbour in common, some k times more than the edges.
-    def shared(start: int) -> sparse.csr_array:
-        return (graph[start : start + _ROWS] @ edges).multiply(edges[start : start + _ROWS])
-
-    with ThreadPoolExecutor(sharding.cores()) as pool:
-        product = sparse.vstack(list(pool.map(shared, range(0, graph.shape[0], _ROWS))), format="csr")
-    return (product + product.T).tocsr()
-
-
 def improved_label_propagation(
     graph: sparse.csr_array,
     labels: np.ndarray,
@@ -88,26 +52,27 @@ def improved_label_propagation(
     strength: sparse.csr_array | None = None,
     max_rounds: int = 1000,
 ) -> PseudoLabels:
-    """Labels travel along links until nothing changes (MSCNN-LCE-MIC, Section A).
+    """Labels spread along links until no label changes (MSCNN-LCE-MIC, Section A).
 
-    In each round every image is told by all its neighbours at once what they had in the round before, weighted by
-    `link_strength`. With one label an image it takes the label with the highest sum, of equals (to nine digits) the
-    one with the lowest index. With many, a label's score is its sum divided by the sum over all neighbours of which the
-    label is known by now, and it is kept from 0.5 on. Values that are known stay.
+    Each round updates all images at once from their neighbours' labels of the round before, weighted by
+    `link_strength`. With one label an image, the label with the highest sum wins, ties (to nine digits) by index. With
+    many, a label's score is its sum divided by the sum over all neighbours whose value for the label is known by then;
+    the image gets the label from 0.5 on. Known values stay.
 
-    The paper updates one image after the other; all at once the result does not depend on the order of the images. It
-    can end in two states that follow each other for ever: images that still change are then given what both rounds
-    together say, and the rest goes on. With symmetric weights nothing else can keep it from ending.
+    The paper updates one image after the other; updating all at once makes the result independent of the order of the
+    images. Two states can then alternate for ever: images that change between them get their labels from the sums over
+    both rounds, fixed from then on, and the other images go on. With symmetric weights no longer cycle exists.
 
     Args:
-      graph: [N, N] as heat_kernel_graph gives it.
-      labels: int8 [N, C] in {1, 0, -1}; an unlabelled image has -1 throughout; single -1 are found too.
+      graph: [N, N] from heat_kernel_graph.
+      labels: int8 [N, C] in {1, 0, -1}; an unlabelled image has -1 throughout; a single -1 is filled in too.
       multi_label: False for exactly one label an image.
       strength: `link_strength(graph)`, for a caller that uses a graph more than once.
-      max_rounds: where it stops in any case.
+      max_rounds: upper limit of rounds.
 
     Returns:
-      PseudoLabels; the weight of an image is the share of its labels that it could be told, as the paper has no other.
+      PseudoLabels; the paper has no weights, so the weight of an image is the share of its labels that are known or
+      found.
 
     Raises:
       UserError: nothing is labelled; with multi_label=False, an image with two labels, or with some but no positive.
@@ -116,18 +81,18 @@ def improved_label_propagation(
     labels = _checked(graph, labels, multi_label)
     strength = link_strength(graph) if strength is None else strength
     fixed = labels != -1
-    before, current, told_before = None, labels, None
+    before, current, sums_before = None, labels, None
     scores = np.zeros(labels.shape, np.float32)
     num_rounds = 0
     while num_rounds < max_rounds:
         num_rounds += 1
-        told = _told(strength, current)
-        new = np.where(fixed, current, _decide(told, current, multi_label))
-        scores = _share(*told)
+        sums = _neighbour_sums(strength, current)
+        new = np.where(fixed, current, _decide(sums, current, multi_label))
+        scores = _ratio(*sums)
         if np.array_equal(new, current):
             break
         if before is not None and np.array_equal(new, before):
-            both = tuple(a + b for a, b in zip(told, told_before, strict=True))
+            both = tuple(a + b for a, b in zip(sums, sums_before, strict=True))
             changing = new != current
             if not multi_label:
                 changing = np.broadcast_to(changing.any(1, keepdims=True), changing.shape)
@@ -136,14 +101,14 @@ def improved_label_propagation(
             before = None
         else:
             before = current
-        current, told_before = new, told
+        current, sums_before = new, sums
     weights = np.mean(current != -1, axis=1, dtype=np.float32)
     return PseudoLabels(current, np.where(labels == -1, scores, labels).astype(np.float32), weights, num_rounds)
 
 
-def _told(strength: sparse.csr_array, current: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Summed strength of neighbours with a label [N, C], and of those of which it is known [N, C] or [N, 1]."""
-    return strength @ (current == 1).astype(np.float64), strength @ _known(current)
+def _neighbour_sums(strength: sparse.csr_array, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Summed strength of the neighbours with a label [N, C], and of those where it is known [N, C] or [N, 1]."""
+    return strength @ (labels == 1).astype(np.float64), strength @ _known(labels)
 
 
 def _known(labels: np.ndarray) -> np.ndarray:
@@ -153,22 +118,22 @@ def _known(labels: np.ndarray) -> np.ndarray:
     return (known[:, :1] if whole else known).astype(np.float64)
 
 
-def _decide(told: tuple[np.ndarray, np.ndarray], current: np.ndarray, multi_label: bool) -> np.ndarray:
-    """Labels int8 [N, C] after a round; those that are told nothing stay."""
-    having, known = told
+def _decide(sums: tuple[np.ndarray, np.ndarray], current: np.ndarray, multi_label: bool) -> np.ndarray:
+    """Labels int8 [N, C] from the sums (positive, known) of a round; `current` where no neighbour is known."""
+    positive, known = sums
     if multi_label:
-        new = having >= 0.5 * (1 - _SAME) * known
+        new = positive >= 0.5 * (1 - _TIE) * known
     else:
-        first = np.argmax(having >= (1 - _SAME) * having.max(1, keepdims=True), axis=1)
-        new = np.arange(having.shape[1]) == first[:, None]
+        first = np.argmax(positive >= (1 - _TIE) * positive.max(1, keepdims=True), axis=1)
+        new = np.arange(positive.shape[1]) == first[:, None]
     return np.where(known > 0, new, current).astype(np.int8)
 
 
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole in 0..1, and 0 where the whole is nothing: [N, C] of [N, C] and [N, C] or [N, 1]."""
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole in 0..1, 0 where the whole is 0: [N, C] from [N, C] and [N, C] or [N, 1]."""
     whole = np.broadcast_to(whole, part.shape)
-    share = np.divide(part, whole, out=np.zeros(part.shape), where=whole > 0)
-    return np.clip(share, 0, 1)
+    ratio = np.divide(part, whole, out=np.zeros(part.shape), where=whole > 0)
+    return np.clip(ratio, 0, 1)
 
 
 def _checked(graph: sparse.csr_array, labels: np.ndarray, multi_label: bool) -> np.ndarray:
@@ -203,20 +168,20 @@ def diffusion(
 ) -> PseudoLabels:
     """Labelled mass spreads over the graph: (I - alpha S) Z = Y, S = D^-1/2 W D^-1/2 (Iscen et al., eqs 4, 10 and 11).
 
-    Y has 1 for each known positive. With one label an image, its scores are a row of Z divided by its sum, its label
-    the largest (of equals the first), its weight 1 - H(scores) / log C. The paper has no form for many labels. Here a
-    label's score is its Z divided by that of the images of which the label is known, present or absent: the share of
-    the labelled mass that has it. It is kept from 0.5 on, and the weight is the mean over labels of
-    1 - H(score) / log 2.
+    Y has 1 for each known positive. With one label an image, the scores are its row of Z divided by the row's sum, the
+    label is the largest of them (ties by index), and the weight is 1 - H(scores) / log C. The paper has no form for
+    many labels. Here Z is also solved for the images where a label is known, present or absent; the score is the ratio
+    of the two, the share of positives in the arriving mass. The image gets the label from 0.5 on, and its weight is the
+    mean over labels of 1 - H(score) / log 2.
 
     Args:
-      graph: [N, N] as cosine_graph gives it.
+      graph: [N, N] from cosine_graph.
       labels: int8 [N, C] in {1, 0, -1}; an unlabelled image has -1 throughout.
       multi_label: False for exactly one label an image.
       alpha: 0..1, 1 excluded: how far mass travels.
-      balance: divide each column of Y by its sum, for one label an image. The paper does not say so, its released code
-        does; without it, where classes mix, the class with most labelled images takes what is far from all.
-      tolerance: of conjugate gradients, the residual over the right side; at least 1e-12.
+      balance: divide each column of Y by its sum, for one label an image. The paper's released code does this, its text
+        does not. Without it, the class with the most labelled images wins among images far from all labelled ones.
+      tolerance: relative residual at which conjugate gradients stop; at least 1e-12.
 
     Returns:
       PseudoLabels; the weight is 1 for known values, and 0 where no labelled mass arrives.
@@ -236,23 +201,28 @@ def diffusion(
     mass = (labels == 1).astype(np.float64)
     if balance:
         mass /= np.maximum(mass.sum(0), 1)
-    having, num_rounds = _solve(normalised, mass, alpha, tolerance)
+    positive, num_rounds = _solve(normalised, mass, alpha, tolerance)
     if multi_label:
-        known, more = _solve(normalised, _known(labels), alpha, tolerance)
-        num_rounds = max(num_rounds, more)
+        known, steps = _solve(normalised, _known(labels), alpha, tolerance)
+        num_rounds = max(num_rounds, steps)
     else:
-        known = having.sum(1, keepdims=True)
-    scores = _share(having, known)
-    found = _decide((having, known), labels, multi_label)
-    certain = _certainty(scores, multi_label)
-    reached = np.broadcast_to(known > 0, labels.shape)
-    certain = np.where(labels != -1, 1.0, np.where(reached, certain, 0.0)).mean(1)
+        known = positive.sum(1, keepdims=True)
+    scores = _ratio(positive, known)
+    found = _decide((positive, known), labels, multi_label)
+    certainty = np.where(known > 0, _certainty(scores, multi_label), 0.0)  # [N, C], or [N, 1]
+    weights = np.where(labels != -1, 1.0, certainty).mean(1)
     new = np.where(labels != -1, labels, found).astype(np.int8)
-    return PseudoLabels(new, np.where(labels == -1, scores, labels).astype(np.float32), np.float32(certain), num_rounds)
+    return PseudoLabels(new, np.where(labels == -1, scores, labels).astype(np.float32), np.float32(weights), num_rounds)
 
 
 def _solve(normalised: sparse.csr_array, right: np.ndarray, alpha: float, tolerance: float) -> tuple[np.ndarray, int]:
-    """(I - alpha S) Z = right [N, C] by conjugate gradients, each column with its own steps: Z and the most steps."""
+    """Z of (I - alpha S) Z = right [N, C] by conjugate gradients, and the largest number of steps of a column.
+
+    Own code, because the matrix multiplies all columns at once while each has its own step lengths and its own end.
+    scipy's solver takes one column at a time and is 8 to 13 times slower; on the columns as one long vector it is 2.1
+    to 2.6 times slower, and rare classes are solved less exactly. JAX's is limited to float32, unless all of JAX is
+    switched.
+    """
     parts = [
         _solve_block(normalised, right[:, c : c + _COLUMNS], alpha, tolerance)
         for c in range(0, right.shape[1], _COLUMNS)
@@ -267,7 +237,7 @@ def _solve_block(
     squared = np.einsum("nc,nc->c", residual, residual)
     goal = tolerance**2 * squared
     steps = 0
-    # Each step takes off a fixed share at least, by the condition number (1 + alpha) / (1 - alpha).
+    # It ends: each step shrinks the error by a factor that the condition number (1 + alpha) / (1 - alpha) bounds.
     while (active := squared > goal).any():
         steps += 1
         product = direction - alpha * (normalised @ direction)
@@ -278,11 +248,11 @@ def _solve_block(
         last, squared = squared, np.einsum("nc,nc->c", residual, residual)
         direction *= np.divide(squared, last, out=np.zeros_like(squared), where=active)
         direction += residual
-    return np.maximum(solution, 0), steps  # below 0 by rounding alone
+    return np.maximum(solution, 0), steps  # only rounding makes a value negative
 
 
 def _certainty(scores: np.ndarray, multi_label: bool) -> np.ndarray:
-    """1 - entropy over its largest value: [N, C] a label, or [N, 1] of the distribution over labels."""
+    """1 - entropy / its maximum: [N, C] for each label, or [N, 1] for the distribution over labels."""
     with np.errstate(divide="ignore", invalid="ignore"):
         parts = np.where(scores > 0, -scores * np.log(scores), 0)
         if multi_label:
@@ -293,18 +263,18 @@ def _certainty(scores: np.ndarray, multi_label: bool) -> np.ndarray:
 
 
 def by_frequency(found: PseudoLabels, labels: np.ndarray) -> PseudoLabels:
-    """Labels decided anew, each for as large a share of the found images as of the labelled ones, by the scores.
+    """Labels by frequency instead of a threshold: each is as frequent in the found images as in the labelled ones.
 
-    Where few images have a label, few have a score of 0.5 for it: decided there, rare labels die out, and whoever
-    trains on that is told that they are absent. The share is that of the positives among the images for which the
-    label is known; of equal scores the first image has it, and a score of 0 never gives a label.
+    A threshold of 0.5 gives rare labels to almost no image, and a model trained on that learns that they are absent.
+    Here each label goes to the images with the highest scores, as many as its share of positives among the images where
+    it is known asks for; ties by index, and never to an image with score 0.
 
     Args:
-      found: of `improved_label_propagation` or `diffusion` with many labels an image.
-      labels: int8 [N, C] in {1, 0, -1} that it was called with.
+      found: result of `improved_label_propagation` or `diffusion` with many labels an image.
+      labels: int8 [N, C] in {1, 0, -1}, the argument that gave it.
 
     Returns:
-      `found` with other labels where they were not known; what nothing labelled reaches stays -1.
+      `found` with new labels where they were unknown; -1 stays where no labelled image was in reach.
     """
     new = found.labels.copy()
     for c, (known, scores) in enumerate(zip(np.asarray(labels).T, found.scores.T, strict=True)):
@@ -317,13 +287,13 @@ def by_frequency(found: PseudoLabels, labels: np.ndarray) -> PseudoLabels:
 
 
 def class_weights(labels: np.ndarray) -> np.ndarray:
-    """Iscen et al.'s weight against imbalance: one over the images of a class, known and found, with a mean of 1 each.
+    """Iscen et al.'s weights against class imbalance: inversely proportional to the number of images of a class.
 
     Args:
-      labels: int8 [N, C] in {1, 0, -1}, as PseudoLabels has them.
+      labels: int8 [N, C] in {1, 0, -1}, known and found.
 
     Returns:
-      float32 [C]: the mean number of positives a class over that of this one, and 1 for a class that has none.
+      float32 [C]: the mean number of positives of a class divided by the class's own; 1 for a class without positives.
     """
     positives = np.count_nonzero(np.asarray(labels) == 1, axis=0)
     mean = positives.mean()

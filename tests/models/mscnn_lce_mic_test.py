@@ -16,6 +16,7 @@ from jaxmlic.data import datasets
 from jaxmlic.errors import UserError
 from jaxmlic.experiments import runs, sweep
 from jaxmlic.labels import graph as label_graph
+from jaxmlic.labels.word_vectors import word_vectors
 from jaxmlic.models import trunks
 from jaxmlic.models.heads import contract, linear, mscnn_lce_mic
 from jaxmlic.models.heads.mscnn_lce_mic import Model
@@ -213,7 +214,7 @@ def test_constants_are_the_label_graph_and_the_word_vectors(data_dir):
     counts = label_graph.cooccurrence(LABELS)
     np.testing.assert_array_equal(found["adjacency"], label_graph.adjacency(*counts, 0.5, 0.3, "paper"))
     np.testing.assert_array_equal(found["adjacency"][3], [0, 0, 0, 1])  # a label without examples keeps its own vector
-    np.testing.assert_array_equal(found["word_vectors"], label_graph.word_vectors(NAMES, "random", dim=5)[0])
+    np.testing.assert_array_equal(found["word_vectors"], word_vectors(NAMES, "random", dim=5)[0])
     assert len(notes) == 1 and "word vectors" in notes[0]
     assert mscnn_lce_mic.constants(config_of(data_dir, **{"model.graph": "none"}), statistics()) == ({}, [])
     glove = config_of(data_dir, **{"model.word_vectors": "glove100", "model.word_dim": 0})

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +18,8 @@ from jaxmlic.experiments import pseudo_labels, runs, self_training
 from jaxmlic.inputs.images import ImageReader
 from jaxmlic.models import trunks
 from jaxmlic.models.trunks import pretrained
-from jaxmlic.propagation import label_file, propagate
-from jaxmlic.propagation.propagate import Method
+from jaxmlic.propagation import label_file
+from jaxmlic.propagation.method import DECISIONS, METHODS, Method
 from jaxmlic.training import loop, run_folder
 
 FROZEN = {"optim.groups": (("trunk/.*", None), (".*", 1.0)), "model.pool": "avg"}  # half the compiling
@@ -71,7 +70,7 @@ def test_methods_and_class_weights():
     values = (centres + 0.05 * rng.standard_normal(centres.shape)).astype(np.float32)
     labels = np.full((35, 3), -1, np.int8)
     labels[[0, 10, 30]] = np.eye(3, dtype=np.int8)
-    for name in propagate.METHODS:
+    for name in METHODS:
         with pytest.raises(UserError, match="--k=35: each of 35 images has 34 others"):
             Method(name, k=35, single_label=True)(values, labels)
         found = Method(name, k=4, single_label=True)(values, labels)
@@ -82,12 +81,26 @@ def test_methods_and_class_weights():
         np.testing.assert_allclose(ratio, (35 / 3 / np.array([10, 20, 5]))[centres.argmax(1)], rtol=1e-5)
 
 
+def test_balance_is_that_of_diffusion():
+    rng = np.random.default_rng(0)
+    values, labels = rng.standard_normal((60, 4)).astype(np.float32), np.full((60, 2), -1, np.int8)
+    labels[:5], labels[5] = [1, 0], [0, 1]
+    graph = propagation.cosine_graph(*propagation.knn(values, 6))
+    scores = []
+    for balance in (False, True):
+        found = Method("diffusion", k=6, single_label=True, balance=balance)(values, labels)
+        expected = propagation.diffusion(graph, labels, multi_label=False, balance=balance)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+        scores.append(found.scores[6:, 1].mean())
+    assert scores[1] > 1.5 * scores[0]  # the second class has one labelled image of six
+
+
 def test_deciding_by_frequency():
     rng = np.random.default_rng(1)
     values, labels = rng.standard_normal((80, 4)), np.full((80, 3), -1, np.int8)
     labels[:20] = rng.random((20, 3)) < [0.5, 0.2, 0.05]
     labels[0] = 1
-    found = {decide: Method("diffusion", k=10, decide=decide)(values, labels) for decide in propagate.DECISIONS}
+    found = {decide: Method("diffusion", k=10, decide=decide)(values, labels) for decide in DECISIONS}
     np.testing.assert_array_equal(found["half"].scores, found["frequency"].scores)
     expected = np.round((labels[:20] == 1).mean(0) * 60)
     np.testing.assert_array_equal((found["frequency"].labels[20:] == 1).sum(0), expected)
@@ -155,7 +168,7 @@ def test_mistakes_in_files(file, own_dir, tmp_path):
             label_file.attach(view, tmp_path / "bad.npz")
     (tmp_path / "bad.npz").write_bytes(b"no zip")
     for name in ("bad.npz", "none.npz"):
-        with pytest.raises(UserError, match=rf"{name}: no file of pseudo-labels"):
+        with pytest.raises(UserError, match=rf"{name}: .*file of pseudo-labels.*`jaxmlic propagate` makes one"):
             label_file.attach(view, tmp_path / name)
     order = np.random.default_rng(0).permutation(72)  # the order of a file does not matter
     shuffled = {name: getattr(stored, name)[order] for name in ("ids", "labels", "weights", "scores", "known")}
@@ -167,28 +180,36 @@ def test_mistakes_in_files(file, own_dir, tmp_path):
         loop.Trainer(tiny_config(own_dir, **{"data.pseudo_labels": str(file)}), str(tmp_path / "run"))
 
 
-def test_mistakes_in_options(finished_run, own_dir, tmp_path, capsys, monkeypatch):
+def test_mistakes_in_options(finished_run, own_dir, tmp_path, capsys):
     cases = [
         (["--config=quickstart", "--labelled=a/b"], "give --workdir=RUN or --config=FILE"),
-        (["--labelled=a/b", "--method=difusion"], "--method=difusion: improved, diffusion"),
+        (
+            ["--labelled=a/b", "--method=difusion"],
+            "--method = 'difusion' is unknown (did you mean 'diffusion'?); known: improved, diffusion",
+        ),
         (["--labelled=a/b", "--class-weights"], "--class-weights goes with --single-label"),
         (["--labelled=a/b", "--k=-1"], "--k=-1"),
         (["--labelled=a/b", "--alpha=0.5"], "--alpha goes with --method=diffusion"),
         (["--labelled=a/b", "--method=diffusion", "--alpha=1"], "--alpha=1.0: from 0 to 1"),
-        (["--labelled=a/b", "--neighbours=aproximate"], "--neighbours=aproximate: exact, approximate (did you mean"),
+        (
+            ["--labelled=a/b", "--neighbours=aproximate"],
+            "--neighbours = 'aproximate' is unknown (did you mean 'approximate'?); known: exact, approximate",
+        ),
         (
             ["--labelled=a/b", "--decide=frequencies"],
-            "half, frequency (did you mean 'frequency'?)",
+            "--decide = 'frequencies' is unknown (did you mean 'frequency'?); known: half, frequency",
         ),
         (["--labelled=a/b", "--decide=frequency", "--single-label"], "--decide=frequency goes with many labels"),
+        (
+            ["--labelled=a/b", "--balance", "--single-label"],
+            "--balance goes with --method=diffusion and --single-label",
+        ),
+        (["--labelled=a/b", "--balance", "--method=diffusion"], "--balance goes with --method=diffusion and"),
         (["--labelled=a/b", "--config.seed=1"], "--config.seed=1 means nothing with --workdir"),
     ]
     for argv, message in cases:
         assert cli.run(["propagate", f"--workdir={finished_run}", "--out=x.npz", *argv]) == 2
         assert message in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(UserError, match="pip install faiss-cpu"):
-        Method(neighbours="approximate").check()
     config = tiny_config(own_dir)
     for labelled, message in (("test", "29 of its 29 images are not in"), ("train", "no image is left to be labelled")):
         with pytest.raises(UserError, match=message):

@@ -1,7 +1,6 @@
 """Neighbours by brute force, diffusion by a dense solver, improved label propagation against plain Python."""
 
 import itertools
-import sys
 
 import jax
 import numpy as np
@@ -21,7 +20,6 @@ from jaxmlic.propagation import (
     knn,
     link_strength,
     neighbours,
-    neighbours_host,
 )
 
 
@@ -82,14 +80,17 @@ def test_knn_is_that_of_brute_force(metric, num_points, k):
 
 
 @pytest.mark.parametrize("metric", neighbours.METRICS)
-def test_blocks_and_groups_change_nothing(metric, monkeypatch):
+def test_blocks_change_nothing(metric, monkeypatch):
     points, _ = clusters(1000)
     points = np.round(4 * points)  # many equal distances
     whole = knn(points, 10, metric)
-    monkeypatch.setattr(neighbours_host, "_TILE", 70)
-    monkeypatch.setattr(neighbours_host, "_GROUP", 3)
+    for name, value in (("_QUERIES", 70), ("_PART", 30), ("_ROWS", 7)):
+        monkeypatch.setattr(neighbours, name, value)
     for one, other in zip(whole, knn(points, 10, metric), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_the_largest_of_groups_are_the_largest():
     plain = jax.lax.top_k
     values = np.round(np.random.default_rng(0).normal(size=(20, 1003)), 1).astype(np.float32)  # ties throughout
     np.testing.assert_array_equal(neighbours._largest(values, 26), plain(values, 26)[1])
@@ -98,7 +99,7 @@ def test_blocks_and_groups_change_nothing(metric, monkeypatch):
 
 @pytest.mark.parametrize("metric", neighbours.METRICS)
 def test_the_search_of_an_accelerator_finds_the_same(metric, monkeypatch):
-    """On a CPU all is numpy's; here the other way runs on it."""
+    """A CPU searches with faiss; here JAX's search of an accelerator runs on it."""
     points, _ = clusters(311)
     here = knn(points, 9, metric)
     monkeypatch.setattr(neighbours, "_BLOCK", 20_000)
@@ -124,6 +125,8 @@ def test_knn_refuses():
     for arguments in ((np.ones(3), 1), (np.ones((3, 2)), 0), (np.ones((0, 2)), 1), (np.ones((3, 2)), 1, "manhattan")):
         with pytest.raises(ValueError, match="metric="):
             knn(*arguments)
+    with pytest.raises(ValueError, match="search='aproximate' is not one of"):
+        knn(np.eye(3), 1, search="aproximate")
     with pytest.raises(UserError, match=r"features of image 1 \(of 3\) are not finite"):
         knn(np.array([[1.0], [np.inf], [2.0]]), 1)
 
@@ -131,7 +134,6 @@ def test_knn_refuses():
 @pytest.mark.parametrize(("metric", "dim"), [("euclidean", 8), ("cosine", 150)])
 def test_approximate_neighbours(metric, dim):
     """Nearly those of the exact search, with its values, the same on every run; 150 dimensions are projected first."""
-    pytest.importorskip("faiss")
     rng = np.random.default_rng(0)
     points = rng.normal(size=(2000, 8)).astype(np.float32)
     if dim > 8:
@@ -152,7 +154,6 @@ def test_approximate_neighbours(metric, dim):
 
 
 def test_approximate_neighbours_of_few_or_equal_points(monkeypatch):
-    pytest.importorskip("faiss")
     for points in (clusters(7)[0], clusters(7, dim=200)[0]):
         for one, other in zip(knn(points, 50, search="approximate"), knn(points, 50), strict=True):
             np.testing.assert_array_equal(one, other)
@@ -166,14 +167,6 @@ def test_approximate_neighbours_of_few_or_equal_points(monkeypatch):
         np.isfinite(heat_kernel_graph(indices, values).data).all()
         and np.isfinite(cosine_graph(indices, -values).data).all()
     )
-
-
-def test_approximate_neighbours_without_the_library(monkeypatch):
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(UserError, match="pip install faiss-cpu"):
-        knn(np.eye(3), 1, search="approximate")
-    with pytest.raises(ValueError, match="search='aproximate' is not one of"):
-        knn(np.eye(3), 1, search="aproximate")
 
 
 # --- graphs
@@ -213,7 +206,7 @@ def strength_by_hand(graph):
 
 @pytest.mark.parametrize("rows", [512, 7])
 def test_link_strength_is_eq_1(rows, monkeypatch):
-    monkeypatch.setattr("jaxmlic.propagation.methods._ROWS", rows)
+    monkeypatch.setattr("jaxmlic.propagation.graphs._ROWS", rows)
     graph = heat_kernel_graph(*knn(clusters(40)[0], 5, "euclidean"))
     strength = link_strength(graph)
     np.testing.assert_allclose(strength.toarray(), strength_by_hand(graph), rtol=1e-12)
@@ -234,11 +227,11 @@ def improved_by_hand(strength, labels, multi_label):
         new = [list(row) for row in states[0]]
         for a in range(size):
             pairs = [(strength[a][b], state[b]) for state in states for b in range(size) if strength[a][b] > 0]
-            having = [sum(s for s, row in pairs if row[c] == 1) for c in range(num_classes)]
+            positive = [sum(s for s, row in pairs if row[c] == 1) for c in range(num_classes)]
             known = [sum(s for s, row in pairs if row[c] != -1) for c in range(num_classes)]
             for c in range(num_classes):
                 if known[c] and not settled[a][c]:
-                    best = having[c] / known[c] >= 0.5 if multi_label else c == having.index(max(having))
+                    best = positive[c] / known[c] >= 0.5 if multi_label else c == positive.index(max(positive))
                     new[a][c] = int(best)
         return new
 
@@ -288,8 +281,8 @@ def test_improved_multi_label_by_plain_python(seed, unknown):
     assert (alternations > 0) == ((seed, unknown) in ALTERNATING)
     np.testing.assert_allclose(found.weights, (found.labels != -1).mean(1))
     # The scores are the shares of strength that the result itself gives.
-    heard = strength @ (found.labels != -1)
-    share = np.divide(strength @ (found.labels == 1), heard, out=np.zeros(labels.shape), where=heard > 0)
+    known = strength @ (found.labels != -1)
+    share = np.divide(strength @ (found.labels == 1), known, out=np.zeros(labels.shape), where=known > 0)
     np.testing.assert_allclose(found.scores, np.where(labels == -1, share, labels), atol=1e-6)
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxmlic.errors import UserError, check_choice, check_least
 from jaxmlic.labels import graph as label_graph
+from jaxmlic.labels.word_vectors import word_vectors
 from jaxmlic.losses.named import named
 from jaxmlic.models import trunks
 from jaxmlic.models.heads.contract import LabelStatistics, Prediction, Reads
@@ -217,7 +218,7 @@ def constants(config: ConfigDict, statistics: LabelStatistics) -> tuple[dict[str
     except ValueError as error:
         raise UserError(f"config.model.threshold, config.model.reweight: {error}") from None
     dim = word_dim(model.word_vectors, model.word_dim, len(statistics.class_names))
-    vectors, lookup = label_graph.word_vectors(statistics.class_names, model.word_vectors, dim=dim, seed=config.seed)
+    vectors, lookup = word_vectors(statistics.class_names, model.word_vectors, dim=dim, seed=config.seed)
     if vectors.shape[1] != dim:
         raise UserError(
             f"config.model.word_dim = {dim}, but the vectors of {model.word_vectors!r} have {vectors.shape[1]} numbers"

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxmlic.configs.common import Entry
 
 from jaxmlic import config as config_lib
 from jaxmlic import losses, metrics
@@ -86,7 +87,7 @@ def main() -> None:
     cli.keep_freed_memory()
     overrides += [f"--config.pretrained={options.pretrained}", "--config.data.source=features"]
     dataset = datasets.load(options.dataset)
-    stored, results = {}, {}
+    stored, rows = {}, []
     for row in options.rows.split(","):
         argument = f"dataset={options.dataset},row={row}" + (f",{options.argument}" if options.argument else "")
         config = config_lib.load(f"cnn_lstm_rmlc:{argument}", overrides)
@@ -113,11 +114,13 @@ def main() -> None:
                     min_positives=config.eval.min_positives,
                 )
                 report = {key: value for key, value in found.items() if key != "AP"}
-                entry = f"{row}_noise{rate}" + (f"_batch{seed}" if batches else "")
-                results.setdefault(entry, []).append({"seed": seed, "split": config.data.test_split, **report})
+                part = f"batch{seed}" if batches else None
+                name = f"{row}_noise{rate}" + (f"_{part}" if part else "")
+                entry = Entry(name, series=row, noise_rate=rate / 100, part=part)
+                rows.append(sweep.row(entry, seed, {"split": config.data.test_split, **report}))
                 value = 100 * found[config.eval.metric.removeprefix("val/")]
-                print(f"{entry}, seed {seed}: {config.eval.metric} {value:.2f} ({time.perf_counter() - began:.1f} s)")
-    sweep.write(Path(options.out), results)
+                print(f"{name}, seed {seed}: {config.eval.metric} {value:.2f} ({time.perf_counter() - began:.1f} s)")
+    sweep.write(options.out, rows)
     print(f"written: {Path(options.out) / 'runs.csv'}; `jaxmlic noise-curves {options.out}` draws it")
 
 

@@ -36,8 +36,9 @@ from jaxmlic import config as config_lib
 from jaxmlic import losses, metrics, propagation
 from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets, loader
-from jaxmlic.experiments import pseudo_labels, sweep
+from jaxmlic.experiments import pseudo_labels
 from jaxmlic.propagation import label_file, propagate
+from jaxmlic.reports import tables
 
 ALPHAS = (0.5, 0.9, 0.99)
 GRIDS = {
@@ -225,7 +226,7 @@ def table(rows: list[dict]) -> str:
     lines = [f"{'labelled':>8}  {'method':10} {'rest':>14} {'test':>14}  selected (k, alpha)"]
     for (count, name), group in itertools.groupby(rows, lambda row: (row["labelled"], row["method"])):
         group = list(group)
-        means = ["{:6.2f} +- {:4.2f}".format(*sweep.spread([row[key] for row in group])) for key in ("rest", "test")]
+        means = ["{:6.2f} +- {:4.2f}".format(*tables.spread([row[key] for row in group])) for key in ("rest", "test")]
         chosen = "" if name == "alone" else ", ".join(f"({row['k']}, {row['alpha'] or '-'})" for row in group)
         lines.append(f"{count:>8}  {name:10} {means[0]:>14} {means[1]:>14}  {chosen}")
     return "\n".join(lines)

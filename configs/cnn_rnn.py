@@ -1,52 +1,37 @@
 """CNN-RNN: label paths by an LSTM over a joint embedding of images and labels, and what its paper compares it with.
 
 Paper:      Wang, Yang, Mao, Huang, Huang, Xu, "CNN-RNN: A Unified Framework for Multi-label Image Classification", CVPR
-            2016. PAPER below has its numbers, Tables 1 to 4.
+            2016. Its numbers: jaxmlic/papers/cnn_rnn.toml.
 Arguments:  dataset=coco2014 | nus_wide | nus_wide_tags | voc2007 | corel5k | voc2007_subset | <any prepared data set>,
-            method=<a key of METHODS>,  trunk=<any trunk>,  size=<side>,  smoke
+            method=<a key of LINEAR or PATHS>,  trunk=<any trunk>,  size=<side>,  smoke
 Commands:   jaxmlic features --config=cnn_rnn:dataset=corel5k --config.pretrained=efficientnet_lite0_imagenet.npz
             jaxmlic sweep --config=cnn_rnn:dataset=corel5k --workdir=runs/corel5k \\
                 --config.pretrained=efficientnet_lite0_imagenet.npz
             jaxmlic train --config=cnn_rnn:dataset=coco2014 --workdir=runs/coco --config.pretrained=vgg16.pth
             jaxmlic predict --workdir=runs/corel5k/corel5k_cnn_rnn/seed0 --trace photo.jpg
 Sweep:      the rows of the data set's table (the methods that the paper trained itself); for other data sets all
-            METHODS; without an argument the rows of all four tables.
+            methods; without an argument the rows of all four tables.
 CPU:        corel5k and voc2007_subset take features of a frozen EfficientNet-Lite0, stored by the first command.
 
 Read into the paper: learning rate 1e-4, batch 32 and 50 epochs as in the Multi-order paper; N = 5; labels are ranked by
 their marginal over the paths found. k labels an image are forced in Tables 1 and 2, where a path has at least k labels;
-in Table 3 the RNN may say fewer than three, so those of the three best labels count whose marginal reaches 1/2.
-The trunk is frozen, VGG16 with its two fully connected layers; end to end:
---config.optim.groups="(('.*', 1.0),)".
+in Table 3 a path may have fewer than three, so those of the three best labels count whose marginal reaches 1/2. The
+trunk is frozen, VGG16 with its two fully connected layers; end to end: --config.optim.groups="(('.*', 1.0),)".
 """
 
 from jaxmlic.configs import common
-from jaxmlic.configs.linear import FROZEN, SIDES
 
-from jaxmlic.errors import UserError, did_you_mean
-from jaxmlic.models import trunks
-
-# Baselines on the same features: the linear head and a loss.
-LINEAR = {
-    "bce": "binary_cross_entropy",
-    "softmax": "softmax_cross_entropy",
-    "warp": "warp",
-    "lsep": "lsep",
-}
-# Fields of config.model that make a method of the cnn_rnn head.
+# The linear head and a loss.
+LINEAR = {"bce": "binary_cross_entropy", "softmax": "softmax_cross_entropy", "warp": "warp", "lsep": "lsep"}
+# The cnn_rnn head and fields of config.model.
 PATHS = {
     "cnn_rnn": {},
     "no_rnn": {"cell": "none"},
     "paper_cell": {"cell": "paper"},
-    "rare_first": {"order": "rare_first"},
-    "lexicographic": {"order": "lexicographic"},
-    "fixed_random": {"order": "fixed_random"},
-    "random_per_batch": {"order": "random_per_batch"},
-    "pla": {"order": "pla"},
-    "mla": {"order": "mla"},
+    **{order: {"order": order} for order in ("rare_first", "lexicographic", "fixed_random", "random_per_batch")},
+    **{order: {"order": order} for order in ("pla", "mla")},
 }
 METHODS = (*LINEAR, *PATHS)
-
 # Labels of every image in the paper's tables, and the rows that it trained itself.
 FORCED = {"nus_wide": 3, "nus_wide_tags": 10, "coco2014": 3}
 TABLES = {
@@ -57,7 +42,6 @@ TABLES = {
 }
 # Longest path: no training image of Corel-5K has more than 5 labels, of the VOC subset more than 6.
 LONGEST = {"corel5k": 5, "voc2007_subset": 6, "voc2007": 8, "nus_wide_tags": 20}
-
 # Of the recurrent methods on frozen Lite0 features: epochs, batch size, AdamW's learning rate, and dropout of cnn_rnn.
 # Selected with cnn_rnn, frequent-first, on training images (one seed): on 30 % of the VOC subset's AdamW had 72.3 mAP,
 # the paper's RMSProp 67.9; on 20 % of Corel-5K's dropout 0 had 28.5 (20 epochs), 0.2 26.9 (40), 0.5 with batches of 32
@@ -65,31 +49,21 @@ LONGEST = {"corel5k": 5, "voc2007_subset": 6, "voc2007": 8, "nus_wide_tags": 20}
 ON_FEATURES = {"corel5k": (20, 128, 3e-3, 0.0), "voc2007_subset": (40, 32, 1e-3, 0.5)}
 
 
-def parse(arg=None):
-    return common.parse_arg(arg, dataset="coco2014", method="cnn_rnn", trunk="", size=0)
-
-
 def get_config(arg=None):
-    arg = parse(arg)
-    check_method(arg.method, METHODS)
-    return build(arg, trunk="vgg16_fc")
-
-
-def check_method(method, methods):
-    if method not in methods:
-        raise UserError(
-            f"config argument method={method!r} is unknown{did_you_mean(method, methods)}; known: {', '.join(methods)}"
-        )
+    arg = common.parse_arg(arg, dataset="coco2014", method=("cnn_rnn", *METHODS), trunk="", size=0)
+    config = build(arg, trunk="vgg16_fc")
+    return common.smoke(config) if arg.smoke else config
 
 
 def build(arg, trunk):
     """The config of a method of METHODS; `trunk` is the paper's."""
     config = data_and_trunk(arg, trunk)
+    rmsprop(config)
     if arg.method in LINEAR:
         linear_method(config, arg)
     else:
         path_method(config, arg)
-    return common.smoke(config) if arg.smoke else config
+    return config
 
 
 def data_and_trunk(arg, trunk):
@@ -98,12 +72,11 @@ def data_and_trunk(arg, trunk):
     on_features = arg.dataset in ON_FEATURES and not arg.trunk
     config.data.name = arg.dataset
     config.data.val_fraction = 0.0  # the last checkpoint is the result, as in the papers
-    config.data.image_size = arg.size or (SIDES.get(arg.dataset, 224) if on_features else 224)
+    config.data.image_size = arg.size or (common.SIDES.get(arg.dataset, 224) if on_features else 224)
     config.data.cache = on_features
     config.data.source = "features" if on_features else "images"
     config.model.trunk = arg.trunk or ("efficientnet_lite0" if on_features else trunk)
-    config.model.batch_norm = "frozen" if trunks.has_batch_norm(config.model.trunk) else "train"
-    config.optim.groups = (("trunk/.*", None), (".*", 1.0))
+    common.freeze_trunk(config)
     config.train.batch_size = 32
     config.train.checkpoint_every = "10%"
     common.test_rules(config)
@@ -116,10 +89,8 @@ def linear_method(config, arg):
     """One linear unit a label; where features are stored, with the recipe of linear.py."""
     config.loss.name = LINEAR[arg.method]
     if arg.dataset in ON_FEATURES:
-        config.optim.lr, config.optim.weight_decay, epochs = FROZEN[arg.dataset]
-        config.train.duration = f"{epochs} epochs"
-    else:
-        rmsprop(config)
+        lr, decay, epochs = common.LINEAR_RECIPES[arg.dataset]
+        adamw(config, lr, decay, epochs)
     if config.eval.protocol == "all_point" and arg.method != "bce":
         config.eval.protocol = "top3_forced"  # these losses set no threshold
 
@@ -141,9 +112,8 @@ def path_method(config, arg):
     config.model.scores = "marginals"  # rank by "marginals" over the paths, or by "max_over_steps" of the best path
     config.model.update(PATHS[arg.method])
     config.loss = {}  # the path's cross-entropy has no fields
-    rmsprop(config)
     if arg.dataset in ON_FEATURES:
-        recurrent_on_features(config, arg)
+        config.model.dropout = recurrent_on_features(config, arg)
     if arg.dataset in ("nus_wide", "nus_wide_tags"):
         config.model.min_length = FORCED[arg.dataset]  # footnote 1
     elif arg.dataset == "coco2014":
@@ -163,16 +133,21 @@ def rmsprop(config):
     config.train.duration = "50 epochs"
 
 
-def recurrent_on_features(config, arg):
-    """AdamW on stored features, the same for both recurrent heads."""
-    epochs, config.train.batch_size, config.optim.lr, dropout = ON_FEATURES[arg.dataset]
-    if config.head == "cnn_rnn":
-        config.model.dropout = dropout
+def adamw(config, lr, decay, epochs):
+    """What stored features are trained with."""
     config.optim.name = "adamw"
+    config.optim.lr = lr
     config.optim.beta2 = 0.999
     config.optim.schedule = "cosine"
-    config.optim.weight_decay = 0.1
+    config.optim.weight_decay = decay
     config.train.duration = f"{epochs} epochs"
+
+
+def recurrent_on_features(config, arg):
+    """The recipe of both recurrent heads on stored features; returns the dropout of cnn_rnn."""
+    epochs, config.train.batch_size, lr, dropout = ON_FEATURES[arg.dataset]
+    adamw(config, lr, 0.1, epochs)
+    return dropout
 
 
 def sweep(arg=None):
@@ -182,53 +157,9 @@ def sweep(arg=None):
 
 def rows(arg, tables, methods):
     """Entries "dataset_method": the data set's table, or all methods; without a data set all tables."""
-    chosen = [item.partition("=")[2] for item in (arg or "").split(",") if item.startswith("dataset=")]
+    dataset = common.parse_arg(arg, dataset="", method="", trunk="", size=0).dataset
     return [
-        (f"{dataset}_{method}", f"dataset={dataset},method={method}")
-        for dataset in chosen or tables
-        for method in tables.get(dataset, methods)
+        common.Entry(f"{name}_{method}", argument=f"dataset={name},method={method}")
+        for name in ((dataset,) if dataset else tables)
+        for method in tables.get(name, methods)
     ]
-
-
-COLUMNS = ("CP", "CR", "CF1", "OP", "OR", "OF1", "MAP@10")  # of Tables 1 to 3; "P-R" in the paper's heads is CR
-# Percent. Rows of other papers' methods are left out; None where the paper prints a dash. Table 3's "No RNN" row does
-# not fit itself: OP 68.5 and OR 61.3 give OF1 64.7, not 65.7.
-PAPER = {
-    "nus_wide_softmax": (31.7, 31.2, 31.4, 47.8, 59.5, 53.0, None),
-    "nus_wide_warp": (31.7, 35.6, 33.5, 48.6, 60.5, 53.9, None),
-    "nus_wide_cnn_rnn": (40.5, 30.4, 34.7, 49.9, 61.7, 55.2, 56.1),
-    "nus_wide_tags_softmax": (14.2, 18.6, 16.1, 17.1, 28.8, 21.5, 24.3),
-    "nus_wide_tags_warp": (14.5, 15.9, 15.2, 18.3, 30.8, 22.9, 24.8),
-    "nus_wide_tags_cnn_rnn": (19.2, 15.3, 17.1, 18.5, 31.2, 23.3, 26.6),
-    "coco2014_softmax": (59.0, 57.0, 58.0, 60.2, 62.1, 61.1, 47.4),
-    "coco2014_warp": (59.3, 52.5, 55.7, 59.8, 61.4, 60.7, 49.2),
-    "coco2014_bce": (59.3, 58.6, 58.9, 61.7, 65.0, 63.3, None),
-    "coco2014_no_rnn": (65.3, 54.5, 59.3, 68.5, 61.3, 65.7, 57.2),
-    "coco2014_cnn_rnn": (66.0, 55.6, 60.4, 69.2, 66.4, 67.8, 61.2),
-}
-# Table 4, AP in the order of VOC's classes (plane to tv), and its mean.
-PAPER_VOC2007 = (
-    (
-        96.7,
-        83.1,
-        94.2,
-        92.8,
-        61.2,
-        82.1,
-        89.1,
-        94.2,
-        64.2,
-        83.6,
-        70.0,
-        92.4,
-        91.7,
-        84.2,
-        93.7,
-        59.8,
-        93.2,
-        75.3,
-        99.7,
-        78.6,
-    ),
-    84.0,
-)

@@ -10,13 +10,6 @@ Measured:   Corel-5K frozen 41.7 mAP in 5 minutes, fine-tuned 45.5; VOC subset f
 
 from jaxmlic.configs import common
 
-from jaxmlic.errors import UserError
-
-SIDES = {"corel5k": 160}  # its pictures are 192 x 128; others: 224
-
-# Learning rate and weight decay of the frozen recipes were selected on a tenth of train (seeds 0 to 2), the epochs by
-# the time they take; the runs then use every training picture, without selection.
-FROZEN = {"corel5k": (3e-3, 0.1, 8), "voc2007_subset": (0.05, 0.3, 24)}
 # Learning rate, the trunk's share of it, weight decay, epochs.
 FINETUNE = {"corel5k": (3e-3, 0.1, 0.05, 6), "voc2007_subset": (0.03, 0.003, 0.3, 6)}
 # 942 pictures, some classes on five of them: a larger input helps more than anything else, the first blocks stay as
@@ -25,10 +18,10 @@ FEW_SIDE, FEW_FROZEN = 352, "trunk/(conv_stem|bn0|blocks_[0-4])/.*"
 
 
 def get_config(arg=None):
-    arg = common.parse_arg(arg, dataset="voc2007_subset", mode="frozen", size=0)
+    arg = common.parse_arg(arg, dataset="voc2007_subset", mode=("frozen", "finetune"), size=0)
     config = common.base()
     config.data.name = arg.dataset
-    config.data.image_size = arg.size or SIDES.get(arg.dataset, 224)
+    config.data.image_size = arg.size or common.SIDES.get(arg.dataset, common.SIDE)
     config.data.cache = True
     config.model.trunk = "efficientnet_lite0"
     config.model.batch_norm = "frozen"
@@ -36,32 +29,30 @@ def get_config(arg=None):
     config.train.batch_size = 32
     common.test_rules(config)
     if arg.mode == "frozen":
-        lr, decay, epochs = FROZEN.get(arg.dataset, (3e-3, 0.1, 20))
-        config.optim.groups = (("trunk/.*", None), (".*", 1.0))
-        config.optim.lr = lr
-        config.optim.weight_decay = decay
+        config.optim.lr, config.optim.weight_decay, epochs = common.LINEAR_RECIPES.get(arg.dataset, (3e-3, 0.1, 20))
+        config.optim.groups = common.FROZEN_GROUPS
         config.train.duration = f"{epochs} epochs"
         config.data.val_fraction = 0.0
-    elif arg.mode == "finetune":
-        if arg.dataset == "voc2007_subset":
-            config.data.image_size = arg.size or FEW_SIDE
-        config.data.resize = config.data.image_size * 8 // 7
-        config.augment.crop_area = (0.5, 1.0)
-        lr, trunk, decay, epochs = FINETUNE.get(arg.dataset, (3e-3, 0.1, 0.05, 12))
-        config.optim.groups = (("trunk/.*", trunk), (".*", 1.0))
-        if arg.dataset == "voc2007_subset":
-            config.optim.groups = ((FEW_FROZEN, None), *config.optim.groups)
-            config.train.batch_size = 16
-            config.data.val_fraction = 0.0
-        config.optim.lr = lr
-        config.optim.warmup = "10%"
-        config.optim.weight_decay = decay
-        config.optim.clip_norm = 1.0
-        config.optim.ema = 0.99
-        config.train.duration = f"{epochs} epochs"
     else:
-        raise UserError(f"config argument mode={arg.mode!r}; it is 'frozen' or 'finetune'")
+        finetune(config, few=arg.dataset == "voc2007_subset", size=arg.size)
     return common.smoke(config) if arg.smoke else config
+
+
+def finetune(config, few, size):
+    """The whole trunk but its batch norms; `few` is the VOC subset."""
+    config.optim.lr, trunk, config.optim.weight_decay, epochs = FINETUNE.get(config.data.name, (3e-3, 0.1, 0.05, 12))
+    config.optim.groups = (("trunk/.*", trunk), (".*", 1.0))
+    if few:
+        config.data.image_size = size or FEW_SIDE
+        config.optim.groups = ((FEW_FROZEN, None), *config.optim.groups)
+        config.train.batch_size = 16
+        config.data.val_fraction = 0.0
+    config.data.resize = config.data.image_size * 8 // 7
+    config.augment.crop_area = (0.5, 1.0)
+    config.optim.warmup = "10%"
+    config.optim.clip_norm = 1.0
+    config.optim.ema = 0.99
+    config.train.duration = f"{epochs} epochs"
 
 
 def sweep():

@@ -150,7 +150,7 @@ def _with_current_head(values: dict) -> dict:
 def _import_shipped() -> Path:
     """Makes `jaxmlic.configs` importable and returns its folder.
 
-    An installed package has it; `python -m jaxmlic.train` in a checkout beside a plain install finds it next door.
+    An installed package has it; `python -m jaxmlic` in a checkout beside a plain install finds it next door.
     """
     if "jaxmlic.configs" not in sys.modules:
         spec = importlib.util.find_spec("jaxmlic.configs")

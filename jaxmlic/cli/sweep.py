@@ -1,8 +1,11 @@
 """`jaxmlic sweep`."""
 
+from pathlib import Path
+
+from jaxmlic import config as config_lib
 from jaxmlic.cli.parser import Parser
 from jaxmlic.errors import UserError
-from jaxmlic.experiments.sweep import run
+from jaxmlic.experiments import beside_papers, sweep
 
 
 def main(argv: list[str]) -> int:
@@ -18,5 +21,29 @@ def main(argv: list[str]) -> int:
     options, overrides = parser.parse_known_args(argv)
     if options.seeds < 1:
         raise UserError(f"--seeds={options.seeds}: at least 1")
-    only = [name for name in options.only.split(",") if name]
-    return run(options.config, options.workdir, seeds=options.seeds, only=only, overrides=overrides)
+    outcome = sweep.run(
+        options.config,
+        options.workdir,
+        seeds=options.seeds,
+        only=[name for name in options.only.split(",") if name],
+        overrides=overrides,
+        report=_print_now,
+    )
+    if outcome.stopped_in:
+        print(f"sweep stopped in {outcome.stopped_in}; the same command continues there")
+        return 130 if outcome.stopped_by == 2 else 0
+    print(sweep.table(outcome.rows))
+    compared = beside_papers.compare(config_lib.find(options.config)[0].stem, outcome.rows, outcome.datasets)
+    if compared:
+        print(f"\n{compared}")
+    commands = sweep.fusion_commands(options.config, options.workdir, outcome.rows)
+    if commands:
+        print("\n".join(["", "fusions of these runs:", *commands]))
+    print(f"\nwritten: {Path(options.workdir) / 'sweep.csv'} and {Path(options.workdir) / 'runs.csv'}")
+    if outcome.failures:
+        raise UserError(f"{len(outcome.failures)} of {outcome.planned} runs failed: {'; '.join(outcome.failures)}")
+    return 0
+
+
+def _print_now(text: str) -> None:
+    print(text, flush=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
+from jaxmlic.configs.common import Entry
 from jaxmlic.errors import UserError
 from jaxmlic.experiments import sweep
 from jaxmlic.experiments.pseudo_labels import propagate
@@ -55,7 +56,7 @@ def run(
     if config.data.pseudo_labels:
         raise UserError("config.data.pseudo_labels: each round makes its own; leave it empty")
     method.check()
-    folder, results = Path(workdir), {}
+    folder, rows = Path(workdir), []
     configs = rounds_of(config, folder, labelled, split, rounds)
     if open_source(config).is_stored:
         for one in configs[:2]:
@@ -67,9 +68,9 @@ def run(
         if found is None:
             report(f"stopped in round {number}; the same command continues there")
             return 130 if stopped == 2 else 0
-        results[f"round{number}"] = [{"seed": config.seed, **found}]
-    sweep.write(folder, results)
-    report(sweep.table(results))
+        rows.append(sweep.row(Entry(f"round{number}"), config.seed, found))
+    sweep.write(folder, rows)
+    report(sweep.table(rows))
     return 0
 
 

@@ -1,38 +1,58 @@
-"""Every entry of an experiment's `sweep()`, one after another, with seeds: `jaxmlic sweep`."""
+"""Every entry of an experiment's `sweep()`, one after another, with seeds."""
 
 import csv
+import dataclasses
 import inspect
-import os
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
+from jaxmlic import storage
+from jaxmlic.configs.common import Entry
 from jaxmlic.errors import UserError, did_you_mean
 from jaxmlic.experiments.runs import result_of, run_one
 from jaxmlic.reports import tables
-from jaxmlic.reports.tables import spread, spread_cell
 from jaxmlic.training import run_folder
 
 SHOWN = ("mAP", "CF1", "OF1", "IF1", "MAP@10", "top1", "accuracy")
-# Entries that stand for parts of one experiment, as configs/cnn_lstm_rmlc.py names them.
-NAME = re.compile(r"(?P<whole>(?P<series>.+?)(?:_noise(?P<rate>\d+(?:\.\d+)?))?)(?:_(?P<part>fold|batch)\d+)?")
+FIELDS = ("entry", "series", "noise_rate", "part", "seed", "split", "protocol")  # of runs.csv, then the metrics
 
 
-def entries(spec: str, only: Sequence[str] = ()) -> list[tuple[str, dict | str | tuple[str, dict]]]:
-    """(name, overrides) of the experiment's `sweep()`, or `sweep(ARG)` if it takes one, or of those named in `only`.
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a sweep.
 
-    Overrides are {dotted field: value}, or text: more of the config's argument, where heads have other fields, or both.
+    Attributes:
+      rows: the metrics of the chosen entries' runs, as `row` makes them.
+      planned: how many runs there should be.
+      failures: "ENTRY, seed N: mistake" of each run that failed on a user's mistake.
+      datasets: the data set of each entry.
+      stopped_in: "ENTRY, seed N" where a signal stopped the sweep, else "".
+      stopped_by: that signal.
+    """
+
+    rows: list[dict]
+    planned: int
+    failures: list[str]
+    datasets: dict[str, str]
+    stopped_in: str = ""
+    stopped_by: int | None = None
+
+
+def entries(spec: str, only: Sequence[str] = ()) -> list[Entry]:
+    """The entries of the experiment's `sweep()`, or `sweep(ARG)` if it takes one, or of those named in `only`.
+
+    A pair (name, overrides) is an entry, too; overrides may be text, more of the config's argument.
     """
     module = config_lib.load_module(spec)
     if not hasattr(module, "sweep"):
         raise UserError(f"{spec} has no sweep(); it returns a list of (name, overrides)")
     argument = [config_lib.find(spec)[1]] if inspect.signature(module.sweep).parameters else []
-    found = module.sweep(*argument)
-    names = [name for name, _ in found]
+    found = [_entry(item) for item in module.sweep(*argument)]
+    names = [entry.name for entry in found]
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise UserError(f"{spec}: sweep() names {sorted(repeated)[0]!r} twice")
@@ -41,138 +61,155 @@ def entries(spec: str, only: Sequence[str] = ()) -> list[tuple[str, dict | str |
             raise UserError(
                 f"--only={name}: sweep() has no such entry{did_you_mean(name, names)}; it has: {', '.join(names)}"
             )
-    return [(name, values) for name, values in found if not only or name in only]
+    return [entry for entry in found if not only or entry.name in only]
 
 
-def config_of(
-    spec: str, base: ConfigDict, values: dict | str | tuple[str, dict], overrides: Sequence[str]
-) -> ConfigDict:
+def _entry(item: Entry | tuple[str, Mapping | str]) -> Entry:
+    if not isinstance(item, tuple):
+        return item
+    name, overrides = item
+    return Entry(name, argument=overrides) if isinstance(overrides, str) else Entry(name, overrides)
+
+
+def config_of(spec: str, base: ConfigDict, entry: Entry, overrides: Sequence[str]) -> ConfigDict:
     """The config of one entry; `base` is that of `spec` with `overrides`."""
-    argument, fields = (
-        values if isinstance(values, tuple) else (values, {}) if isinstance(values, str) else ("", values)
-    )
-    if argument:
-        base = config_lib.load(f"{spec}{',' if config_lib.find(spec)[1] else ':'}{argument}", overrides)
-    return config_lib.override(base, fields)
+    if entry.argument:
+        base = config_lib.load(f"{spec}{',' if config_lib.find(spec)[1] else ':'}{entry.argument}", overrides)
+    return config_lib.override(base, entry.overrides)
 
 
-def run(spec: str, workdir: str, *, seeds: int = 1, only: Sequence[str] = (), overrides: Sequence[str] = ()) -> int:
-    """Runs the sweep and writes WORKDIR/sweep.csv and runs.csv; returns 0, or 130 when stopped by Ctrl-C.
+def run(
+    spec: str,
+    workdir: str | Path,
+    *,
+    seeds: int = 1,
+    only: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    report: Callable[[str], None] = lambda text: None,
+) -> Outcome:
+    """Runs the sweep and, unless a signal stops it, writes WORKDIR/sweep.csv and runs.csv.
 
-    Raises UserError at the end if runs failed on a mistake; the others are complete by then.
+    Args:
+      spec: `FILE[:ARG]` of the experiment.
+      workdir: gets a folder per entry and seed.
+      seeds: runs of each entry, from config.seed on.
+      only: names of entries; () for all.
+      overrides: "--config.x.y=value", for all entries.
+      report: called with a line before each run, and with each failure.
     """
-    base = config_lib.load(spec, overrides)
-    chosen = {name for name, _ in entries(spec, only)}
-    configs = {}
-    for name, values in entries(spec):
+    base, workdir = config_lib.load(spec, overrides), Path(workdir)
+    chosen = {entry.name for entry in entries(spec, only)}
+    plan: list[tuple[Entry, ConfigDict]] = []
+    for entry in entries(spec):
         try:
-            configs[name] = config_of(spec, base, values, overrides)
+            plan.append((entry, config_of(spec, base, entry, overrides)))
         except UserError:
-            if name in chosen:  # else the overrides are for others
+            if entry.name in chosen:  # else the overrides are for others
                 raise
-    plan = [
-        (name, seed, config_lib.override(config, {"seed": seed}))
-        for name, config in configs.items()
-        if name in chosen
+    runs = [
+        (entry, seed, config_lib.override(config, {"seed": seed}))
+        for entry, config in plan
+        if entry.name in chosen
         for seed in range(base.seed, base.seed + seeds)
     ]
-    results: dict[str, list[dict]] = {name: [] for name, _, _ in plan}
-    failed = []
-    for number, (name, seed, config) in enumerate(plan, 1):
-        print(f"[{number}/{len(plan)}] {name}, seed {seed}", flush=True)
+    outcome = Outcome([], len(runs), [], {entry.name: config.data.name for entry, config in plan})
+    for number, (entry, seed, config) in enumerate(runs, 1):
+        title = f"{entry.name}, seed {seed}"
+        report(f"[{number}/{len(runs)}] {title}")
         try:
-            found, stopped = run_one(config, Path(workdir) / name / f"seed{seed}", print)
+            found, stopped_by = run_one(config, workdir / entry.name / f"seed{seed}", report)
         except UserError as error:
-            failed.append(f"{name}, seed {seed}: {error}")
-            print(f"jaxmlic: {error}", flush=True)
+            outcome.failures.append(f"{title}: {error}")
+            report(f"jaxmlic: {error}")
             continue
         if found is None:
-            print(f"sweep stopped in {name}, seed {seed}; the same command continues there")
-            return 130 if stopped == 2 else 0
-        results[name].append({"seed": seed, **found})
-    write(Path(workdir), complete(configs, Path(workdir)))
-    print(table(results))
-    print(f"\nwritten: {Path(workdir) / 'sweep.csv'} and {Path(workdir) / 'runs.csv'}")
-    if failed:
-        raise UserError(f"{len(failed)} of {len(plan)} runs failed: " + "; ".join(failed))
-    return 0
+            return dataclasses.replace(outcome, stopped_in=title, stopped_by=stopped_by)
+        outcome.rows.append(row(entry, seed, found))
+    write(workdir, complete(plan, workdir))
+    return outcome
 
 
-def complete(configs: dict[str, ConfigDict], workdir: Path) -> dict[str, list[dict]]:
-    """The metrics of all complete runs in WORKDIR by entry and seed, those that an earlier --only made among them.
+def row(entry: Entry, seed: int, found: Mapping[str, object]) -> dict:
+    """The metrics of one run with what it is a run of: FIELDS first."""
+    own = {"entry": entry.name, "series": entry.series or entry.name, "noise_rate": entry.noise_rate}
+    return own | {"part": entry.part, "seed": seed} | dict(found)
+
+
+def complete(plan: Sequence[tuple[Entry, ConfigDict]], workdir: Path) -> list[dict]:
+    """The metrics of all complete runs in WORKDIR, those that an earlier --only made among them.
 
     Runs of another config than the entry's are left out: they belong to another table.
     """
-    results = {}
-    for name, config in configs.items():
-        seeds = sorted(int(path.name[4:]) for path in (workdir / name).glob("seed*") if path.name[4:].isdigit())
-        for seed in seeds:
-            own, folder = config_lib.override(config, {"seed": seed}), workdir / name / f"seed{seed}"
+    rows = []
+    for entry, config in plan:
+        folders = (workdir / entry.name).glob("seed*")
+        for seed in sorted(int(path.name[4:]) for path in folders if path.name[4:].isdigit()):
+            own, folder = config_lib.override(config, {"seed": seed}), workdir / entry.name / f"seed{seed}"
             found = result_of(folder, own)
             if found is not None and not config_lib.differences(run_folder.load(folder).config.to_dict(), own):
-                results.setdefault(name, []).append({"seed": seed, **found})
-    return results
+                rows.append(row(entry, seed, found))
+    return rows
 
 
-def pooled(results: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    """The results, and after them the runs of all folds or batches of an experiment together, as NAME_fold*."""
-    together: dict[str, list[str]] = {}
-    for name in results:
-        match = NAME.fullmatch(name)
-        if match["part"]:
-            together.setdefault(f"{match['whole']}_{match['part']}*", []).append(name)
-    several = {name: parts for name, parts in together.items() if len(parts) > 1}
-    return results | {name: [row for part in parts for row in results[part]] for name, parts in several.items()}
+def pooled(rows: Sequence[dict]) -> dict[str, list[dict]]:
+    """The runs of each entry, and after them the runs of all parts of a series together, as "SERIES_fold*"."""
+    own: dict[str, list[dict]] = {}
+    together: dict[str, list[dict]] = {}
+    for one in rows:
+        own.setdefault(one["entry"], []).append(one)
+        if one["part"]:
+            noise = "" if one["noise_rate"] is None else f"_noise{100 * one['noise_rate']:g}"
+            name = f"{one['series']}{noise}_{one['part'].rstrip('0123456789')}*"
+            together.setdefault(name, []).append(one)
+    return own | {name: runs for name, runs in together.items() if len({one["part"] for one in runs}) > 1}
 
 
-def table(results: dict[str, list[dict]]) -> str:
+def _defined(one: dict, key: str) -> bool:
+    return one.get(key) is not None and not np.isnan(one[key])
+
+
+def table(rows: Sequence[dict]) -> str:
     """Mean (and spread over runs) of the main metrics in percent: an entry a line, and one for all of its folds."""
-    results = pooled(results)
-
-    def has(row: dict, key: str) -> bool:
-        return row.get(key) is not None and not np.isnan(row[key])
-
-    protocols = sorted({row["protocol"] for rows in results.values() for row in rows})
-    shown = [key for key in SHOWN if any(has(row, key) for rows in results.values() for row in rows)] or SHOWN
-    body = [
-        [name, str(len(rows)), *(spread_cell([row.get(key) for row in rows]) for key in shown)]
-        for name, rows in results.items()
+    protocols = sorted({one["protocol"] for one in rows})
+    shown = [key for key in SHOWN if any(_defined(one, key) for one in rows)] or SHOWN
+    cells = [
+        [name, str(len(runs)), *(tables.spread_cell([one.get(key) for one in runs]) for key in shown)]
+        for name, runs in pooled(rows).items()
     ]
-    title = f"protocol: {', '.join(protocols)}; mean +- standard deviation over runs, percent"
-    return f"{title}\n\n{tables.table(body, '<>', header=['entry', 'runs', *shown])}"
+    head = f"protocol: {', '.join(protocols)}; mean +- standard deviation over runs, percent"
+    return f"{head}\n\n{tables.table(cells, header=['entry', 'runs', *shown])}"
 
 
-def write(workdir: Path, results: dict[str, list[dict]]) -> None:
+def write(workdir: str | Path, rows: Sequence[dict]) -> None:
     """runs.csv: a row a run; sweep.csv: mean and standard deviation of each entry, and of all folds of one."""
-    rows = [(name, row) for name, found in results.items() for row in found]
-    keys = [k for k, v in rows[0][1].items() if isinstance(v, float) and k != "threshold"] if rows else []
-    keys = [k for k in keys if all(k in row for _, row in rows)]  # rows of another protocol may lack one
-    _write_csv(
-        workdir / "runs.csv",
-        ["entry", "series", "noise_rate", "part", "seed", "split", "protocol", *keys],
-        [
-            [name, *_fields(name), row["seed"], row["split"], row["protocol"], *(row[key] for key in keys)]
-            for name, row in rows
-        ],
-    )
+    keys = [k for k, v in rows[0].items() if isinstance(v, float) and k not in (*FIELDS, "threshold")] if rows else []
+    keys = [k for k in keys if all(k in one for one in rows)]  # rows of another protocol may lack one
+    body = [["" if one[key] is None and key in FIELDS else one[key] for key in (*FIELDS, *keys)] for one in rows]
+    _write_csv(Path(workdir) / "runs.csv", [*FIELDS, *keys], body)
     header = ["entry", "runs", "protocol", *(f"{key} {what}" for key in keys for what in ("mean", "std"))]
     body = [
-        [name, len(found), found[0]["protocol"], *(v for key in keys for v in spread([row[key] for row in found]))]
-        for name, found in pooled(results).items()
-        if found
+        [name, len(runs), runs[0]["protocol"], *(v for key in keys for v in tables.spread([one[key] for one in runs]))]
+        for name, runs in pooled(rows).items()
     ]
-    _write_csv(workdir / "sweep.csv", header, body)
+    _write_csv(Path(workdir) / "sweep.csv", header, body)
 
 
-def _fields(name: str) -> tuple[str, float, str]:
-    """Series, noise rate (a fraction) and part of an entry."""
-    match = NAME.fullmatch(name)
-    return match["series"], float(match["rate"] or 0) / 100, name[match.end("whole") + 1 :]
+def fusion_commands(spec: str, workdir: str | Path, rows: Sequence[dict]) -> list[str]:
+    """`jaxmlic ensemble` for each seed and fusion of the experiment's `ensembles(ARG)` whose members are in `rows`."""
+    module = config_lib.load_module(spec)
+    fused = module.ensembles(config_lib.find(spec)[1]) if hasattr(module, "ensembles") else {}
+    files = {}
+    for one in rows:
+        folder = Path(workdir) / one["entry"] / f"seed{one['seed']}"
+        files[one["seed"], one["entry"]] = str(folder / run_folder.SCORES / f"{one['split']}.npz")
+    return [
+        f"jaxmlic ensemble {' '.join(files[seed, name] for name in members)} --out={workdir}/{fusion}_seed{seed}.npz"
+        for fusion, members in fused.items()
+        for seed in sorted({seed for seed, _ in files})
+        if all((seed, name) in files for name in members)
+    ]
 
 
-def _write_csv(path: Path, header: list[str], rows: list[list]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> None:
+    with storage.replacing(path, "w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
-    os.replace(temporary, path)

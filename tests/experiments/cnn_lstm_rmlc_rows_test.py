@@ -16,24 +16,31 @@ from jaxmlic.reports import noise_curves
 def configs(spec):
     """{entry: its config}, as `jaxmlic sweep` makes them."""
     base = config_lib.load(spec)
-    return {name: sweep.config_of(spec, base, values, ()) for name, values in sweep.entries(spec)}
+    return {entry: sweep.config_of(spec, base, entry, ()) for entry in sweep.entries(spec)}
 
 
 def test_every_row_of_the_tables_is_an_entry():
-    found = configs("cnn_lstm_rmlc")
-    paper = {name for name in experiment.PAPER if not name.endswith("_other")}
-    assert set(found) == paper and len(paper) == 26
+    found = {entry.name: config for entry, config in configs("cnn_lstm_rmlc").items()}
+    assert len(found) == 26
     for name, config in found.items():
         row = next(row for row in experiment.ROWS if f"_{row}" in name)
-        loss, lstm = experiment.ROWS[row]
-        assert config.loss.name == loss and config.head == f"cnn_lstm_rmlc.{'positions' if lstm else 'plain'}"
-        assert config.data.name in name
-        random = name.endswith("_random")
+        loss, options = experiment.ROWS[row]
+        lstm, random = row == "cnn_lstm_rmlc", name.endswith("_random")
+        assert (config.loss.name, tuple(config.loss.options)) == (loss, options)
+        assert config.head == f"cnn_lstm_rmlc.{'positions' if lstm else 'plain'}" and config.data.name in name
         assert (config.model.trunk == "cifar14") == random and (config.model.hidden == 20) == random
         assert not lstm or (tuple(config.model.units) == (64, 32, 16)) == random
-        assert tuple(config.loss.options) == (experiment.RMLC if loss == "rmlc" else ())
     assert found["coco2014_warp"].data.test_split == "val" and found["coco2014_warp"].eval.protocol == "top3_forced"
     assert found["stl10_warp_random"].eval.metric == "accuracy" and found["nus_wide_warp"].eval.metric == "mAP"
+
+
+def test_weights_of_the_command_line_are_not_for_the_network_that_starts_at_random():
+    spec, overrides = "cnn_lstm_rmlc:dataset=cifar10", ["--config.pretrained=weights.npz", "--config.optim.lr=0.5"]
+    base = config_lib.load(spec, overrides)
+    for entry in sweep.entries(spec):
+        config = sweep.config_of(spec, base, entry, overrides)
+        assert config.pretrained == ("" if entry.name.endswith("_random") else "weights.npz")
+        assert config.optim.lr == 0.5
 
 
 def test_the_papers_settings():
@@ -50,13 +57,14 @@ def test_the_papers_settings():
 def test_noise_rows(spec):
     found = configs(f"cnn_lstm_rmlc:{spec}")
     by_rate = {}
-    for name, config in found.items():
-        match = sweep.NAME.fullmatch(name)
-        assert config.data.noise_rate == int(match["rate"]) / 100 and match["series"] in experiment.ROWS
+    for entry, config in found.items():
+        assert config.data.noise_rate == entry.noise_rate and entry.series in experiment.ROWS
+        assert entry.name.startswith(f"{entry.series}_noise{100 * entry.noise_rate:g}")
         assert config.model.trunk != "cifar14"
-        assert (config.features.store == "map") == (match["series"] == "cnn_lstm_rmlc")
-        by_rate.setdefault(match["rate"], set()).add(match["series"])
-    assert set(by_rate) == {"0", "10", "20", "30", "40", "50"}
+        assert (config.features.store == "map") == (entry.series == "cnn_lstm_rmlc")
+        by_rate.setdefault(entry.noise_rate, set()).add(entry.series)
+    assert set(by_rate) == {0.0, 0.1, 0.2, 0.3, 0.4, 0.5}
+    assert {entry.part for entry in found} == ({f"batch{i}" for i in range(5)} if "batches" in spec else {None})
     wanted = {"cnn_lstm_rmlc", "rml_cnn", "warp"} if "cifar10" in spec else set(experiment.ROWS)
     assert all(series == wanted for series in by_rate.values())
 
@@ -66,6 +74,9 @@ def test_folds_batches_and_subsets_name_their_splits():
     assert [(c.data.train_split, c.data.val_split, c.data.test_split) for c in found.values()] == [
         (f"folds10_seed0/train{i}", f"folds10_seed0/test{i}", "test") for i in range(10)
     ]
+    assert [(entry.name, entry.series, entry.noise_rate, entry.part) for entry in found] == [
+        (f"warp_random_fold{i}", "warp_random", None, f"fold{i}") for i in range(10)
+    ]
     found = configs("cnn_lstm_rmlc:dataset=stl10,row=warp,start=random,folds=10")
     assert [c.data.train_split for c in found.values()] == [f"folds/train{i}" for i in range(10)]
     found = configs("cnn_lstm_rmlc:dataset=cifar10_jpeg,row=warp,batches=5")
@@ -74,7 +85,9 @@ def test_folds_batches_and_subsets_name_their_splits():
     assert {c.data.train_split for c in found.values()} == {"subset20_seed0/labelled"} and len(found) == 18
 
 
-@pytest.mark.parametrize("arg", ["row=wrap", "start=imagenet", "mode=froze", "folds=3,subset=10", "loss=warp"])
+@pytest.mark.parametrize(
+    "arg", ["row=wrap", "start=imagenet", "mode=froze", "folds=3,subset=10", "loss=warp", "head=none"]
+)
 def test_argument_mistakes(arg):
     with pytest.raises(UserError):
         experiment.get_config(arg)

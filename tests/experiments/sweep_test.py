@@ -4,13 +4,13 @@ import json
 import shutil
 import signal
 
-import numpy as np
 import pytest
 from conftest import table_of, tiny_config
+from jaxmlic.configs.common import Entry
 
 from jaxmlic import config as config_lib
 from jaxmlic.cli import main as cli
-from jaxmlic.experiments import sweep
+from jaxmlic.experiments import beside_papers, sweep
 from jaxmlic.training import loop, metrics_log
 
 FILE = """
@@ -105,26 +105,59 @@ def test_a_failing_entry_does_not_stop_the_others(experiment, tmp_path, capsys):
     assert [row["entry"] for row in rows] == ["plain"]
 
 
+def rows_of(values, **found):
+    """A run of each entry, {entry: accuracy}."""
+    run = {"split": "test", "protocol": "all_point", "mAP": None, "CF1": float("nan")}
+    return [sweep.row(entry, 0, run | {"accuracy": value} | found) for entry, value in values.items()]
+
+
 def test_folds_and_batches_have_a_row_together(tmp_path):
-    run = {"seed": 0, "split": "test", "protocol": "all_point", "mAP": None, "CF1": float("nan")}
-    results = {
-        name: [{**run, "accuracy": value}]
-        for name, value in {"warp_fold0": 0.1, "warp_fold10": 0.3, "warp_noise20_batch1": 0.5, "warp": 0.7}.items()
-    }
-    lines = sweep.table(results).splitlines()[2:]
+    """By the fields of their entries, whatever the names are."""
+    rows = rows_of(
+        {
+            Entry("a", series="warp", part="fold0"): 0.1,
+            Entry("b", series="warp", part="fold10"): 0.3,
+            Entry("warp_noise20_batch1", series="warp", noise_rate=0.2, part="batch1"): 0.5,
+            Entry("x_fold1"): 0.7,
+            Entry("x_fold2"): 0.9,
+        }
+    )
+    lines = sweep.table(rows).splitlines()[2:]
     assert lines[0].split() == ["entry", "runs", "accuracy"]
-    assert [line.split()[0] for line in lines[1:]] == [*results, "warp_fold*"]
+    names = ["a", "b", "warp_noise20_batch1", "x_fold1", "x_fold2", "warp_fold*"]
+    assert [line.split()[0] for line in lines[1:]] == names
     assert lines[-1].split() == ["warp_fold*", "2", "20.00", "+-", "14.14"]
-    sweep.write(tmp_path, results)
-    assert len(table_of(tmp_path / "runs.csv")) == 4
+    sweep.write(tmp_path, rows)
+    runs = table_of(tmp_path / "runs.csv")
+    assert [tuple(run[key] for key in ("entry", "series", "noise_rate", "part", "seed")) for run in runs] == [
+        ("a", "warp", "", "fold0", "0"),
+        ("b", "warp", "", "fold10", "0"),
+        ("warp_noise20_batch1", "warp", "0.2", "batch1", "0"),
+        ("x_fold1", "x_fold1", "", "", "0"),
+        ("x_fold2", "x_fold2", "", "", "0"),
+    ]
     row = table_of(tmp_path / "sweep.csv")[-1]
     assert row["entry"] == "warp_fold*" and row["runs"] == "2" and float(row["accuracy mean"]) == pytest.approx(0.2)
 
 
-def test_spread():
-    assert sweep.spread([0.1, 0.3]) == (pytest.approx(0.2), pytest.approx(np.sqrt(0.02)))
-    assert sweep.spread([0.5])[0] == 0.5 and np.isnan(sweep.spread([0.5])[1])
-    assert np.isnan(sweep.spread([None, 0.1])[0])
+def test_batches_of_a_noise_rate_have_a_row_together():
+    parts = {Entry(f"w{i}", series="warp", noise_rate=0.2, part=f"batch{i}"): 0.5 for i in range(3)}
+    assert list(sweep.pooled(rows_of(parts))) == ["w0", "w1", "w2", "warp_noise20_batch*"]
+
+
+def test_the_papers_numbers_beside_ours():
+    folds = {Entry(f"warp_random_fold{i}", series="warp_random", part=f"fold{i}"): 0.4 + i / 10 for i in range(3)}
+    rows = rows_of(folds | {Entry("warp_noise20", series="warp_random", noise_rate=0.2): 0.1, Entry("own"): 0.9})
+    text = beside_papers.compare("cnn_lstm_rmlc", rows, {row["entry"]: "cifar10" for row in rows})
+    assert text.splitlines()[1:] == [
+        "warp_random: accuracy 50.00, paper 50.52 (cnn_lstm_rmlc Table 1, test, all_point, measured by: not stated, "
+        "cites [36]; [36] is ImageNet's paper; [31] seems to be meant)"
+    ]
+    assert beside_papers.compare("cnn_lstm_rmlc", rows, {row["entry"]: "mine" for row in rows}) == ""
+    rows = rows_of({Entry("coco2014_cnn_rnn"): 0.5}, CF1=0.6123, OF1=0.7)
+    lines = beside_papers.compare("cnn_rnn", rows, {"coco2014_cnn_rnn": "coco2014"}).splitlines()
+    assert lines[1].startswith("coco2014_cnn_rnn: CF1 61.23, paper 60.4; OF1 70.00, paper 67.8; MAP@10 nan, paper 61.2")
+    assert "(cnn_rnn Table 3, val, path, ours all_point, measured by: the paper)" in lines[1]
 
 
 @pytest.mark.parametrize(
@@ -143,12 +176,12 @@ def test_mistakes(experiment, tmp_path, arguments, message, capsys):
 def test_a_sweep_that_takes_it_gets_the_argument(tmp_path):
     path = tmp_path / "x.py"
     path.write_text("def sweep(arg):\n    return [(f'of {arg}', {})]\n")
-    assert sweep.entries(f"{path}:side=3") == [("of side=3", {})]
-    assert sweep.entries(str(path)) == [("of ", {})]
+    assert sweep.entries(f"{path}:side=3") == [Entry("of side=3")]
+    assert sweep.entries(str(path)) == [Entry("of ")]
 
 
 def test_an_entry_may_be_more_of_the_argument(tmp_path):
-    """For entries whose heads have other fields: overrides of the command line count for them, too."""
+    """For entries whose heads have other fields: overrides of the command line count for them, too, before its own."""
     path = tmp_path / "x.py"
     path.write_text(
         "from jaxmlic.configs import common, quickstart\n"
@@ -159,13 +192,17 @@ def test_an_entry_may_be_more_of_the_argument(tmp_path):
         "    if arg.pooled:\n"
         "        config.model.other_field = arg.pooled\n"
         "    return config\n"
+        "def sweep(arg):\n"
+        "    entry = common.Entry('both', {'optim.momentum': 0.1}, argument='pooled=max')\n"
+        "    return [('text', 'pooled=max'), ('fields', {'model.pool': 'max'}), entry]\n"
     )
-    overrides = ["--config.optim.lr=0.5"]
+    overrides = ["--config.optim.lr=0.5", "--config.optim.momentum=0.7"]
     for spec, side in ((str(path), 16), (f"{path}:side=24", 24)):
         base = config_lib.load(spec, overrides)
-        found = sweep.config_of(spec, base, "pooled=max", overrides)
-        assert (found.model.other_field, found.data.image_size, found.optim.lr) == ("max", side, 0.5)
-        assert sweep.config_of(spec, base, {"model.pool": "max"}, overrides).model.pool == "max"
+        text, fields, both = (sweep.config_of(spec, base, entry, overrides) for entry in sweep.entries(spec))
+        assert (text.model.other_field, text.data.image_size, text.optim.lr) == ("max", side, 0.5)
+        assert fields.model.pool == "max"
+        assert (both.model.other_field, both.optim.momentum, both.optim.lr) == ("max", 0.1, 0.5)
 
 
 def test_files_without_a_usable_sweep(tmp_path, capsys):

@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
-from jaxmlic.configs import mscnn_lce_mic as experiment
 
 from jaxmlic import config as config_lib
 from jaxmlic import sharding
 from jaxmlic.cli import predict
 from jaxmlic.data import datasets
 from jaxmlic.errors import UserError
-from jaxmlic.experiments import runs, sweep
+from jaxmlic.experiments import runs
 from jaxmlic.labels import graph as label_graph
 from jaxmlic.labels.word_vectors import word_vectors
 from jaxmlic.models import trunks
@@ -320,49 +319,8 @@ def test_a_run_from_start_to_prediction(data_dir, tmp_path):
     assert state.constants["adjacency"].shape == (3, 3) and "adjacency" in state_lib.eval_variables(state)["constants"]
 
 
-@pytest.mark.parametrize("arg", ["dataset=voc2007", "dataset=coco2014", "dataset=corel5k", "labelled=few"])
-def test_every_entry_of_the_sweep_is_a_network_of_its_own(arg):
-    base = config_lib.load(f"mscnn_lce_mic:{arg}")
-    entries = sweep.entries(f"mscnn_lce_mic:{arg}")
-    configs = [config_lib.override(base, values) for _, values in entries]
-    for config in configs:
-        Model(4, **config.model)._check()
-        attends = any("attention" in pattern for pattern, _ in config.optim.groups)
-        assert config.model.attention or not attends  # a pattern without a parameter is an error
-    flat = [str(sorted(config_lib.flatten(config).items())) for config in configs]
-    assert len(set(flat)) == len(flat)
-
-
-def test_every_row_of_the_tables_has_an_entry_and_the_papers_numbers():
-    args = ("", "dataset=coco2014", "labelled=few", "rows=propagation", "dataset=cifar10,rows=propagation")
-    names = {name for arg in args for name, _ in experiment.sweep(arg)}
-    assert set(experiment.ROWS.values()) <= names
-    rows = {key.replace("table1/", "table1_2/").replace("table2/", "table1_2/") for key in experiment.PAPER}
-    assert rows <= experiment.ROWS.keys()
-    assert experiment.ROWS.keys() - rows == {"table7/lpa_3000"}  # the paper has no number there
-    lengths = {key.split("/")[0]: len(value) for key, value in experiment.PAPER.items()}
-    assert lengths == {"table1": 7, "table2": 7, "table3": 21, "table4": 2, "table5_fig6": 6} | {
-        "table6": 2,
-        "table7": 2,
-        "table8": 2,
-    }
-    for row, extra in (("mscnn_lce_mic", 0.97), ("ml_gcn", 0.065), ("resnet101", -0.03)):
-        *values, mean = experiment.PAPER[f"table3/{row}"]  # the paper's own row has a mAP one point above its APs' mean
-        assert mean - np.mean(values) == pytest.approx(extra, abs=1e-6)
-
-
-def test_the_papers_schedule():
+def test_what_is_decayed():
     config = config_lib.load("mscnn_lce_mic")
     decayed = {name for name in shapes_of()[0] if re.fullmatch(config.optim.decay, name)}
     assert {"params/gcn/kernel_0", "params/gcn/kernel_1", "params/fusion/kernel", "params/global/kernel"} <= decayed
     assert not any("bias" in name for name in decayed)
-    assert (config.optim.name, config.optim.lr, config.optim.momentum, config.optim.weight_decay) == (
-        "sgd",
-        1e-3,
-        0.9,
-        1e-4,
-    )
-    assert (config.train.batch_size, config.data.image_size, config.loss.name) == (32, 448, "weighted_cross_entropy")
-    assert (config.model.trunk, config.model.mfb_dim, config.model.mfb_groups) == ("vgg16", 358, 2)
-    with pytest.raises(UserError, match="rows='all'"):
-        experiment.get_config("rows=all")

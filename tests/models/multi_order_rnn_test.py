@@ -15,7 +15,7 @@ from jaxmlic import sharding
 from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets
 from jaxmlic.errors import UserError
-from jaxmlic.experiments import runs, sweep
+from jaxmlic.experiments import runs
 from jaxmlic.models import trunks
 from jaxmlic.models.heads import contract, multi_order_rnn
 from jaxmlic.reports import trace as trace_report
@@ -340,41 +340,3 @@ def test_figure_3_as_text():
     rows = ["  t=1  temple (0.69)*  person (0.43)  sky (0.21)", "  t=2  person (0.61)*  temple (0.21)  sky (0.14)"]
     assert trace_report.text(described) == "\n".join(rows)
     assert [step["taken"] for step in described["steps"]] == ["temple", "person"]
-
-
-@pytest.mark.parametrize("name", ["cnn_rnn", "multi_order_rnn"])
-def test_sweeps_hold_the_tables_and_every_entry_is_a_config(name):
-    from jaxmlic.configs import cnn_rnn as first
-    from jaxmlic.configs import multi_order_rnn as second
-
-    experiment = {"cnn_rnn": first, "multi_order_rnn": second}[name]
-    assert {entry for entry, _ in sweep.entries(name)} - {"voc2007_cnn_rnn"} == set(experiment.PAPER)
-    for arg in ("", ":dataset=voc2007_subset"):
-        base = config_lib.load(name + arg)
-        for entry, values in sweep.entries(name + arg):
-            config = sweep.config_of(name + arg, base, values, ["--config.optim.lr=0.5"])
-            assert entry.startswith(config.data.name) and config.optim.lr == 0.5
-            head = contract.find(config.head)
-            head.Model(20, **config.model)
-            assert set(config.loss) <= set(head.loss_fn.__kwdefaults__ or {}) | {"name"}
-    assert len(sweep.entries("multi_order_rnn:dataset=corel5k")) == len(second.METHODS) == 16
-
-
-def test_harmonic_means_of_the_papers_tables():
-    """A slip in copying the numbers would show: F1 is printed beside its precision and recall."""
-    from jaxmlic.configs import cnn_rnn as first
-    from jaxmlic.configs import multi_order_rnn as second
-
-    for experiment, parts in ((first, ("C", "O")), (second, ("C", "I"))):
-        for entry, numbers in experiment.PAPER.items():
-            values = dict(zip(experiment.COLUMNS, numbers, strict=True))
-            for part in parts:
-                p, r = values[f"{part}P"], values[f"{part}R"]
-                slip = 1.1 if (entry, part) == ("coco2014_no_rnn", "O") else 0.12
-                assert 2 * p * r / (p + r) == pytest.approx(values[f"{part}F1"], abs=slip), entry
-    assert np.mean(first.PAPER_VOC2007[0]) == pytest.approx(first.PAPER_VOC2007[1], abs=0.05)
-
-
-def test_unknown_method(capsys):
-    assert cli.run(["train", "--config=multi_order_rnn:method=multiorder", "--workdir=unused"]) == 2
-    assert "method='multiorder' is unknown (did you mean 'multi_order'?)" in capsys.readouterr().err

@@ -1,0 +1,119 @@
+"""The shipped experiments: every entry of every sweep is a config, and its model can be made at the paper's size."""
+
+import pytest
+from jaxmlic.configs import cnn_rnn, mscnn_lce_mic, multi_order_rnn
+
+from jaxmlic import config as config_lib
+from jaxmlic import metrics
+from jaxmlic.cli import main as cli
+from jaxmlic.errors import UserError
+from jaxmlic.experiments import sweep
+from jaxmlic.models.heads import contract
+from jaxmlic.models.heads.mscnn_lce_mic import Model
+from jaxmlic.training import optim
+from jaxmlic.training import state as state_lib
+
+CLASSES = {"coco2014": 80, "nus_wide": 81, "nus_wide_tags": 1000, "corel5k": 374}  # others: 20
+# Without an argument a sweep holds the tables of its paper; the others are the data sets that a CPU trains on.
+SPECS = (
+    *("quickstart", "linear", "linear:mode=finetune", "linear:dataset=corel5k,mode=finetune", "baseline_ensemble"),
+    *("cnn_rnn", "cnn_rnn:dataset=corel5k", "cnn_rnn:dataset=voc2007_subset", "cnn_rnn:dataset=scenes,trunk=vgg16_fc"),
+    *("multi_order_rnn", "multi_order_rnn:dataset=corel5k", "multi_order_rnn:dataset=voc2007_subset"),
+    *("cnn_lstm_rmlc", "cnn_lstm_rmlc:dataset=corel5k", "cnn_lstm_rmlc:dataset=cifar10_jpeg,noise,batches=5"),
+    *("cnn_lstm_rmlc:dataset=cifar10,head=path", "cnn_lstm_rmlc:dataset=stl10,folds=10", "cnn_lstm_rmlc:noise"),
+    *("mscnn_lce_mic", "mscnn_lce_mic:dataset=coco2014", "mscnn_lce_mic:dataset=corel5k"),
+    *("mscnn_lce_mic:labelled=few", "mscnn_lce_mic:dataset=cifar10,rows=propagation"),
+)
+
+
+def configs(spec, overrides=()):
+    """{entry: its config}, as `jaxmlic sweep` makes them."""
+    base = config_lib.load(spec, overrides)
+    return {entry.name: sweep.config_of(spec, base, entry, overrides) for entry in sweep.entries(spec)}
+
+
+def check_model(config):
+    """The model can be made, and the groups of learning rates fit its parameters; nothing is computed."""
+    model = contract.find(config.head).Model(CLASSES.get(config.data.name, 20), **config.model)
+    optim.multipliers(config.optim.groups, state_lib.parameter_names(config, model))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_entry_is_a_config(spec):
+    for name, config in configs(spec, ["--config.train.log_every=7 steps"]).items():
+        assert config.train.log_every == "7 steps", name
+        metrics.get_protocol(config.eval.protocol)
+        loss_fn = contract.find(config.head).loss_fn
+        assert set(config.loss) <= {*(loss_fn.__kwdefaults__ or {}), *loss_fn.__annotations__}, name
+
+
+def test_every_head_and_trunk_can_be_made_at_the_papers_size():
+    """`make test-slow` has all entries."""
+    heads, trunks = set(), set()
+    for spec in ("linear", "baseline_ensemble", "cnn_rnn", "multi_order_rnn", "cnn_lstm_rmlc", "mscnn_lce_mic"):
+        for config in configs(spec).values():
+            if config.head not in heads or config.model.trunk not in trunks:
+                check_model(config)
+                heads.add(config.head)
+                trunks.add(config.model.trunk)
+    assert len(heads) == 6 and trunks == {"efficientnet_lite0", "vgg16_fc", "resnet101", "cifar14", "vgg16"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_model_can_be_made_at_the_papers_size(spec):
+    for config in configs(spec).values():
+        check_model(config)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "linear", "baseline_ensemble", "cnn_rnn", "multi_order_rnn"])
+def test_smoke_shrinks_every_experiment(name):
+    assert config_lib.load(f"{name}:smoke").train.duration == "12 steps"
+
+
+def test_smoke_shrinks_the_experiments_of_james_and_lakshmi():
+    for name in ("cnn_lstm_rmlc", "cnn_lstm_rmlc:dataset=coco2014,smoke", "mscnn_lce_mic"):
+        config = config_lib.load(name if "smoke" in name else f"{name}:smoke")
+        assert config.train.duration == "12 steps" and config.data.image_size <= 64
+
+
+@pytest.mark.parametrize("name", ["cnn_rnn", "multi_order_rnn"])
+def test_entries_of_the_recurrent_experiments(name):
+    for spec in (name, f"{name}:dataset=voc2007_subset"):
+        for entry, config in configs(spec, ["--config.optim.lr=0.5"]).items():
+            assert entry.startswith(config.data.name) and config.optim.lr == 0.5
+    assert len(sweep.entries("multi_order_rnn:dataset=corel5k")) == len(multi_order_rnn.METHODS) == 16
+    assert len(cnn_rnn.METHODS) == 13
+    # The paper's own networks, and the pieces that must not move.
+    config = config_lib.load("cnn_rnn")
+    assert (config.model.embedding_size, config.model.recurrent_size, config.model.dropout) == (64, 512, 0.5)
+    assert (config.optim.name, config.optim.lr, config.optim.weight_decay) == ("rmsprop", 1e-4, 1e-4)
+    config = config_lib.load("multi_order_rnn")
+    assert (config.model.embedding_size, config.model.recurrent_size, config.model.num_steps) == (256, 512, 5)
+    assert (config.train.batch_size, config.train.duration, config.model.trunk) == (32, "50 epochs", "resnet101")
+
+
+def test_unknown_method(capsys):
+    assert cli.run(["train", "--config=multi_order_rnn:method=multiorder", "--workdir=unused"]) == 2
+    assert "method = 'multiorder' is unknown (did you mean 'multi_order'?)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arg", ["dataset=voc2007", "dataset=coco2014", "dataset=corel5k", "labelled=few"])
+def test_every_entry_of_mscnn_lce_mic_is_a_network_of_its_own(arg):
+    found = configs(f"mscnn_lce_mic:{arg}").values()
+    for config in found:
+        Model(4, **config.model)._check()
+        attends = any("attention" in pattern for pattern, _ in config.optim.groups)
+        assert config.model.attention or not attends  # a pattern without a parameter is an error
+    flat = [str(sorted(config_lib.flatten(config).items())) for config in found]
+    assert len(set(flat)) == len(flat)
+
+
+def test_settings_of_mscnn_lce_mic():
+    config = config_lib.load("mscnn_lce_mic")
+    optimizer = (config.optim.name, config.optim.lr, config.optim.momentum, config.optim.weight_decay)
+    assert optimizer == ("sgd", 1e-3, 0.9, 1e-4)
+    assert (config.train.batch_size, config.data.image_size, config.loss.name) == (32, 448, "weighted_cross_entropy")
+    assert (config.model.trunk, config.model.mfb_dim, config.model.mfb_groups) == ("vgg16", 358, 2)
+    with pytest.raises(UserError, match="rows = 'all'"):
+        mscnn_lce_mic.get_config("rows=all")

@@ -143,11 +143,9 @@ class Run:
           trace: whether the head's steps are wanted too.
 
         Raises:
-          UserError: the run was trained on features from a file; a trace of a head that has no steps.
+          UserError: the run's inputs are no photographs; a trace of a head that has no steps.
         """
-        if not self._restored.source.has_trunk:
-            features_file = self.config.data.features_file
-            raise UserError(f"{self.workdir} was trained on {features_file}, so it cannot read photographs")
+        self._restored.source.check_photographs(self.workdir)
         if trace and not self.decides_in_steps:
             raise UserError(f"the head {self.config.head!r} of {self.workdir} labels images in one step: no --trace")
         mesh, variables = self._restored.mesh, self._restored.variables

@@ -17,22 +17,37 @@ from jaxmlic.version import __version__
 GROUPS = {
     "data": {
         "data": ("jaxmlic.cli.data.commands", "prepare, check and divide data sets"),
-        "features": ("jaxmlic.cli.features", "run a frozen trunk once over a data set, to train heads on its output"),
+        "features": (
+            "jaxmlic.cli.training.features",
+            "run a frozen trunk once over a data set, to train heads on its output",
+        ),
     },
     "training and scoring": {
-        "train": ("jaxmlic.cli.train", "train an experiment, or continue it where it stopped"),
-        "evaluate": ("jaxmlic.cli.evaluate", "score a split with a run's best checkpoint under a named protocol"),
-        "predict": ("jaxmlic.cli.predict", "label photographs with a run's best checkpoint"),
-        "ensemble": ("jaxmlic.cli.ensemble", "fuse score files of one split and compare the fusion with its members"),
+        "train": ("jaxmlic.cli.training.train", "train an experiment, or continue it where it stopped"),
+        "evaluate": (
+            "jaxmlic.cli.results.evaluate",
+            "score a split with a run's best checkpoint under a named protocol",
+        ),
+        "predict": ("jaxmlic.cli.results.predict", "label photographs with a run's best checkpoint"),
+        "ensemble": (
+            "jaxmlic.cli.results.ensemble",
+            "fuse score files of one split and compare the fusion with its members",
+        ),
     },
     "few labels": {
-        "propagate": ("jaxmlic.cli.propagate", "label unlabelled training images from the labelled ones near them"),
-        "alternate": ("jaxmlic.cli.alternate", "train on a labelled part, propagate, train on all, in rounds"),
+        "propagate": (
+            "jaxmlic.cli.training.propagate",
+            "label unlabelled training images from the labelled ones near them",
+        ),
+        "alternate": ("jaxmlic.cli.training.alternate", "train on a labelled part, propagate, train on all, in rounds"),
     },
     "experiments": {
-        "sweep": ("jaxmlic.cli.sweep", "run every entry of an experiment's sweep() and tabulate them"),
-        "convergence": ("jaxmlic.cli.convergence", "draw validation scores of runs against their epochs"),
-        "noise-curves": ("jaxmlic.cli.noise_curves", "draw a sweep's metric against the noise in its training labels"),
+        "sweep": ("jaxmlic.cli.training.sweep", "run every entry of an experiment's sweep() and tabulate them"),
+        "convergence": ("jaxmlic.cli.results.convergence", "draw validation scores of runs against their epochs"),
+        "noise-curves": (
+            "jaxmlic.cli.results.noise_curves",
+            "draw a sweep's metric against the noise in its training labels",
+        ),
     },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}

@@ -59,7 +59,11 @@ def _load(path: str, *_: int) -> tuple[np.ndarray, np.ndarray]:
 class FileSource(Source):
     """Features of `config.data.features_file`, read into memory."""
 
-    has_trunk = False
+    def check_photographs(self, workdir: str | os.PathLike) -> None:
+        """Always a UserError: there is no trunk."""
+        raise UserError(
+            f"{os.fspath(workdir)} was trained on {self.config.data.features_file}, so it cannot read photographs"
+        )
 
     def check(self) -> None:
         """UserError for fields that features from a file leave without a meaning."""

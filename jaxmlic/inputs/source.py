@@ -1,6 +1,7 @@
 """What every kind of input offers the trainer and the evaluator."""
 
 import abc
+import os
 from collections.abc import Callable
 
 import jax
@@ -21,11 +22,9 @@ class Source(abc.ABC):
 
     Attributes:
       is_stored: whether `jaxmlic features` makes what it reads.
-      has_trunk: whether the inputs come from the trunk that the config names, so that the run reads photographs too.
     """
 
     is_stored = False
-    has_trunk = True
 
     def __init__(self, config: ConfigDict):
         self.config = config
@@ -34,6 +33,9 @@ class Source(abc.ABC):
         """UserError for fields that do not go with this source."""
         if self.config.data.features_file:
             raise UserError("config.data.features_file is read with config.data.source='file' alone: set it too")
+
+    def check_photographs(self, workdir: str | os.PathLike) -> None:
+        """UserError where a run that was trained on this source, in `workdir`, has no trunk to read photographs with."""
 
     def check_training(self, multipliers: dict[str, float | None]) -> None:
         """UserError where training would change what is stored. multipliers: of each parameter, None = frozen."""

@@ -8,7 +8,7 @@ import pytest
 from conftest import table_of
 
 from jaxmlic.cli import main as cli
-from jaxmlic.cli import predict
+from jaxmlic.cli.results import predict
 from jaxmlic.data import datasets
 from jaxmlic.evaluation import score_file
 from jaxmlic.experiments import runs

@@ -13,7 +13,7 @@ from conftest import tiny_config
 
 from jaxmlic import config as config_lib
 from jaxmlic.cli import main as cli
-from jaxmlic.cli import predict
+from jaxmlic.cli.results import predict
 from jaxmlic.data import datasets, loader
 from jaxmlic.errors import UserError
 from jaxmlic.experiments import runs

@@ -10,7 +10,7 @@ from conftest import tiny_config
 
 from jaxmlic import config as config_lib
 from jaxmlic import sharding
-from jaxmlic.cli import predict
+from jaxmlic.cli.results import predict
 from jaxmlic.data import datasets
 from jaxmlic.errors import UserError
 from jaxmlic.experiments import runs

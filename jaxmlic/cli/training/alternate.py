@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from jaxmlic import config as config_lib
 from jaxmlic import sharding
-from jaxmlic.cli import propagate
 from jaxmlic.cli.parser import Parser
+from jaxmlic.cli.training import propagate
 from jaxmlic.experiments.self_training import run
 
 

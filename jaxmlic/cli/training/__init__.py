@@ -1,0 +1,1 @@
+"""Commands that train, and those that prepare what is trained from."""

@@ -35,7 +35,8 @@ class Source(abc.ABC):
             raise UserError("config.data.features_file is read with config.data.source='file' alone: set it too")
 
     def check_photographs(self, workdir: str | os.PathLike) -> None:
-        """UserError where a run that was trained on this source, in `workdir`, has no trunk to read photographs with."""
+        """UserError where the run in `workdir`, trained on this source, has no trunk to read photographs with."""
+        del workdir
 
     def check_training(self, multipliers: dict[str, float | None]) -> None:
         """UserError where training would change what is stored. multipliers: of each parameter, None = frozen."""

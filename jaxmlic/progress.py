@@ -10,7 +10,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemai
 from rich.progress import Progress as Display
 from rich.text import Text
 
-LOG_SECONDS = 10.0  # between two lines in a log
+_LOG_SECONDS = 10.0  # between two lines in a log
 _DRAW_SECONDS = 0.1  # between two drawings of a bar
 
 
@@ -39,7 +39,7 @@ class Progress:
         done: float = 0,
         file: TextIO | None = None,
         transient: bool = False,
-        log_seconds: float = LOG_SECONDS,
+        log_seconds: float = _LOG_SECONDS,
     ):
         self.label, self.total, self.unit, self.log_seconds = label, total, unit, log_seconds
         self.file = sys.stderr if file is None else file

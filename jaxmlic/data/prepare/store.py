@@ -111,7 +111,7 @@ def store_scenes(destination: Destination, options: dict[str, int]) -> Stored:
             destination.data_dir,
             CLASS_NAMES,
             {split: stream(split, count) for split, count in layout.SPLITS.items()},
-            {"source": "jaxmlic.data.scenes", "options": options, "fingerprint": fingerprint},
+            {"source": "jaxmlic.data.prepare.scenes", "options": options, "fingerprint": fingerprint},
             has_boxes=True,
             overwrite=destination.overwrite,
         )

@@ -32,9 +32,12 @@ ALONE = 32  # images for the implementation that takes one at a time
 
 
 def random_arrays(num_labels: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """A decoder that says END after some labels: peaked enough that images differ in when their search ends."""
+    """A decoder that predicts END after some labels: peaked enough that images differ in when their search ends."""
     rng = np.random.default_rng(seed)
-    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
     arrays = {
         "labels": normal(num_labels + 1, EMBEDDING) * 0.4,  # the last is END
         "start": normal(1, EMBEDDING) * 0.4,

@@ -56,7 +56,8 @@ def plain(name: str, logits: np.ndarray, labels: np.ndarray):
         rank = ((margin.detach() < 1) * valid).sum(2).long()  # negatives above z_j - 1
         return (harmonic[rank][:, :, None] * valid * penalty(margin)).sum((1, 2))
 
-    ramp = lambda t: torch.clamp(1 - t, 0, 1 - RMLC["s"])  # noqa: E731
+    def ramp(t):
+        return torch.clamp(1 - t, 0, 1 - RMLC["s"])
 
     def loss(z):
         if name == "warp":
@@ -123,7 +124,7 @@ def measure(library: str, name: str, classes: int, options: argparse.Namespace) 
     return None
 
 
-def told(found: dict | None) -> str:
+def describe(found: dict | None) -> str:
     return "     out of memory     " if found is None else f"{1e3 * found['seconds']:9.2f} ms {found['mib']:8.1f} MiB"
 
 
@@ -151,7 +152,7 @@ def main() -> None:
         print(f"C = {classes:,}, B = {options.batch}")
         for name in options.losses:
             found = {library: measure(library, name, classes, options) for library in libraries}
-            line = f"  {name:24s}" + "   ".join(f"{library} {told(found[library])}" for library in libraries)
+            line = f"  {name:24s}" + "   ".join(f"{library} {describe(found[library])}" for library in libraries)
             if all(found.values()) and len(found) == 2:
                 one, other = found["jaxmlic"], found["PyTorch"]
                 for what in ("value", "gradient"):

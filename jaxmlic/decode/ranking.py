@@ -25,7 +25,7 @@ def path_marginals(paths: Array, log_probs: Array, num_labels: int, first_step_l
       paths: int [N, T], labels and then END, of one image.
       log_probs: float [N]; -inf is no path.
       num_labels: C.
-      first_step_log_probs: float [C + 1], what the model says at START; None leaves the ties.
+      first_step_log_probs: float [C + 1], at START; None leaves the ties.
 
     Returns:
       float32 [C].

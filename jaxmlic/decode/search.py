@@ -130,7 +130,7 @@ def beam_search(
 
 
 def along_path(step_fn: StepFn, init_state: State, path: Array) -> Array:
-    """What the model says before each label of a path and before its END, nothing masked.
+    """The log-probabilities before each label of a path and before its END, nothing masked.
 
     Args:
       step_fn: see above.
@@ -143,7 +143,7 @@ def along_path(step_fn: StepFn, init_state: State, path: Array) -> Array:
 
     def step(carry: tuple[State, Array], label: Array) -> tuple[tuple[State, Array], Array]:
         state, step_log_probs = step_fn(*carry)
-        last_label = step_log_probs.shape[0] - 2  # END is nothing that a model need be able to read
+        last_label = step_log_probs.shape[0] - 2  # a model need not be able to read END
         return (state, label.clip(max=last_label)), step_log_probs.astype(jnp.float32)
 
     path = path.astype(jnp.int32)
@@ -207,14 +207,14 @@ def begin(rules: Rules, state: State, step_log_probs: Array) -> Search:
 
 
 def extend(rules: Rules, search: Search, step_log_probs: Array) -> Search:
-    """One step of the search, given what the model says after each live path: float [beam, labels + 1]."""
+    """One step of the search, given the log-probabilities after each live path: float [beam, labels + 1]."""
     num_labels, beam_size = rules.num_labels, rules.beam_size
     step_log_probs = _masked(
         step_log_probs, search.live_paths, search.length, num_labels, rules.min_length, rules.longest
     )  # [beam, labels + 1]
     best, labels = _top_k(step_log_probs, min(beam_size, num_labels + 1))  # [beam, k]
     totals = search.live_log_probs[:, None] + best  # [beam, k]
-    totals = jnp.where(search.live_log_probs[:, None] == -jnp.inf, -jnp.inf, totals)  # whatever an empty place says
+    totals = jnp.where(search.live_log_probs[:, None] == -jnp.inf, -jnp.inf, totals)  # whatever an empty place has
     is_end = labels == num_labels  # [beam, k]
 
     ended = jnp.max(totals, axis=1, initial=-jnp.inf, where=is_end)  # [beam]

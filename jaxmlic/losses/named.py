@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax
 
-from jaxmlic.errors import UserError, check_choice, unknown
+from jaxmlic.errors import UserError, check_choice, did_you_mean
 from jaxmlic.losses import pairwise, pointwise
 
 LOSSES = {
@@ -51,7 +51,10 @@ def check_options(loss: Callable[..., jax.Array], options: tuple) -> dict[str, f
         raise UserError(f"config.loss.options = {options!r} is not a tuple of (name, value) pairs") from None
     for name, value in options.items():
         if name not in known:
-            raise unknown(f"config.loss.options: option of {loss.__name__}", name, known)
+            raise UserError(
+                f"config.loss.options: {loss.__name__} has no option {name!r}{did_you_mean(name, known)}; "
+                f"its options: {', '.join(known) or 'none'}"
+            )
         if value is None and type(None) in typing.get_args(known[name].annotation):
             continue
         kind = str if isinstance(known[name].default, str) else (int, float)

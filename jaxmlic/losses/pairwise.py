@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlic.errors import UserError, did_you_mean
-from jaxmlic.losses.pointwise import NOTHING, prepare, require
+from jaxmlic.losses.pointwise import LOG_ZERO, prepare, require
 
 RANKS = ("exact", "sampled")
 # Positives of an example up to which ranking losses go through them one by one. A round costs a few passes over [B, C];
@@ -54,8 +54,8 @@ def lsep(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None)
     """
     logits, positive, negative, weights = prepare(logits, labels, weights)
     log_root = 0.5 * jnp.log(weights)
-    positives = jax.nn.logsumexp(jnp.where(positive, log_root - logits, NOTHING), axis=-1)
-    negatives = jax.nn.logsumexp(jnp.where(negative, log_root + logits, NOTHING), axis=-1)
+    positives = jax.nn.logsumexp(jnp.where(positive, log_root - logits, LOG_ZERO), axis=-1)
+    negatives = jax.nn.logsumexp(jnp.where(negative, log_root + logits, LOG_ZERO), axis=-1)
     return jax.nn.softplus(positives + negatives)
 
 
@@ -152,7 +152,9 @@ def _by_looping(
     """
     harmonic = _harmonic(logits.shape[-1])
     index = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)  # [..., C]
-    pick = lambda mask, values: jnp.sum(jnp.where(mask, values, 0.0), axis=-1, keepdims=True)  # noqa: E731
+
+    def pick(mask: jax.Array, values: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(mask, values, 0.0), axis=-1, keepdims=True)
 
     def add(_: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         constant, slope, previous = found

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxmlic.errors import UserError
 
 # Stands for log 0: finite, so that gradients of a logarithm over nothing are 0 and not NaN.
-NOTHING = -1e30
+LOG_ZERO = -1e30
 
 
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
@@ -38,7 +38,7 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Arra
 
 
 def weighted_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    """Cross-entropy in which positives and negatives have equal say: Eq. 9 of MSCNN-LCE-MIC, summed over classes.
+    """Cross-entropy in which positives and negatives have equal weight: Eq. 9 of MSCNN-LCE-MIC, summed over classes.
 
     Read as: i runs over the C labels of an image and |1| is 1, so
       wt_p = (|Po| + |Ne| + 1) / (|Po| + 1),  wt_n = (|Po| + |Ne| + 1) / (|Ne| + 1),
@@ -71,7 +71,7 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Arr
       float32 [...]: the sum over classes, that is the mean over positives; 0 without positives.
     """
     logits, positive, negative, weights = prepare(logits, labels, weights)
-    normaliser = jax.nn.logsumexp(jnp.where(positive | negative, logits, NOTHING), axis=-1, keepdims=True)
+    normaliser = jax.nn.logsumexp(jnp.where(positive | negative, logits, LOG_ZERO), axis=-1, keepdims=True)
     terms = jnp.where(positive, weights * (normaliser - logits), 0.0)
     return jnp.sum(terms, axis=-1) / jnp.maximum(jnp.sum(positive, axis=-1), 1)
 

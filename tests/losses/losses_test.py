@@ -14,7 +14,7 @@ from jax.extend.core import jaxprs_in_params
 from jaxmlic import config as config_lib
 from jaxmlic import losses, sharding
 from jaxmlic.errors import UserError
-from jaxmlic.losses import pairwise
+from jaxmlic.losses import named, pairwise
 from jaxmlic.models.heads import linear
 
 binary_cross_entropy = jax.jit(losses.binary_cross_entropy)
@@ -65,7 +65,7 @@ def test_bfloat16_logits_are_summed_in_float32():
     np.testing.assert_allclose(found, reference(np.asarray(z, np.float64), np.asarray(labels)), rtol=1e-5)
 
 
-LOSSES = linear.LOSSES
+LOSSES = tuple(named.LOSSES)
 PAIRWISE = {
     "rmlc": ("rmlc", {}),
     "rmlc with s and k": ("rmlc", {"s": -0.3, "k": 2.0}),

@@ -86,7 +86,7 @@ def test_every_stage_is_that_of_pytorch(torch_model, variables, size):
     image = images(2, *size)
     got, _ = apply(efficientnet_lite.Trunk())(variables, image, False)
     assert_same_stages(got, torch_stages(torch_model, image, False), 2e-5)
-    assert got[0].shape == (2, *(-(-s // efficientnet_lite.STRIDE) for s in size), efficientnet_lite.NUM_FEATURES)
+    assert got[0].shape == (2, *(-(-s // efficientnet_lite.STRIDE) for s in size), efficientnet_lite.NUM_CHANNELS)
 
 
 @pytest.mark.parametrize("variant", [1, 2])

@@ -16,7 +16,7 @@ from jaxmlic import decode
 from jaxmlic.decode.shared import beam_search_batch
 from jaxmlic.errors import UserError, check_choice, check_least
 from jaxmlic.labels import order as label_order
-from jaxmlic.losses.pointwise import NOTHING
+from jaxmlic.losses.pointwise import LOG_ZERO
 from jaxmlic.models import trunks
 from jaxmlic.models.heads.contract import LabelStatistics, Prediction, Reads, Trace
 from jaxmlic.models.layers import cells, prefix_tree
@@ -24,7 +24,7 @@ from jaxmlic.models.layers.pooling import POOLS
 
 Array = jax.Array
 
-# Order-free training: the model reads its own predictions, and the path is aligned with what it said.
+# Order-free training: the model reads its own predictions, and the path is aligned with them.
 ALIGNMENTS = {"pla": label_order.predicted_label_alignment, "mla": label_order.minimal_loss_alignment}
 ORDERS = (*label_order.ORDERS, *ALIGNMENTS)
 SCORES = ("marginals", "max_over_steps")
@@ -46,13 +46,13 @@ class Decoder:
     output_projection: Array
     cell: cells.Weights
 
-    def logits(self, outputs: Array, image_embedding: Array, keep: Array | float = 1.0) -> Array:
-        """Eqs. 4 and 5: outputs o(t) [..., H] and image embeddings [..., E] -> s(t) [..., C + 1]; keep: dropout."""
-        return self.say(outputs @ self.output_projection, image_embedding, keep)
+    def logits(self, outputs: Array, image_embedding: Array, mask: Array | float = 1.0) -> Array:
+        """Eqs. 4 and 5: outputs o(t) [..., H] and image embeddings [..., E] -> s(t) [..., C + 1]; mask: of dropout."""
+        return self.projected_logits(outputs @ self.output_projection, image_embedding, mask)
 
-    def say(self, projected: Array, image_embedding: Array, keep: Array | float = 1.0) -> Array:
+    def projected_logits(self, projected: Array, image_embedding: Array, mask: Array | float = 1.0) -> Array:
         """The same from U_o o(t) [..., E]."""
-        x = jax.nn.relu(projected + image_embedding) * keep  # [..., E]
+        x = jax.nn.relu(projected + image_embedding) * mask  # [..., E]
         return x @ self.score.T  # [..., C + 1]
 
     def step_fn(self, table: Array, image_embedding: Array) -> decode.StepFn:
@@ -86,7 +86,7 @@ class DecoderParameters(nn.Module):
 
 
 class Model(nn.Module):
-    """Images to an image embedding and a decoder; with labels, to what each step of the labels' path says.
+    """Images to an image embedding and a decoder; with labels, to the log-probabilities at each step of their path.
 
     Attributes:
       num_labels: C.
@@ -153,14 +153,14 @@ class Model(nn.Module):
             order = jax.random.permutation(self.make_rng("dropout"), order)
         paths = label_order.paths(labels, order, self.max_length)  # [B, T]
         ones = jnp.ones((self.max_length + 1, *image_embedding.shape))
-        keep = nn.Dropout(self.dropout, deterministic=not train)(ones)  # [T + 1, B, E]
+        mask = nn.Dropout(self.dropout, deterministic=not train)(ones)  # [T + 1, B, E]
         # Unknown labels are no answer, right or wrong; END always is one.
         known = jnp.pad(labels != -1, ((0, 0), (0, 1)), constant_values=True)  # [B, C + 1]
         if self.order in ALIGNMENTS:
-            step_log_probs = own_path(decoder, image_embedding, keep, known)
+            step_log_probs = along_own_path(decoder, image_embedding, mask, known)
             paths = ALIGNMENTS[self.order](step_log_probs, paths)
         else:
-            step_log_probs = along_paths(decoder, image_embedding, keep, known, paths)
+            step_log_probs = along_paths(decoder, image_embedding, mask, known, paths)
         return outputs | {"step_log_probs": step_log_probs, "paths": paths}
 
     def _check(self):
@@ -191,13 +191,13 @@ def one_cpu() -> bool:
 
 def log_softmax(logits: Array, known: Array) -> Array:
     """Log-probabilities over the tokens that are known: float32 [..., C + 1]."""
-    return jax.nn.log_softmax(jnp.where(known, logits, NOTHING))
+    return jax.nn.log_softmax(jnp.where(known, logits, LOG_ZERO))
 
 
 def along_paths(
-    decoder: Decoder, image_embedding: Array, keep: Array, known: Array, paths: Array, as_tree: bool | None = None
+    decoder: Decoder, image_embedding: Array, mask: Array, known: Array, paths: Array, as_tree: bool | None = None
 ) -> Array:
-    """Teacher forcing: float32 [B, T + 1, C + 1], what is said before each label of paths [B, T] and after the last.
+    """Teacher forcing: log-probabilities [B, T + 1, C + 1] before each label of paths [B, T] and after the last.
 
     Steps after a path's END mean nothing.
 
@@ -207,29 +207,29 @@ def along_paths(
     if as_tree and decoder.cell.recurrent_kernel is not None:
         tree = prefix_tree.tree(paths, decoder.score.shape[0] - 1)
         found = prefix_tree.outputs(decoder.cell, decoder.read, tree) @ decoder.output_projection  # [N, E]
-        logits = decoder.say(found[tree.node], image_embedding[None], keep)  # [T + 1, B, C + 1]
+        logits = decoder.projected_logits(found[tree.node], image_embedding[None], mask)  # [T + 1, B, C + 1]
     else:
         # END, the number C, finds the row of START.
         tokens = jnp.pad(paths.T, ((1, 0), (0, 0)), constant_values=decode.START)  # [T + 1, B]
         projected = decoder.cell.project(decoder.read[tokens])  # [T + 1, B, G]
         _, outputs = decoder.cell.scan(decoder.cell.initial(image_embedding.shape[:1]), projected)  # [T + 1, B, H]
-        logits = decoder.logits(outputs, image_embedding[None], keep)  # [T + 1, B, C + 1]
+        logits = decoder.logits(outputs, image_embedding[None], mask)  # [T + 1, B, C + 1]
     return log_softmax(logits, known[None]).transpose(1, 0, 2)
 
 
-def own_path(decoder: Decoder, image_embedding: Array, keep: Array, known: Array) -> Array:
-    """What is said along the path of the labels that the model likes best, none read twice: [B, T + 1, C + 1]."""
+def along_own_path(decoder: Decoder, image_embedding: Array, mask: Array, known: Array) -> Array:
+    """Log-probabilities [B, T + 1, C + 1] along the path of the model's most probable labels, none read twice."""
     batch, num_labels = len(image_embedding), decoder.score.shape[0] - 1
 
-    def step(carry: tuple, keep: Array) -> tuple[tuple, Array]:
+    def step(carry: tuple, mask: Array) -> tuple[tuple, Array]:
         state, last, free = carry
         state, output = decoder.cell.step(state, decoder.cell.project(decoder.read[last]))
-        log_probs = log_softmax(decoder.logits(output, image_embedding, keep), known)  # [B, C + 1]
+        log_probs = log_softmax(decoder.logits(output, image_embedding, mask), known)  # [B, C + 1]
         chosen = jnp.argmax(jnp.where(free, log_probs[:, :-1], -jnp.inf), axis=-1)  # [B]
         return (state, chosen, free & ~jax.nn.one_hot(chosen, num_labels, dtype=bool)), log_probs
 
     start = (decoder.cell.initial((batch,)), jnp.full(batch, decode.START), known[:, :-1])
-    return jax.lax.scan(step, start, keep)[1].transpose(1, 0, 2)
+    return jax.lax.scan(step, start, mask)[1].transpose(1, 0, 2)
 
 
 def loss_fn(outputs: dict[str, Array], labels: Array) -> tuple[Array, dict[str, Array]]:
@@ -320,7 +320,7 @@ def predict_fn(model: Model, variables: dict, images: Array) -> Prediction:
 
 
 def trace_fn(model: Model, variables: dict, images: Array) -> Trace:
-    """The paths found, and what each step of the best one says, END the last token."""
+    """The paths found, and the probabilities at each step of the best one, END the last token."""
     paths, log_probs, _, step_log_probs = search(model, variables, images)
     taken = jnp.pad(paths[:, 0], ((0, 0), (0, 1)), constant_values=model.num_labels)  # [B, T + 1]
     return Trace(jnp.exp(step_log_probs), taken, paths=paths, log_probs=log_probs)

@@ -22,10 +22,10 @@ class SpatialAttention(nn.Module):
     @nn.compact
     def __call__(self, local: Array, whole: Array) -> tuple[Array, Array]:
         """local [B, h, w, D] and whole [B, G] -> attended [B, D] and weights [B, h, w] that sum to one; float32."""
-        batch, height, width, features = local.shape
-        query = nn.Dense(features, use_bias=False, kernel_init=nn.initializers.zeros, name="projection")(whole)
-        query = query / (whole.shape[-1] * features) ** 0.5  # [B, D]
-        flat = local.reshape(batch, height * width, features).astype(jnp.float32)  # [B, n, D]
+        batch, height, width, channels = local.shape
+        query = nn.Dense(channels, use_bias=False, kernel_init=nn.initializers.zeros, name="projection")(whole)
+        query = query / (whole.shape[-1] * channels) ** 0.5  # [B, D]
+        flat = local.reshape(batch, height * width, channels).astype(jnp.float32)  # [B, n, D]
         compatibility = jnp.einsum("bnd,bd->bn", flat, query)  # [B, n], eq 3
         weights = nn.softmax(compatibility, axis=-1)  # [B, n], eq 4
         attended = jnp.einsum("bn,bnd->bd", weights, flat)  # [B, D], eq 5

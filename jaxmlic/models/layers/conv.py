@@ -174,14 +174,14 @@ class DepthwiseConv(nn.Module):
 
 
 class PointwiseConv(nn.Module):
-    """1 x 1 convolution as a matrix product, no bias. Parameter `kernel` [1, 1, C, features] float32."""
+    """1 x 1 convolution as a matrix product, no bias. Parameter `kernel` [1, 1, C, channels] float32."""
 
-    features: int
+    channels: int
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", conv_init, (1, 1, x.shape[-1], self.features), jnp.float32)
+        kernel = self.param("kernel", conv_init, (1, 1, x.shape[-1], self.channels), jnp.float32)
         # As one matrix: XLA's gradient of a product over three dimensions is up to 20 times slower on the CPU.
         y = jnp.dot(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel[0, 0].astype(self.dtype))
-        return y.reshape(*x.shape[:-1], self.features)
+        return y.reshape(*x.shape[:-1], self.channels)

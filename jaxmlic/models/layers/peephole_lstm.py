@@ -1,6 +1,7 @@
 """The LSTM of Algorithm 1 of CNN-LSTM-RMLC: gates that see the cell ("peepholes"), scanned or one step at a time."""
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -47,23 +48,26 @@ class PeepholeLSTM(nn.Module):
     `peepholes` [3, H] (0 at first: an LSTM without them).
     """
 
-    features: int
+    units: int
     activation: str = "tanh"
 
     def setup(self):
-        size = self.features
-        ones = lambda key, shape, dtype: jnp.zeros(shape, dtype).at[2 * size : 3 * size].set(1)  # noqa: E731
-        self.inputs = nn.Dense(4 * size, bias_init=ones)
+        size = self.units
+
+        def open_forget_gate(key: Array, shape: tuple[int], dtype: jnp.dtype) -> Array:
+            return jnp.zeros(shape, dtype).at[2 * size : 3 * size].set(1)
+
+        self.inputs = nn.Dense(4 * size, bias_init=open_forget_gate)
         self.recurrent = self.param("recurrent", nn.initializers.orthogonal(), (size, 4 * size), jnp.float32)
         self.peepholes = self.param("peepholes", nn.initializers.zeros, (3, size), jnp.float32)
 
     def initial_carry(self, batch: int) -> Carry:
-        return jnp.zeros((batch, self.features)), jnp.zeros((batch, self.features))
+        return jnp.zeros((batch, self.units)), jnp.zeros((batch, self.units))
 
     def __call__(self, x: Array) -> Array:
         projected = jnp.moveaxis(self.inputs(x), 1, 0)  # [T, B, 4H]: one product for all steps
         recurrent, peepholes, activation = self.recurrent, self.peepholes, ACTIVATIONS[self.activation]
-        step = lambda carry, inputs: cell(recurrent, peepholes, activation, carry, inputs)  # noqa: E731
+        step = partial(cell, recurrent, peepholes, activation)
         _, outputs = jax.lax.scan(step, self.initial_carry(len(x)), projected)
         return jnp.moveaxis(outputs, 0, 1)  # [B, T, H]
 

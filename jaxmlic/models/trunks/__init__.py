@@ -3,7 +3,7 @@
 Each exports `Trunk` (a Flax module, `trunk(x, train) -> (feature map [B, h, w, D], stages)`), `preprocess(image)`
 (pixels 0..255 on the device -> the input), `STRIDE`, and `NAMES`: the names it goes by in a config and the fields each
 stands for. Every such name begins with the module's. `LEVELS` are the stages, from fine to coarse, that a head of
-several stages reads where it is not told others, and `BATCH_NORM` the names of NAMES that have batch norm, whose
+several stages reads by default, and `BATCH_NORM` the names of NAMES that have batch norm, whose
 `Trunk` has a field `batch_norm`.
 
 A trunk that pretrained weights exist for has `torch_names(**fields)`, variable -> name in a PyTorch state dict, perhaps

@@ -20,8 +20,8 @@ Array = jax.Array
 
 STRIDE = 32
 LEVELS = ("stage3", "stage5", "head")
-NUM_FEATURES = 1280
-STEM_FEATURES = 32
+NUM_CHANNELS = 1280
+STEM_CHANNELS = 32
 TORCH_CLASSIFIER = ("_fc", "classifier")
 # variant: (width, depth, the resolution it was trained at)
 VARIANTS = {
@@ -51,21 +51,21 @@ def preprocess(image: Array) -> Array:
     return (image.astype(jnp.float32) - 127.0) / 128.0
 
 
-def round_features(features: float, width: float) -> int:
-    """Features times width, to the nearest multiple of 8 that loses no more than a tenth."""
-    scaled = features * width
+def round_channels(channels: float, width: float) -> int:
+    """Channels times width, to the nearest multiple of 8 that loses no more than a tenth."""
+    scaled = channels * width
     rounded = max(8, int(scaled + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * scaled else rounded
 
 
 def block_specs(variant: str) -> list[tuple[int, int, int, int, int]]:
-    """(stage 1..7, kernel, stride, expansion, features) of every block; first and last stage keep their depth."""
+    """(stage 1..7, kernel, stride, expansion, channels) of every block; first and last stage keep their depth."""
     width, depth, _ = VARIANTS[variant]
     specs = []
-    for stage, (kernel, stride, expansion, features, blocks) in enumerate(_STAGES, start=1):
+    for stage, (kernel, stride, expansion, channels, blocks) in enumerate(_STAGES, start=1):
         repeats = blocks if stage in (1, len(_STAGES)) else math.ceil(blocks * depth)
         for i in range(repeats):
-            specs.append((stage, kernel, stride if i == 0 else 1, expansion, round_features(features, width)))
+            specs.append((stage, kernel, stride if i == 0 else 1, expansion, round_channels(channels, width)))
     return specs
 
 
@@ -75,7 +75,7 @@ class MBConv(nn.Module):
     kernel: int
     stride: int
     expansion: int
-    features: int
+    channels: int
     frozen: bool
     dtype: Any
 
@@ -88,7 +88,7 @@ class MBConv(nn.Module):
             y = norm(relu6=True, name="bn0")(y)
         y = conv.DepthwiseConv(self.kernel, self.stride, self.dtype, name="depthwise_conv")(y)
         y = norm(relu6=True, name="bn1")(y)
-        y = conv.PointwiseConv(self.features, self.dtype, name="project_conv")(y)
+        y = conv.PointwiseConv(self.channels, self.dtype, name="project_conv")(y)
         y = norm(name="bn2")(y)
         return x + y if x.shape == y.shape else y
 
@@ -115,13 +115,13 @@ class Trunk(nn.Module):
         stages = {}
         x = x.astype(self.dtype)
         x = nn.Conv(
-            STEM_FEATURES, (3, 3), 2, use_bias=False, dtype=self.dtype, kernel_init=conv.conv_init, name="conv_stem"
+            STEM_CHANNELS, (3, 3), 2, use_bias=False, dtype=self.dtype, kernel_init=conv.conv_init, name="conv_stem"
         )(x)
         x = stages["stem"] = norm(relu6=True, name="bn0")(x)
-        for i, (stage, kernel, stride, expansion, features) in enumerate(block_specs(self.variant)):
-            block = MBConv(kernel, stride, expansion, features, frozen, self.dtype, name=f"blocks_{i}")
+        for i, (stage, kernel, stride, expansion, channels) in enumerate(block_specs(self.variant)):
+            block = MBConv(kernel, stride, expansion, channels, frozen, self.dtype, name=f"blocks_{i}")
             x = stages[f"stage{stage}"] = block(x, train)
-        x = conv.PointwiseConv(NUM_FEATURES, self.dtype, name="conv_head")(x)
+        x = conv.PointwiseConv(NUM_CHANNELS, self.dtype, name="conv_head")(x)
         x = stages["head"] = norm(relu6=True, name="bn1")(x)
         return x, stages
 

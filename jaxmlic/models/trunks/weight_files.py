@@ -18,7 +18,7 @@ _MAX_HEADER = 100_000_000  # bytes, of a safetensors file: the limit of its own 
 def read_state(path: str | Path) -> dict[str, np.ndarray]:
     """Every array of a state dict, by name; what parallel training put before all names is taken off.
 
-    The kind of file is told by its content, and nothing in it is run. The arrays may be read-only.
+    The content decides the kind of file, and nothing in it is run. The arrays may be read-only.
     UserError, one line, if it cannot be read, whatever its bytes are.
     """
     path = Path(path)

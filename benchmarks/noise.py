@@ -19,8 +19,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import linear_training
 import numpy as np
-import optax
 from jaxmlic.configs.common import Entry
 
 from jaxmlic import config as config_lib
@@ -37,8 +37,6 @@ def make_trainer(config, steps: int):
     """Compiled: (features [N, views, D], labels int8 [N, C], seed) -> (kernel [D, C], bias [C])."""
     loss_fn, options = getattr(losses, config.loss.name), dict(config.loss.options)
     batch, keep = config.train.batch_size, 1 - config.model.dropout
-    rates = optax.cosine_decay_schedule(config.optim.lr, steps)
-    tx = optax.adamw(rates, weight_decay=config.optim.weight_decay, mask=(True, False))
 
     @jax.jit
     def train(x, labels, seed):
@@ -47,19 +45,16 @@ def make_trainer(config, steps: int):
         epochs = jax.random.split(jax.random.fold_in(key, 0), -(-steps * batch // count))
         order = jax.vmap(lambda k: jax.random.permutation(k, count))(epochs).reshape(-1)
         kernel = jax.nn.initializers.lecun_normal()(jax.random.fold_in(key, 1), (width, labels.shape[1]))
-        params = (kernel, jnp.zeros(labels.shape[1]))
 
-        def step(carry, number):
-            params, state = carry
-            rows = jax.lax.dynamic_slice(order, (number * batch,), (batch,))
-            view_key, drop_key = jax.random.split(jax.random.fold_in(key, number + 2))
+        def loss(params, step):
+            rows = jax.lax.dynamic_slice(order, (step * batch,), (batch,))
+            view_key, drop_key = jax.random.split(jax.random.fold_in(key, step + 2))
             inputs = x[rows, jax.random.randint(view_key, (batch,), 0, views)]  # [B, D]
             inputs = jnp.where(jax.random.bernoulli(drop_key, keep, inputs.shape), inputs / keep, 0.0)
-            loss = lambda p: loss_fn(inputs @ p[0] + p[1][None], labels[rows], **options).mean()  # noqa: E731
-            updates, state = tx.update(jax.grad(loss)(params), state, params)
-            return (optax.apply_updates(params, updates), state), None
+            return loss_fn(linear_training.logits(params, inputs), labels[rows], **options).mean()
 
-        return jax.lax.scan(step, (params, tx.init(params)), jnp.arange(steps))[0][0]
+        params = {"kernel": kernel, "bias": jnp.zeros(labels.shape[1])}
+        return linear_training.fit(config, params, loss, steps=steps, examples=count)
 
     return train
 

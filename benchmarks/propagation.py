@@ -66,7 +66,10 @@ def solve(name: str, features: np.ndarray, classes: np.ndarray, known: np.ndarra
         kernel = "knn"
         if name == "spreading_same_graph":
             graph = propagation.cosine_graph(*knn("cosine"))
-            kernel = lambda x, y: graph  # noqa: E731
+
+            def kernel(x: np.ndarray, y: np.ndarray):
+                return graph
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it did not converge is what its default does
             model = LabelSpreading(

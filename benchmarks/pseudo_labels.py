@@ -28,8 +28,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import linear_training
 import numpy as np
-import optax
 from scipy import sparse
 
 from jaxmlic import config as config_lib
@@ -37,7 +37,8 @@ from jaxmlic import losses, metrics, propagation
 from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets, loader
 from jaxmlic.experiments import pseudo_labels
-from jaxmlic.propagation import label_file, propagate
+from jaxmlic.propagation import label_file
+from jaxmlic.propagation.method import DECISIONS
 from jaxmlic.reports import tables
 
 ALPHAS = (0.5, 0.9, 0.99)
@@ -62,6 +63,7 @@ class Problem:
         self.values, _ = pseudo_labels.image_features(self.config, self.view, None)
         self.test = loader.select(self.config.data, self.dataset, self.config.data.test_split)
         self.test_values, _ = pseudo_labels.image_features(self.config, self.test, None)
+        self.train = make_trainer(self.config, options.single_label)
 
     @functools.cache  # noqa: B019  (there is one)
     def neighbours(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -115,35 +117,24 @@ class Problem:
         epochs = -(-self.options.steps * batch // len(usable))
         order = np.concatenate([rng.permutation(usable) for _ in range(epochs)])[: self.options.steps * batch]
         rows = order.reshape(self.options.steps, batch).astype(np.int32)
-        recipe = (self.config.optim.lr, self.config.optim.weight_decay)
-        kernel, bias = train(self.values, labels, weights, rows, recipe, self.options.single_label)
+        kernel, bias = self.train(self.values, labels, weights, rows)
         return lambda values: values @ np.asarray(kernel) + np.asarray(bias)
 
 
-@functools.partial(jax.jit, static_argnames=("recipe", "single_label"))
-def train(values, labels, weights, rows, recipe, single_label):
-    """Kernel [D, C] and bias [C] after AdamW with a cosine schedule, a step for each row of `rows` [steps, batch]."""
-    loss = losses.softmax_cross_entropy if single_label else losses.binary_cross_entropy
-    lr, decay = recipe
-    schedule = optax.cosine_decay_schedule(lr, len(rows))
-    optimizer = optax.adamw(schedule, weight_decay=decay, mask={"kernel": True, "bias": False})
-    params = {
-        "kernel": jnp.zeros((values.shape[1], labels.shape[1])),
-        "bias": jnp.zeros(labels.shape[1]),
-    }
+def make_trainer(config, single_label: bool):
+    """Compiled: (features [N, D], labels [N, C], weights [N], rows int32 [steps, batch]) -> (kernel, bias)."""
+    loss_fn = losses.softmax_cross_entropy if single_label else losses.binary_cross_entropy
 
-    def step(carry, chosen):
-        params, state = carry
+    @jax.jit
+    def train(values, labels, weights, rows):
+        def loss(params, step):
+            logits = linear_training.logits(params, values[rows[step]])
+            return jnp.mean(weights[rows[step]] * loss_fn(logits, labels[rows[step]]))
 
-        def of_batch(params):
-            logits = values[chosen] @ params["kernel"] + params["bias"]
-            return jnp.mean(weights[chosen] * loss(logits, labels[chosen]))
+        params = {"kernel": jnp.zeros((values.shape[1], labels.shape[1])), "bias": jnp.zeros(labels.shape[1])}
+        return linear_training.fit(config, params, loss, steps=len(rows), examples=len(values))
 
-        updates, state = optimizer.update(jax.grad(of_batch)(params), state, params)
-        return (optax.apply_updates(params, updates), state), None
-
-    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), rows)
-    return params["kernel"], params["bias"]
+    return train
 
 
 def spreading(graph: sparse.csr_array, labels: np.ndarray, alpha: float, multi: bool) -> propagation.PseudoLabels:
@@ -241,7 +232,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1000, help="of the classifier")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--decide", default="half", choices=propagate.DECISIONS, help="of many labels, as propagate's")
+    parser.add_argument("--decide", default="half", choices=DECISIONS, help="of many labels, as propagate's")
     parser.add_argument("--methods", default="improved,diffusion,spreading,alone")
     parser.add_argument("--workdir", required=True)
     options, overrides = parser.parse_known_args()

@@ -9,7 +9,7 @@ from jaxmlic.errors import UserError, unknown
 from jaxmlic.propagation import neighbours
 
 METHODS = {"improved": 20, "diffusion": 50}  # default number of neighbours
-METRICS = {"improved": "euclidean", "diffusion": "cosine"}
+_METRICS = {"improved": "euclidean", "diffusion": "cosine"}
 ALPHA = 0.99  # of Iscen et al.
 DECISIONS = ("half", "frequency")
 
@@ -68,7 +68,7 @@ class Method:
         """
         if self.k >= max(len(features), 2):
             raise UserError(f"--k={self.k}: each of {len(features):,} images has {len(features) - 1:,} others")
-        nearest = propagation.knn(features, self.k or METHODS[self.name], METRICS[self.name], search=self.neighbours)
+        nearest = propagation.knn(features, self.k or METHODS[self.name], _METRICS[self.name], search=self.neighbours)
         if self.name == "improved":
             graph = propagation.heat_kernel_graph(*nearest)
             found = propagation.improved_label_propagation(graph, labels, multi_label=not self.single_label)

@@ -25,7 +25,7 @@ _QUERIES = 8192  # rows of one call of faiss
 _COMPONENTS, _FACTOR, _CELLS, _TRAIN = 128, 3, 32, 64
 
 
-class Points(NamedTuple):
+class _Points(NamedTuple):
     """Features [N, D] as a matrix product compares them.
 
     Attributes:
@@ -77,18 +77,19 @@ def knn(
     if k == 0:
         return np.zeros((num_points, 0), np.int32), np.zeros((num_points, 0), np.float32)
     num_candidates = min((k if search == "exact" else _FACTOR * k) + _MARGIN, num_points - 1)
+    on_cpu, candidates = jax.default_backend() == "cpu", None
     if search == "approximate":
         candidates = _candidates_by_cells(points.values, num_candidates + 1)  # the point itself is one of them
-    elif jax.default_backend() == "cpu":
+    elif on_cpu:
         candidates = _candidates_by_product(points.values, num_candidates + 1, metric)
-    else:
-        candidates = None
-    if jax.default_backend() != "cpu":
+    if not on_cpu:
         return _on_device(points, k, num_candidates, candidates, metric)
-    return _compare(features, points.length if metric == "cosine" else None, candidates, k)
+    length = points.length if metric == "cosine" else None
+    del points  # a copy of the features, which the comparison does not need
+    return _compare(features, length, candidates, k)
 
 
-def _prepare(features: np.ndarray, metric: str) -> Points:
+def _prepare(features: np.ndarray, metric: str) -> _Points:
     """The points of features [N, D]. UserError for a feature that is not finite."""
     values = features.astype(np.float32, order="C")
     parts = [slice(start, start + _PART) for start in range(0, len(values), _PART)]
@@ -111,7 +112,7 @@ def _prepare(features: np.ndarray, metric: str) -> Points:
         for part in parts:
             values[part] -= mean
             offset[part] = np.einsum("nd,nd->n", values[part], values[part]) / 2
-    return Points(values, length, offset)
+    return _Points(values, length, offset)
 
 
 def _compare(
@@ -195,7 +196,7 @@ def _candidates_by_cells(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def _on_device(
-    points: Points, k: int, num_candidates: int, candidates: np.ndarray | None, metric: str
+    points: _Points, k: int, num_candidates: int, candidates: np.ndarray | None, metric: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """`knn` in blocks of rows: among `candidates` int32 [N, M], or where None among those that a product finds."""
     num_points, dim = points.values.shape

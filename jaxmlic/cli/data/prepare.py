@@ -86,9 +86,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def _add_table_options(parser: argparse.ArgumentParser) -> None:
     own = parser.add_argument_group("tables")
     own.add_argument("--images", help="folder of the images, if it is not the table's or its images/, JPEGImages/")
-    own.add_argument(
-        "--classes", help="class names, one a line, their order kept (classes.txt, words.txt, labels.txt)"
-    )
+    own.add_argument("--classes", help="class names, one a line, their order kept (classes.txt, words.txt, labels.txt)")
     own.add_argument("--file-column", help="column of the image's name (file, image, filename, name, path, id)")
     own.add_argument("--labels-column", help="column of the labels (labels, label, categories, tags, classes, words)")
     own.add_argument("--split-column", help="column that divides one table into splits (split)")

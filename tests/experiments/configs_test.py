@@ -8,6 +8,7 @@ from jaxmlic import metrics
 from jaxmlic.cli import main as cli
 from jaxmlic.errors import UserError
 from jaxmlic.experiments import sweep
+from jaxmlic.inputs import open_source
 from jaxmlic.models.heads import contract
 from jaxmlic.models.heads.mscnn_lce_mic import Model
 from jaxmlic.training import optim
@@ -35,7 +36,7 @@ def configs(spec, overrides=()):
 def check_model(config):
     """The model can be made, and the groups of learning rates fit its parameters; nothing is computed."""
     model = contract.find(config.head).Model(CLASSES.get(config.data.name, 20), **config.model)
-    optim.multipliers(config.optim.groups, state_lib.parameter_names(config, model))
+    optim.multipliers(config.optim.groups, state_lib.parameter_names(model, open_source(config).example()))
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -165,7 +165,9 @@ class Run:
     @functools.cached_property
     def chooses_labels(self) -> bool:
         """Whether the head's decoder chooses the labels, so that no threshold does."""
-        shapes = jax.eval_shape(self._predict_step, self._restored.variables, self._restored.source.example())
+        head, model = self._restored.head, self._restored.model
+        example = self._restored.source.example()
+        shapes = jax.eval_shape(lambda v: head.predict_fn(model, v, example), self._restored.variables)
         return shapes.chosen is not None
 
     def image_features(self, view: loader.View) -> np.ndarray:

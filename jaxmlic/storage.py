@@ -138,6 +138,10 @@ def sha256(path: str | os.PathLike) -> str:
 def reason(error: BaseException) -> str:
     """What went wrong, on one line: the system's words where it has some."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if "Object arrays" in text:  # numpy's words for what only a pickle could hold
+        text = "an array of objects: rows of different lengths, or text among numbers"
+    elif "pickled (object) data" in text:
+        text = "not an .npz"
     return " ".join(text.split())
 
 

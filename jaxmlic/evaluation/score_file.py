@@ -1,4 +1,4 @@
-"""The score file: what a model said about a split, with all that is needed to judge it.
+"""The score file: a model's scores of a split, with all that is needed to judge it.
 
 Evaluate writes it; ensemble, compare and report read it. An `.npz` without pickles: `scores` float32 [N, C], `labels`
 int8 [N, C] in {1, 0, -1}, `ids` and `class_names` as text arrays, `config` and `extra` as JSON text, `protocol` and
@@ -8,13 +8,11 @@ int8 [N, C] in {1, 0, -1}, `ids` and `class_names` as text arrays, `config` and 
 import dataclasses
 import json
 import os
-import zipfile
-import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxmlic import storage
 from jaxmlic.errors import UserError
 
 _NEEDED = ("scores", "labels", "ids", "class_names", "config", "protocol", "split", "extra")
@@ -83,12 +81,12 @@ class ScoreFile:
 
 
 def save(path: str | os.PathLike, score_file: ScoreFile) -> None:
-    """Writes `path` whole or not at all (a temporary file beside it, then a rename); makes missing folders.
+    """Writes `path` whole or not at all; makes missing folders.
 
     Raises:
       TypeError: config or extra cannot be written as JSON.
+      UserError: the file cannot be written.
     """
-    path = Path(path)
     arrays = {
         "scores": score_file.scores,
         "labels": score_file.labels,
@@ -103,16 +101,7 @@ def save(path: str | os.PathLike, score_file: ScoreFile) -> None:
         arrays["threshold"] = np.array(score_file.threshold, np.float64)
     if score_file.chosen is not None:
         arrays["chosen"] = score_file.chosen
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:  # a file object: numpy would append .npz to a name
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    storage.save_npz(path, arrays, compress=False)
 
 
 def load(path: str | os.PathLike) -> ScoreFile:
@@ -121,17 +110,7 @@ def load(path: str | os.PathLike) -> ScoreFile:
     Raises:
       UserError: the file is missing, damaged, lacks an entry, or holds wrong shapes or values.
     """
-    try:
-        # Opened here, because np.load leaves the file open when the archive is damaged.
-        with Path(path).open("rb") as file, _open_archive(file) as archive:
-            missing = [key for key in _NEEDED if key not in archive.files]
-            if missing:
-                raise UserError(f"{path}: not a score file, it lacks {', '.join(missing)}; {_REMEDY}")
-            arrays = {key: archive[key] for key in (*_NEEDED, "threshold", "chosen") if key in archive.files}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such score file; {_REMEDY}") from None
-    except (OSError, EOFError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read as a score file ({_first_line(error)}); {_REMEDY}") from error
+    arrays = storage.load_npz(path, _NEEDED, ("threshold", "chosen"), what="score file", remedy=_REMEDY)
     try:
         return ScoreFile(
             scores=arrays["scores"],
@@ -146,15 +125,4 @@ def load(path: str | os.PathLike) -> ScoreFile:
             extra=json.loads(str(arrays["extra"][()])),
         )
     except (ValueError, TypeError) as error:  # json.JSONDecodeError is a ValueError
-        raise UserError(f"{path}: not a valid score file ({_first_line(error)}); {_REMEDY}") from error
-
-
-def _open_archive(file) -> np.lib.npyio.NpzFile:
-    if not zipfile.is_zipfile(file):  # np.load would talk of pickles
-        raise ValueError("not an .npz archive")
-    file.seek(0)
-    return np.load(file, allow_pickle=False)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: not a valid score file ({storage.reason(error)}); {_REMEDY}") from error

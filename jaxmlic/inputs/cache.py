@@ -12,6 +12,7 @@ split's features serve its named parts as well.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -105,7 +106,7 @@ def key_fields(config: ConfigDict, dataset: datasets.Dataset) -> dict:
     fields = {
         "format": FORMAT,
         "trunk": config.model.trunk,
-        "weights": storage.sha256(config.pretrained),
+        "weights": _weights_digest(config.pretrained),
         "compute": config.model.dtype,
         "image_size": config.data.image_size,
         "resize": config.data.resize or config.data.image_size,
@@ -126,6 +127,20 @@ def key_fields(config: ConfigDict, dataset: datasets.Dataset) -> dict:
             "seed": config.seed,
         }
     return fields
+
+
+def _weights_digest(path: str) -> str:
+    """The SHA-256 of the file of weights, read once as long as it stays the same."""
+    try:
+        stat = os.stat(path)
+        return _digest(path, stat.st_mtime_ns, stat.st_size)
+    except (OSError, UserError) as error:
+        raise UserError(f"config.pretrained: {path} cannot be read ({storage.reason(error)})") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _digest(path: str, *_: int) -> str:
+    return storage.sha256(path)
 
 
 def stage_names(config: ConfigDict) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ def test_scores_equal_those_of_evaluation(run, photos, capsys):
 def test_fitted_threshold_is_the_validation_part_s(run, photos):
     step = run_folder.result(run)["best_step"]
     fitted = next(r["val/best_threshold"] for r in metrics_log.read(run) if r["step"] == step and "val/mAP" in r)
-    predict.run(str(run), [str(photos / "test-000.png")], threshold="fitted", out=str(run / "one"))
+    predict.predict(str(run), [str(photos / "test-000.png")], threshold="fitted", out=str(run / "one"))
     found = json.loads((run / "one.json").read_text())
     assert found["threshold"] == {
         "logit": fitted,

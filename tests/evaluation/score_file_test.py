@@ -81,7 +81,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(np, "savez", breaks)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         score_file.save(path, make(split="new"))
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
     assert score_file.load(path).split == "old"
@@ -148,7 +148,7 @@ def test_refusals_are_one_line_naming_the_file(tmp_path):
         (written("pickle.npz", pickle.dumps({"scores": 1})), "cannot be read"),
         (written("half.npz", content[: len(content) // 2]), "cannot be read"),
         (written("flipped.npz", bytes(flipped)), "cannot be read"),
-        (tmp_path / "bare.npy", "cannot be read"),
+        (tmp_path / "bare.npy", "an .npz of several arrays"),
         (tmp_path / "zip.npz", "lacks labels, ids"),
         (changed("no_names.npz", class_names=None), "lacks class_names"),
         (changed("object.npz", ids=np.array([{}] * 5, dtype=object)), "cannot be read"),

@@ -108,7 +108,8 @@ def test_files_of_another_kind(tmp_path):
     np.savez(tmp_path / "other.npz", x=1)
     (tmp_path / "text.npz").write_text("a,b")
     np.save(tmp_path / "array.npy", np.ones(3))
-    for name, message in (("other.npz", "no array 'features'"), ("text.npz", "is no"), ("array.npy", "is no")):
+    several = "an .npz of several arrays"
+    for name, message in (("other.npz", "lacks features"), ("text.npz", "not an .npz"), ("array.npy", several)):
         with pytest.raises(UserError, match=message):
             feature_file.load(str(tmp_path / name))
 
@@ -127,7 +128,7 @@ def test_a_changed_file_is_read_anew(table, tmp_path):
         ({"data.source": "images"}, "read with config.data.source='file' alone"),
         ({"pretrained": "w.npz"}, "config.pretrained is for a trunk"),
         ({"augment.mixup": "every_epoch"}, "mixup"),
-        ({"data.source": "files"}, "'images', 'features' or 'file'"),
+        ({"data.source": "files"}, "known: images, features, file"),
     ],
 )
 def test_config_mistakes(fields, message, data_dir, table, tmp_path):

@@ -314,7 +314,7 @@ def test_a_run_from_start_to_prediction(data_dir, tmp_path):
     assert numbers["mAP"] > 0.6  # chance is 0.4
     source = datasets.load("tiny", data_dir).source("test")
     (tmp_path / "a.png").write_bytes(source[0]["image"])
-    assert predict.run(str(workdir), [str(tmp_path / "a.png")]) == 0
+    assert predict.predict(str(workdir), [str(tmp_path / "a.png")]) == 0
     state = trainer.initial_state()
     assert state.constants["adjacency"].shape == (3, 3) and "adjacency" in state_lib.eval_variables(state)["constants"]
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from conftest import COLOURS, tiny_config
 
-from jaxmlic import propagation
+from jaxmlic import propagation, run
 from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets, loader
 from jaxmlic.errors import UserError
 from jaxmlic.experiments import pseudo_labels, runs, self_training
 from jaxmlic.inputs.images import ImageReader
 from jaxmlic.models import trunks
+from jaxmlic.models.heads import contract
 from jaxmlic.models.trunks import pretrained
 from jaxmlic.propagation import label_file
 from jaxmlic.propagation.method import DECISIONS, METHODS, Method
@@ -49,7 +50,7 @@ def test_the_file_is_the_propagation_of_the_runs_features(file, finished_run, ow
     found = label_file.load(file)
     dataset = datasets.load("tiny", own_dir)
     view = loader.select(tiny_config(own_dir).data, dataset, "train")
-    values, source = pseudo_labels.image_features(run_folder.load(finished_run).config, view, str(finished_run))
+    values, source = pseudo_labels.image_features(tiny_config(own_dir), view, run.load(finished_run))
     assert values.shape == (72, 192) and values.dtype == np.float32 and f"{finished_run} at step" in source
     known = np.isin(np.arange(72), np.arange(0, 72, 4))
     labels = np.where(known[:, None], dataset.labels("train"), -1).astype(np.int8)
@@ -113,7 +114,7 @@ def test_deciding_by_frequency():
         assert numbers["OR"] == pytest.approx((given & true).sum() / true.sum())
 
 
-def test_nothing_found_is_said(own_dir, tmp_path, capsys, monkeypatch):
+def test_nothing_found_is_said(own_dir, tmp_path, monkeypatch):
     config = tiny_config(own_dir, **FROZEN)
     labels = np.where(np.arange(72)[:, None] < 18, 0, np.full((72, 3), -1)).astype(np.int8)
     labels[0] = 1
@@ -121,8 +122,8 @@ def test_nothing_found_is_said(own_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Method, "__call__", lambda self, values, labels: found)
     monkeypatch.setattr(pseudo_labels, "image_features", lambda *_: (np.zeros((72, 2), np.float32), "nothing"))
     monkeypatch.setattr(pseudo_labels, "known_labels", lambda *_: (labels, np.arange(72) < 18))
-    pseudo_labels.propagate(config, Method(), labelled="few/labelled", out=str(tmp_path / "x.npz"))
-    assert "no image got a label: no score reaches 0.5; --decide=frequency" in capsys.readouterr().out
+    _, lines = pseudo_labels.propagate(config, Method(), labelled="few/labelled", out=str(tmp_path / "x.npz"))
+    assert "no image got a label: no score reaches 0.5; --decide=frequency" in lines[0]
 
 
 def test_training_takes_labels_and_weights_and_keeps_them(file, own_dir, tmp_path):
@@ -225,6 +226,8 @@ def test_features_of_a_frozen_trunk(own_dir, tmp_path, monkeypatch, store):
         return jax.jit(lambda: module.Trunk(**fields).init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), False))()
 
     monkeypatch.setattr(pretrained, "load", load)
+    # The stages of any trunk will do; a linear head reads none.
+    monkeypatch.setattr(contract.Reads, "check_store", lambda self, store: None)
     (tmp_path / "weights").write_bytes(b"weights")
     values = FROZEN | {"pretrained": str(tmp_path / "weights")}
     values |= {"features.store": store, "data.resize": 0, "augment.crop_area": (1.0, 1.0), "data.train_split": "train"}
@@ -234,14 +237,14 @@ def test_features_of_a_frozen_trunk(own_dir, tmp_path, monkeypatch, store):
     found, source = pseudo_labels.image_features(config, view, None)
     module, fields = trunks.get("small_cnn")
     images = ImageReader(view, 16)(np.arange(72))["image"]
-    run = jax.jit(lambda v, x: module.Trunk(**fields).apply(v, module.preprocess(x), False)[0])
-    np.testing.assert_allclose(found, run(load("", "small_cnn"), images).mean((1, 2)), rtol=2e-3, atol=2e-3)
+    forward = jax.jit(lambda v, x: module.Trunk(**fields).apply(v, module.preprocess(x), False)[0])
+    np.testing.assert_allclose(found, forward(load("", "small_cnn"), images).mean((1, 2)), rtol=2e-3, atol=2e-3)
     assert source == "small_cnn, frozen"
     pseudo_labels.propagate(config, Method("diffusion"), labelled="few/labelled", out=str(tmp_path / "labels.npz"))
     assert label_file.load(tmp_path / "labels.npz").info["k"] == 50
 
 
-def test_rounds(own_dir, tmp_path, capsys):
+def test_rounds(own_dir, tmp_path):
     """Two runs and a file between them; again, nothing is done; with another method, nothing is mixed."""
     config = tiny_config(own_dir, **FROZEN, **{"data.val_fraction": 0.0, "train.duration": "4 steps"})
     workdir, method = tmp_path / "rounds", Method("improved", 5)
@@ -252,9 +255,9 @@ def test_rounds(own_dir, tmp_path, capsys):
     assert second.num_train == ((file.labels != -1).any(1) & (file.weights > 0)).sum() > 18
     assert second.config.start_from == str(workdir / "round0") and (workdir / "sweep.csv").exists()
     before = (workdir / "labels1.npz").stat().st_mtime_ns
-    capsys.readouterr()
-    assert self_training.run(config, str(workdir), method, labelled="few/labelled") == 0
-    text = capsys.readouterr().out
+    lines = []
+    assert self_training.run(config, str(workdir), method, labelled="few/labelled", report=lines.append) == 0
+    text = "\n".join(lines)
     assert "round1" in text and "step" not in text and (workdir / "labels1.npz").stat().st_mtime_ns == before
     with pytest.raises(UserError, match=r"labels1\.npz was made in another way \(k: 5 there, 7 now\)"):
         self_training.run(config, str(workdir), Method("improved", 7), labelled="few/labelled")

@@ -99,7 +99,8 @@ def load_npz(
     """
     try:
         # Opened here, because np.load leaves the file open when the archive is damaged.
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with Path(path).open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise UserError(_message(path, f"no {what}, which is an .npz of several arrays", remedy))
             lacking = [name for name in needed if name not in archive.files]

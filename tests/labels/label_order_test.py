@@ -134,6 +134,11 @@ def test_a_label_predicted_twice_stays_at_the_first_step():
     paths = np.array([[0, 1]])
     np.testing.assert_array_equal(pla(said, paths), [[1, 0]])
     np.testing.assert_array_equal(mla(said, paths), [[0, 1]])
+    # Three labels: the second step is free for the label with the better sum, whatever the third step prefers.
+    said = np.log(
+        np.array([[[0.1, 0.8, 0.05, 0.05], [0.001, 0.8, 0.1, 0.099], [0.2, 0.1, 0.3, 0.4], [0.1, 0.1, 0.1, 0.7]]])
+    )
+    np.testing.assert_array_equal(pla(said.astype(np.float32), np.array([[0, 1, 2]])), [[1, 2, 0]])
 
 
 @pytest.mark.parametrize("align", [mla, pla])

@@ -119,13 +119,14 @@ def beam_search(
       ValueError: num_labels, beam_size or max_length is below 1, length_penalty is negative, min_length is negative or
         more than a path can have.
     """
-    rules = Rules.of(num_labels, beam_size, max_length, min_length, length_penalty)
+    rules = _Rules.checked(num_labels, beam_size, max_length, min_length, length_penalty)
 
     def step(search: Search) -> Search:
-        state, step_log_probs = jax.vmap(step_fn)(search.state, last_labels(rules, search))
-        return extend(rules, search._replace(state=state), step_log_probs)
+        state, step_log_probs = jax.vmap(step_fn)(search.state, _last_labels(rules, search))
+        return _extend(rules, search._replace(state=state), step_log_probs)
 
-    search = jax.lax.while_loop(partial(going_on, rules), step, begin(rules, *step_fn(init_state, jnp.int32(START))))
+    first = _start(rules, *step_fn(init_state, jnp.int32(START)))
+    search = jax.lax.while_loop(partial(_is_unfinished, rules), step, first)
     return search.done_paths, search.done_log_probs
 
 
@@ -166,8 +167,8 @@ def rescore(step_fn: StepFn, init_state: State, path: Array) -> Array:
     return jnp.sum(chosen, where=steps_of_path(step_log_probs, path))
 
 
-class Rules(NamedTuple):
-    """What a search is asked for; `longest` is the labels of the longest path there can be."""
+class _Rules(NamedTuple):
+    """The arguments of a search; `longest` is the number of labels of the longest path there can be."""
 
     num_labels: int
     beam_size: int
@@ -177,7 +178,10 @@ class Rules(NamedTuple):
     longest: int
 
     @classmethod
-    def of(cls, num_labels: int, beam_size: int, max_length: int, min_length: int, length_penalty: float) -> "Rules":
+    def checked(
+        cls, num_labels: int, beam_size: int, max_length: int, min_length: int, length_penalty: float
+    ) -> "_Rules":
+        """ValueError for arguments that cannot be."""
         longest = _check_lengths(num_labels, max_length, min_length)
         if beam_size < 1:
             raise ValueError(f"beam_size {beam_size} is below 1")
@@ -189,7 +193,7 @@ class Rules(NamedTuple):
         return ((5.0 + jnp.float32(num_tokens)) / 6.0) ** self.length_penalty
 
 
-def begin(rules: Rules, state: State, step_log_probs: Array) -> Search:
+def _start(rules: _Rules, state: State, step_log_probs: Array) -> Search:
     """The search after the first call, which is made once and not for N equal paths: the other places start empty."""
     chex.assert_shape(step_log_probs, (rules.num_labels + 1,))
     no_paths = jnp.full((rules.beam_size, rules.max_length), rules.num_labels, jnp.int32)
@@ -203,10 +207,10 @@ def begin(rules: Rules, state: State, step_log_probs: Array) -> Search:
         done_log_probs=nothing,
         done_scores=nothing,
     )
-    return extend(rules, search, jnp.broadcast_to(step_log_probs, (rules.beam_size, rules.num_labels + 1)))
+    return _extend(rules, search, jnp.broadcast_to(step_log_probs, (rules.beam_size, rules.num_labels + 1)))
 
 
-def extend(rules: Rules, search: Search, step_log_probs: Array) -> Search:
+def _extend(rules: _Rules, search: Search, step_log_probs: Array) -> Search:
     """One step of the search, given the log-probabilities after each live path: float [beam, labels + 1]."""
     num_labels, beam_size = rules.num_labels, rules.beam_size
     step_log_probs = _masked(
@@ -256,21 +260,16 @@ def _top_k(x: Array, k: int) -> tuple[Array, Array]:
     return best, jnp.take_along_axis(candidates, place, axis=1)
 
 
-def last_labels(rules: Rules, search: Search) -> Array:
+def _last_labels(rules: _Rules, search: Search) -> Array:
     """int32 [beam]. An empty place may hold any label, END too, which a model need not be able to read."""
     return jnp.take(search.live_paths, search.length - 1, axis=1).clip(max=rules.num_labels - 1)
 
 
-def can_win(rules: Rules, search: Search) -> Array:
-    """Which live paths may still lead to a candidate better than the N-th: bool [beam]."""
-    bound = search.live_log_probs / rules.divisor(rules.longest + 1)
+def _is_unfinished(rules: _Rules, search: Search) -> Array:
+    """Whether the best live path, the first, can still lead to a candidate better than the N-th: bool []."""
+    bound = search.live_log_probs[0] / rules.divisor(rules.longest + 1)
     # Not "bound > ...": a NaN from the model must reach the result.
-    return ~(bound <= search.done_scores[-1])
-
-
-def going_on(rules: Rules, search: Search) -> Array:
-    """Whether a search can still find something: bool []."""
-    return (search.length <= rules.longest) & can_win(rules, search)[0]  # the first live path is the best
+    return (search.length <= rules.longest) & ~(bound <= search.done_scores[-1])
 
 
 def steps_of_path(step_log_probs: Array, path: Array) -> Array:

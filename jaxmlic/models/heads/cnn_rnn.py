@@ -13,7 +13,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmlic import decode
-from jaxmlic.decode.shared import beam_search_batch
 from jaxmlic.errors import UserError, check_choice, check_least
 from jaxmlic.labels import order as label_order
 from jaxmlic.losses.pointwise import LOG_ZERO
@@ -184,8 +183,8 @@ def reads(model: ConfigDict) -> Reads:
     return Reads(pool=model.pool)
 
 
-def one_cpu() -> bool:
-    """Whether rows may leave their image for less work: on CPUs, in a program of one device."""
+def on_one_cpu() -> bool:
+    """Whether the program runs on one CPU device, where `prefix_tree` saves work: half of a training's CPU time."""
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
@@ -201,9 +200,9 @@ def along_paths(
 
     Steps after a path's END mean nothing.
 
-    as_tree: whether what paths begin with alike is computed once; None: where this pays, on one CPU.
+    as_tree: whether states after equal beginnings of paths are computed once; None: on one CPU.
     """
-    as_tree = one_cpu() if as_tree is None else as_tree
+    as_tree = on_one_cpu() if as_tree is None else as_tree
     if as_tree and decoder.cell.recurrent_kernel is not None:
         tree = prefix_tree.tree(paths, decoder.score.shape[0] - 1)
         found = prefix_tree.outputs(decoder.cell, decoder.read, tree) @ decoder.output_projection  # [N, E]
@@ -269,10 +268,8 @@ def label_embeddings(variables: dict) -> dict[str, Array]:
     }
 
 
-def search(model: Model, variables: dict, images: Array, shared: bool | None = None) -> tuple[Array, ...]:
+def search(model: Model, variables: dict, images: Array) -> tuple[Array, ...]:
     """Beam search for each image.
-
-    shared: whether images share the states of paths that begin alike; None: where this pays, on one CPU.
 
     Returns paths int32 [B, N, T] and their log_probs float32 [B, N], best first; scores float32 [B, C]; and
     step_log_probs float32 [B, T + 1, C + 1] along the best path.
@@ -283,7 +280,7 @@ def search(model: Model, variables: dict, images: Array, shared: bool | None = N
     start = decoder.cell.initial()
     names = ("num_labels", "beam_size", "max_length", "min_length", "length_penalty")
     paths, log_probs = find_paths(
-        decoder, table, outputs["image_embedding"], shared, **{name: getattr(model, name) for name in names}
+        decoder, table, outputs["image_embedding"], **{name: getattr(model, name) for name in names}
     )
 
     def one(image_embedding: Array, paths: Array, log_probs: Array) -> tuple[Array, Array]:
@@ -295,20 +292,13 @@ def search(model: Model, variables: dict, images: Array, shared: bool | None = N
     return paths, log_probs, *jax.vmap(one)(outputs["image_embedding"], paths, log_probs)
 
 
-def find_paths(
-    decoder: Decoder, table: Array, image_embeddings: Array, shared: bool | None = None, **options
-) -> tuple[Array, Array]:
+def find_paths(decoder: Decoder, table: Array, image_embeddings: Array, **options) -> tuple[Array, Array]:
     """Paths int32 [B, N, T] and their log-probabilities [B, N] for image embeddings [B, E]; options of beam_search."""
-    start = decoder.cell.initial()
-    if one_cpu() if shared is None else shared:
 
-        def advance(state: cells.State, last: Array) -> tuple[cells.State, Array]:
-            state, output = decoder.cell.step(state, table[last])
-            return state, output @ decoder.output_projection
+    def find(image_embedding: Array) -> tuple[Array, Array]:
+        return decode.beam_search(decoder.step_fn(table, image_embedding), decoder.cell.initial(), **options)
 
-        say = lambda image, projected: jax.nn.log_softmax(decoder.say(projected, image))  # noqa: E731
-        return beam_search_batch(advance, say, image_embeddings, start, **options)
-    return jax.vmap(lambda image: decode.beam_search(decoder.step_fn(table, image), start, **options))(image_embeddings)
+    return jax.vmap(find)(image_embeddings)
 
 
 def predict_fn(model: Model, variables: dict, images: Array) -> Prediction:

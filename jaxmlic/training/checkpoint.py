@@ -13,6 +13,14 @@ from jaxmlic.errors import UserError
 FOLDER = "checkpoints"
 _policy = ocp.checkpoint_managers
 
+# Replicas of an array share its saving, each a slice; slicing small arrays compiles a program a slice and gains nothing.
+_MIN_SLICE_BYTES = 4 << 20
+ocp.type_handlers.register_type_handler(
+    jax.Array,
+    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES),
+    override=True,
+)
+
 
 class Checkpoints:
     """The checkpoints of one run folder.
@@ -115,9 +123,12 @@ class Checkpoints:
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """{"params/classifier/bias": (20,), ...}, the same for a state and for what Orbax tells of a saved one."""
-    name = lambda key: str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", None))))  # noqa: E731
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {"/".join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves}
+    return {"/".join(map(_key_name, path)): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _key_name(key: Any) -> str:
+    return str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", None))))
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -51,7 +51,7 @@ def torch_runs(name: str, size: int, batch: int) -> dict[str, Callable[[], None]
     """The same in PyTorch, under the same names."""
     import torch
 
-    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    sys.path.append(str(Path(__file__).parents[1] / "tests" / "models" / "trunks"))
     from torch_lite import TorchLite
     from torch_resnet import TorchResNet
 

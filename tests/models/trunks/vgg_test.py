@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from weight_writers import safetensors
+from safetensors.numpy import save_file
 
 from jaxmlic.errors import UserError
 from jaxmlic.models import trunks
@@ -38,7 +38,8 @@ def network(request, narrow, tmp_path_factory):
         torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)
     else:
         arrays = {name: value.numpy() for name, value in model.state_dict().items()}
-        path = safetensors(folder / "vgg16_bn.safetensors", arrays)
+        path = folder / "vgg16_bn.safetensors"
+        save_file(arrays, path)
     trunk = vgg.Trunk(**trunks.get(request.param)[1])
     return trunk, model, pretrained.load(path, request.param, classifier=True), path
 

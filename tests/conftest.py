@@ -9,8 +9,13 @@ from importlib.metadata import version
 
 # Tests compile much and compute little: XLA's expensive passes would be most of their time.
 # An XLA that does not know a flag aborts, so the second one, a fifth of a compilation, goes to the series that has it.
-FUSION = "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0 {FUSION}"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        *(["--xla_cpu_use_fusion_emitters=false"] if version("jaxlib").startswith("0.10.") else []),
+    ]
+)
 
 # The same program is compiled once in the whole session, by whichever test or subprocess comes first.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -13,7 +13,7 @@ from jaxmlic.errors import UserError
 FOLDER = "checkpoints"
 _policy = ocp.checkpoint_managers
 
-# Replicas of an array share its saving, each a slice; slicing small arrays compiles a program a slice and gains nothing.
+# The replicas of an array save a slice each; for a small array that only compiles a program for every slice.
 _MIN_SLICE_BYTES = 4 << 20
 ocp.type_handlers.register_type_handler(
     jax.Array,

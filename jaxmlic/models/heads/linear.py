@@ -64,3 +64,8 @@ def loss_fn(
 def predict_fn(model: Model, variables: dict, images: jax.Array) -> Prediction:
     """Scores are the float32 logits; which labels count as predicted is a threshold's matter."""
     return Prediction(scores=model.apply(variables, images, train=False)["logits"])
+
+
+def label_embeddings(variables: dict) -> dict[str, jax.Array]:
+    """The classifier's weights of each label, float32 [C, D]."""
+    return {"classifier": variables["params"]["classifier"]["kernel"].T}

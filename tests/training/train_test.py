@@ -79,7 +79,7 @@ class Greys(nn.Module):
     num_labels: int
 
     @nn.compact
-    def __call__(self, images, train=False, labels=None):
+    def __call__(self, images, train=False, labels=None, frozen_trunk=False):
         return {"logits": nn.Dense(self.num_labels)(images.astype(jnp.float32).mean((1, 2)) / 255.0)}
 
 
@@ -172,7 +172,7 @@ class Normed(nn.Module):
     num_labels: int
 
     @nn.compact
-    def __call__(self, images, train=False, labels=None):
+    def __call__(self, images, train=False, labels=None, frozen_trunk=False):
         x = nn.Conv(4, (3, 3), strides=4, use_bias=False)(images / 255.0)
         x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x)
         return {"logits": nn.Dense(self.num_labels)(nn.relu(x).mean((1, 2)))}

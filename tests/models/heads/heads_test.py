@@ -170,7 +170,7 @@ def test_every_row_of_an_experiment_is_a_model(spec):
     base = config_lib.load(spec)
     found = [base]
     if hasattr(config_lib.load_module(spec), "sweep"):
-        found += [sweep.config_of(spec, base, values, ()) for _, values in sweep.entries(spec)]
+        found += [sweep.config_of(spec, base, entry, ()) for entry in sweep.entries(spec)]
     seen = set()
     for config in found:
         head = contract.find(config.head)

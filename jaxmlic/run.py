@@ -209,7 +209,7 @@ class Run:
         return scoring.batch_size_for(self.config, self._restored.mesh)
 
     def _trained_classes(self) -> np.ndarray:
-        """bool [C]; folders from before config.json said so know them from the data set."""
+        """bool [C]. Older folders do not name them; there they come from the data set."""
         names = self._restored.record.trained_classes
         if names is not None:
             return np.isin(self.class_names, names)

@@ -13,6 +13,11 @@ _ODDS = 40.0
 _TIE = 50.0
 
 
+def labels_on(paths: Array, num_labels: int) -> Array:
+    """Which labels are on each path: bool [..., C] of paths int [..., T], where END (the number C) is none of them."""
+    return jax.nn.one_hot(paths, num_labels, dtype=bool).any(axis=-2)
+
+
 def path_marginals(paths: Array, log_probs: Array, num_labels: int, first_step_log_probs: Array | None = None) -> Array:
     """Scores that rank labels by how probable the paths are that contain them.
 
@@ -31,7 +36,7 @@ def path_marginals(paths: Array, log_probs: Array, num_labels: int, first_step_l
       float32 [C].
     """
     log_probs = log_probs.astype(jnp.float32)[:, None]  # [N, 1]
-    on_path = (paths[:, :, None] == jnp.arange(num_labels)[None, None]).any(axis=1)  # [N, C]
+    on_path = labels_on(paths, num_labels)  # [N, C]
     log_with = jax.nn.logsumexp(jnp.where(on_path, log_probs, -jnp.inf), axis=0)  # [C]
     log_without = jax.nn.logsumexp(jnp.where(on_path, -jnp.inf, log_probs), axis=0)  # [C]
     if first_step_log_probs is None:

@@ -60,7 +60,7 @@ def result_of(workdir: Path, config: ConfigDict) -> dict | None:
 def run_one(
     config: ConfigDict, workdir: Path, report: Callable[[str], None] = lambda text: None
 ) -> tuple[dict | None, int | None]:
-    """Trains and evaluates what is missing in `workdir`: (metrics, None), or (None, signal) if told to stop.
+    """Trains and evaluates what is missing in `workdir`: (metrics, None), or (None, signal) where a signal stopped it.
 
     report: gets the text about the evaluation.
     """

@@ -2,8 +2,8 @@
 
 The config decides everything: the trunk, its weights, the size, the augmentation (which becomes stored views) and
 `config.features`. All of that is the cache's key, so a run with `config.data.source="features"` finds the features that
-its frozen trunk would compute, or is told what to run. Such a run has the same parameters and checkpoints as one with
-the frozen trunk: evaluation and prediction take photographs as ever.
+its frozen trunk would compute, or ends in an error that names the command to run. Such a run has the same parameters
+and checkpoints as one with the frozen trunk: evaluation and prediction take photographs as ever.
 
 A cache is the folder DATA_SET/1.0.0/features/KEY: manifest.json, and for each split an ArrayRecord file with one record
 an image, the raw float16 or bfloat16 values of [views, h, w, D]; where several stages are stored, their values one
@@ -93,7 +93,7 @@ def check_storable(config: ConfigDict, multipliers: dict[str, float | None]) -> 
         raise UserError("features of a trunk without weights mean nothing: set config.pretrained=FILE")
     if trunks.acts_in_training(config.model.trunk, config.model.batch_norm, frozen=True):
         raise UserError("features stand for a frozen trunk: set config.model.batch_norm='frozen'")
-    if any(pace is not None for name, pace in multipliers.items() if name.startswith("trunk/")):
+    if any(rate is not None for name, rate in multipliers.items() if name.startswith("trunk/")):
         raise UserError(
             "features stand for a frozen trunk, but config.optim.groups trains it: set "
             "config.optim.groups=(('trunk/.*', None), ('.*', 1.0))"

@@ -80,7 +80,7 @@ class Checkpoints:
         return self.manager.restore(step, args=ocp.args.Composite(**items))["state"]
 
     def _check_layout(self, step: int, target: Any) -> None:
-        """Compares names and shapes before anything is read, so that a mismatch is told in our words."""
+        """Compares names and shapes before anything is read, so that a mismatch is one line of ours."""
         folder = self.folder / str(step)
         with ocp.StandardCheckpointer() as reader:
             try:
@@ -95,10 +95,11 @@ class Checkpoints:
             "only in the checkpoint": sorted(found.keys() - wanted.keys()),
             "of another shape": sorted(k for k in wanted.keys() & found.keys() if wanted[k] != found[k]),
         }
-        told = [f"{len(names)} {what} (first: {names[0]})" for what, names in lists.items() if names]
-        if told:
+        differences = [f"{len(names)} {what} (first: {names[0]})" for what, names in lists.items() if names]
+        if differences:
+            listed = ", ".join(differences)
             raise UserError(
-                f"checkpoint {folder} does not fit this model: {', '.join(told)}; use the code and config that made it"
+                f"checkpoint {folder} does not fit this model: {listed}; use the code and config that made it"
             )
 
     def close(self) -> None:

@@ -64,7 +64,10 @@ def test_the_seed_decides_and_higher_rates_take_more_of_the_same(kind):
     low, again, other = (label_noise.corrupt(labels, kind, 0.2, seed) for seed in (5, 5, 6))
     np.testing.assert_array_equal(low, again)
     assert (low != other).any()
-    lost = lambda noisy: (labels == 1) & (noisy == 0)  # noqa: E731
+
+    def lost(noisy):
+        return (labels == 1) & (noisy == 0)
+
     assert (lost(low) <= lost(label_noise.corrupt(labels, kind, 0.4, 5))).all()
     np.testing.assert_array_equal(label_noise.corrupt(labels, kind, 0.0, 5), labels)
 

@@ -305,8 +305,7 @@ def predict_fn(model: Model, variables: dict, images: Array) -> Prediction:
     """Scores by `model.scores`; the chosen labels are those of the best path."""
     paths, _, scores, _ = search(model, variables, images)
     best = paths[:, 0]  # [B, T]
-    chosen = (best[:, :, None] == jnp.arange(model.num_labels)[None, None]).any(axis=1)  # [B, C]
-    return Prediction(scores, chosen, best)
+    return Prediction(scores, decode.labels_on(best, model.num_labels), best)
 
 
 def trace_fn(model: Model, variables: dict, images: Array) -> Trace:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxmlic import losses
+from jaxmlic import decode, losses
 from jaxmlic.errors import check_choice, check_least
 from jaxmlic.models import trunks
 from jaxmlic.models.heads.contract import Prediction, Reads, Trace
@@ -186,8 +186,7 @@ def predict_fn(model: Model, variables: dict, images: Array) -> Prediction:
         return Prediction(outputs["logits"], path=path)
     logit = jnp.take_along_axis(outputs["step_logits"], path[..., None], axis=2)[..., 0]  # [B, T]
     path = jnp.where(jnp.cumprod(logit > 0, axis=1) == 1, path, model.num_labels)
-    chosen = (path[:, :, None] == jnp.arange(model.num_labels)[None, None]).any(axis=1)  # [B, C]
-    return Prediction(outputs["logits"], chosen, path)
+    return Prediction(outputs["logits"], decode.labels_on(path, model.num_labels), path)
 
 
 def trace_fn(model: Model, variables: dict, images: Array) -> Trace:

@@ -63,7 +63,10 @@ def test_paper_cell_is_equation_1():
     assert ours.bias is None
     u_w, u_iw, u_fw, u_ow = np.split(np.array(ours.input_kernel, np.float64), 4, axis=1)
     u_r, u_ir, u_fr, u_or = np.split(np.array(ours.recurrent_kernel, np.float64), 4, axis=1)
-    sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+
+    def sigmoid(z):
+        return 1 / (1 + np.exp(-z))
+
     (last,), outputs = ours.scan(ours.initial((BATCH,)), ours.project(x))
     for b in range(BATCH):
         r = np.zeros(SIZE)

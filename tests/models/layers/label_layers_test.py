@@ -95,7 +95,10 @@ def test_graph_convolutions_follow_a_relabelling(rng):
 
 def mfb_by_loops(params, images, labels, groups, norm):
     """A loop over images, labels and groups, in float64."""
-    linear = lambda x, p: x.astype(np.float64) @ np.asarray(p["kernel"], float) + np.asarray(p["bias"])  # noqa: E731
+
+    def linear(x, p):
+        return x.astype(np.float64) @ np.asarray(p["kernel"], float) + np.asarray(p["bias"])
+
     left, right = linear(images, params["image"]), linear(labels, params["label"])
     kernel, bias = np.asarray(params["kernel"], float), np.asarray(params["bias"], float)
     out = np.zeros((len(images), len(labels)))
@@ -138,8 +141,7 @@ def test_blocks_of_labels_change_neither_scores_nor_gradients(rng, groups, block
 
 def test_mfb_of_a_vector_of_zeros_is_the_bias_with_finite_gradients():
     images, labels, kernel = jnp.zeros((2, 4)), jnp.zeros((3, 4)), jnp.ones((3, 2))
-    scores = lambda *args: jnp.sum(fusion.bilinear_scores(*args, 2))  # noqa: E731
-    grads = jax.jit(jax.value_and_grad(scores, (0, 1, 2)))
+    grads = jax.jit(jax.value_and_grad(lambda *args: jnp.sum(fusion.bilinear_scores(*args, 2)), (0, 1, 2)))
     assert grads(images, labels, kernel)[0] == 0
     for grad in (*grads(images, labels, kernel)[1], *grads(images.at[0].set(1e-4), labels + 1e-4, kernel)[1]):
         assert np.isfinite(grad).all()

@@ -66,7 +66,9 @@ def test_values_and_gradients_are_those_of_the_scan(kind, tile):
         outputs = prefix_tree.outputs(cell, read, tree, tile)[tree.node]
         return jnp.sum(outputs * factors, where=counted[..., None]), outputs
 
-    run = lambda f: jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(cell_of(kind), jnp.asarray(read))  # noqa: E731
+    def run(f):
+        return jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(cell_of(kind), jnp.asarray(read))
+
     (_, expected), expected_grads = run(plain)
     (_, found), grads = run(as_tree)
     np.testing.assert_allclose(np.asarray(found)[counted], np.asarray(expected)[counted], rtol=1e-5, atol=1e-6)

@@ -217,8 +217,7 @@ def predict_fn(model: Model, variables: dict, images: Array) -> Prediction:
         )
         _, first = step_fn(start, jnp.int32(decode.START))
         scores = decode.path_marginals(paths, log_probs, num_labels, first)
-        chosen = (paths[0][:, None] == jnp.arange(num_labels)[None]).any(axis=0)
-        return Prediction(scores, chosen, paths[0])
+        return Prediction(scores, decode.labels_on(paths[0], num_labels), paths[0])
 
     return jax.vmap(search)(outputs["image"])
 

@@ -47,15 +47,17 @@ class ImagePrediction:
     """What a run predicts for one photograph.
 
     Attributes:
-      path: the file.
+      file: the photograph.
       scores: float32 [C] logits.
       chosen: bool [C], the labels that are predicted.
+      path: int32 [T], the labels in the order in which the head emitted them, padded with C; None without an order.
       trace: the head's steps (`contract.Trace` without the batch axis), where they were asked for.
     """
 
-    path: Path
+    file: Path
     scores: np.ndarray
     chosen: np.ndarray
+    path: np.ndarray | None = None
     trace: contract.Trace | None = None
 
 
@@ -158,8 +160,9 @@ class Run:
             for i, name in enumerate(names):
                 scores = prediction.scores[i]
                 chosen = scores >= threshold if prediction.chosen is None else prediction.chosen[i]
+                path = None if prediction.path is None else prediction.path[i]
                 own = jax.tree.map(lambda x, i=i: x[i], steps) if trace else None
-                found.append(ImagePrediction(name, scores, chosen, own))
+                found.append(ImagePrediction(name, scores, chosen, path, own))
         return found, unreadable
 
     @functools.cached_property

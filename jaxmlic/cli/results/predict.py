@@ -57,7 +57,7 @@ def predict(
     if found:
         print(table(found, run.class_names))
     for one, steps in zip(found, traces, strict=False):
-        print(f"{one.path}\n{trace_report.text(steps)}")
+        print(f"{one.file}\n{trace_report.text(steps)}")
     print(f"threshold: {source}")
     stem = Path(out) if out else run.workdir / "predictions"
     if found:
@@ -115,13 +115,13 @@ def labels_of(one: ImagePrediction) -> list[int]:
 
 def table(found: Sequence[ImagePrediction], names: Sequence[str]) -> str:
     """A line an image: its labels with probabilities, most likely first; or the best one below the threshold."""
-    width = max((len(str(one.path)) for one in found), default=0)
+    width = max((len(str(one.file)) for one in found), default=0)
     lines = []
     for one in found:
         probability, best = sigmoid(one.scores), int(np.argmax(one.scores))
         text = ", ".join(f"{names[i]} {probability[i]:.2f}" for i in labels_of(one))
         text = text or f"- (best: {names[best]} {probability[best]:.2f}, below the threshold)"
-        lines.append(f"{one.path!s:{width}}  {text}")
+        lines.append(f"{one.file!s:{width}}  {text}")
     return "\n".join(lines)
 
 
@@ -132,21 +132,24 @@ def write_csv(path: Path, found: Sequence[ImagePrediction], names: Sequence[str]
         writer.writerow(["file", "labels", "threshold_source", *names])
         for one in found:
             labels = ";".join(names[i] for i in labels_of(one))
-            writer.writerow([one.path, labels, source, *(f"{p:.6g}" for p in sigmoid(one.scores))])
+            writer.writerow([one.file, labels, source, *(f"{p:.6g}" for p in sigmoid(one.scores))])
 
 
 def as_json(
     run: Run, found: Sequence[ImagePrediction], threshold: dict, unreadable: dict[Path, str], traces: Sequence[dict]
 ) -> dict:
     """The same with logits, the checkpoint's step, the files that could not be read, and traces where there are any."""
-    images = [
+    images: list[dict] = [
         {
-            "file": str(one.path),
+            "file": str(one.file),
             "labels": [run.class_names[i] for i in labels_of(one)],
             "logits": dict(zip(run.class_names, map(float, one.scores), strict=True)),
         }
         for one in found
     ]
+    for image, one in zip(images, found, strict=True):
+        if one.path is not None:
+            image["path"] = [run.class_names[i] for i in one.path.tolist() if i < len(run.class_names)]
     for image, steps in zip(images, traces, strict=False):
         image["trace"] = steps
     return {

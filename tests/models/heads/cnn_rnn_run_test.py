@@ -83,6 +83,7 @@ def test_predict_trace_shows_paths_and_steps(finished, photos, tmp_path, capsys)
     for image in images:
         best = image["trace"]["paths"][0]
         assert set(best["labels"]) == set(image["labels"])
+        assert best["labels"] == image["path"]
         assert best["probability"] == pytest.approx(np.exp(best["log_probability"]))
         log_probs = [path["log_probability"] for path in image["trace"]["paths"]]
         assert log_probs == sorted(log_probs, reverse=True)

@@ -21,7 +21,9 @@ PUBLISHED = {"vgg16": 14_714_688, "vgg16_bn": 14_723_136, "vgg16_fc": 134_260_54
 def narrow():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vgg, "FC_CHANNELS", NARROW)
+        pretrained._shapes.cache_clear()  # other tests may have asked for the wide ones
         yield
+    pretrained._shapes.cache_clear()
 
 
 @pytest.fixture(scope="module", params=["vgg16_fc", "vgg16_bn_fc"])

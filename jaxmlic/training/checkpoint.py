@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import grain
 import jax
 import orbax.checkpoint as ocp
@@ -15,11 +16,17 @@ _policy = ocp.checkpoint_managers
 
 # The replicas of an array save a slice each; for a small array that only compiles a program for every slice.
 _MIN_SLICE_BYTES = 4 << 20
-ocp.type_handlers.register_type_handler(
-    jax.Array,
-    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES),
-    override=True,
-)
+
+
+def _save_small_arrays_whole() -> None:
+    verbosity = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.ERROR)  # replacing Orbax's own handler is on purpose
+    handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES)
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    absl.logging.set_verbosity(verbosity)
+
+
+_save_small_arrays_whole()
 
 
 class Checkpoints:

@@ -21,11 +21,11 @@ import jax
 import jax.numpy as jnp
 import linear_training
 import numpy as np
-from jaxmlic.configs.common import Entry
 
 from jaxmlic import config as config_lib
 from jaxmlic import losses, metrics
 from jaxmlic.cli import main as cli
+from jaxmlic.config import Entry
 from jaxmlic.data import datasets, label_noise, loader
 from jaxmlic.experiments import sweep
 from jaxmlic.inputs import cache as cache_lib

@@ -1,18 +1,12 @@
 """VGG16 and ResNet-101 with flips (M1), random resized crops (M2) or mixup (M3), fused by the mean of their scores.
 
 Paper:      Wang, Jia, Breckon, "A Baseline for Multi-Label Image Classification Using an Ensemble of Deep Convolutional
-            Neural Networks", ICIP 2019. Its numbers: jaxmlic/papers/baseline_ensemble.toml.
+            Neural Networks", ICIP 2019. Its numbers: jaxmlic/papers/baseline_ensemble.toml. Commands:
+            docs/experiments.md.
 Arguments:  dataset=voc2007 | coco2014 | nus_wide | <any prepared data set>,  trunk=resnet101 | vgg16_fc | <any trunk>,
             mode=m1 | m2 | m3,  size=<side>,  smoke
-Commands:   jaxmlic sweep --config=baseline_ensemble:dataset=voc2007,trunk=resnet101 --workdir=runs/voc \\
-                --config.pretrained=resnet101.safetensors
-            jaxmlic ensemble runs/voc/voc2007_resnet101_m1_{384,448,512}/seed0/scores/test.npz --out=runs/scale_en.npz
-            jaxmlic ensemble runs/voc/voc2007_resnet101_m{2,3}_512/seed0/scores/test.npz --out=runs/distr_en.npz
-            (`ensembles()` lists the members of every ScaleEn and DistrEn; the other scores of MS-COCO are val.npz)
 Sweep:      the nine rows of Table 2 for the data set and the trunk of the argument, all 54 rows without an argument.
             `size` is the largest of its three sizes, the others are 3/4 and 7/8 of it.
-CPU only:   trunk=efficientnet_lite0,size=160 and --config.train.duration='6 epochs', for instance.
-Time:       not run at the paper's sizes yet.
 
 Read into the paper: momentum 0.9; no weight decay; the loss is Eq. 1 divided by the number of classes, as in PyTorch;
 M3 has no crop (with one: --config.augment.crop_area='(0.08, 1.0)'); mixup is on in the first epoch, the third, ...; the
@@ -23,13 +17,15 @@ training, as in the authors' code. "Fully connected layer(s)" at 0.1 are VGG's t
 
 from jaxmlic.configs import common
 
+from jaxmlic import config as config_lib
+
 DATASETS = ("nus_wide", "coco2014", "voc2007")
 TRUNKS = ("vgg16_fc", "resnet101")
 MODES = ("m1", "m2", "m3")
 
 
 def parse(arg=None):
-    return common.parse_arg(arg, dataset="", trunk="", mode=("", *MODES), size=0)
+    return config_lib.parse_arg(arg, dataset="", trunk="", mode=("", *MODES), size=0)
 
 
 def get_config(arg=None):
@@ -79,7 +75,7 @@ def sweep(arg=None):
     """Every row of Table 2 that the argument leaves open; Table 3's are the fusions of `ensembles`."""
     arg = parse(arg)
     return [
-        common.Entry(
+        config_lib.Entry(
             f"{dataset}_{trunk}_{mode}_{size}", argument=f"dataset={dataset},trunk={trunk},mode={mode},size={size}"
         )
         for dataset, trunk, sizes in series(arg)

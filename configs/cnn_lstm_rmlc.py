@@ -1,42 +1,26 @@
 """CNN-LSTM with the robust multi-label (ramp) loss, its baselines, and training under label noise.
 
 Paper:      James and Lakshmi, "Improved Multi-Label Image Classification Performance using Supervised CNN-LSTM Deep
-            Neural Network". Its numbers: jaxmlic/papers/cnn_lstm_rmlc.toml.
+            Neural Network". Its numbers: jaxmlic/papers/cnn_lstm_rmlc.toml. Commands: docs/experiments.md.
 Arguments:  dataset=cifar10 | stl10 | voc2007 | coco2014 | nus_wide | <any prepared data set>;  row=<a row, see ROWS>;
             start=random (the 14-layer network; CIFAR-10, STL-10) | ilsvrc (weights from --config.pretrained);
             head=positions | path | plain;  trunk=resnet101 | efficientnet_lite0 | ...;  mode=finetune | frozen (from
             stored features if asked);  size=<side>;  noise (Fig. 6: 0 to 50 % of wrong labels);  rate=<percent>;
             folds=10;  batches=5;  part=<a fold or batch>;  subset=10 | 20;  smoke
-Sweep:      without an argument every row of Tables 1 to 5; with dataset=... its table; with `noise` its curves;
-            `folds`, `batches` and `subset` take or repeat rows on parts that these commands make:
-            jaxmlic data split cifar10 --folds=10                  (stl10 has its ten folds from its owners)
-            jaxmlic data split cifar10 --from=train --as=batches_seed0 \\
-                --parts=batch0=4000,batch1=4000,batch2=4000,batch3=4000,batch4=4000
-            jaxmlic data split coco2014 --subset=10%
-Commands:   jaxmlic train --config=cnn_lstm_rmlc:dataset=cifar10 --workdir=runs/cifar10
-            jaxmlic sweep --config=cnn_lstm_rmlc:dataset=stl10,folds=10 --workdir=runs/stl10 \\
-                --config.pretrained=resnet101.safetensors
-CPU only:   dataset=voc2007_subset | corel5k | cifar10_jpeg are EfficientNet-Lite0, frozen. `jaxmlic features` once with
-            row=rml_cnn (pooled, for every row without LSTM) and once with row=cnn_lstm_rmlc (maps), then
-            jaxmlic sweep --config=cnn_lstm_rmlc:dataset=voc2007_subset,noise --workdir=runs/noise --seeds=3 \\
-                --config.pretrained=efficientnet_lite0_imagenet.npz --config.data.source=features
-            jaxmlic noise-curves runs/noise
-Time:       not run at the paper's sizes yet.
-Measured:   frozen Lite0, mAP (accuracy) lost from 0 to 50 % of wrong labels, rml_cnn and the loss that loses least:
-            VOC subset 25.3, binary_relevance 16.9; Corel-5K 9.7, softmax 7.3; CIFAR-10 7.7, asymmetric 6.2. The paper's
-            claim, that the ramp loses least, does not hold in this form; why, and the LSTM, in RESULTS.md.
+Sweep:      without an argument every row of Tables 1 to 5; with dataset=... its table; with `noise` its curves.
 
 Read into the paper: s = -0.75; the epochs are not named (30); momentum is Adam's beta 1; mean over images instead of
 the sum; CIFAR-10's ten folds are of train, nine to train on and the tenth to select the checkpoint, with the accuracy
 on test; STL-10's are its owners', with the accuracy on test; RML-CNN and CNN-RMLC are one model, the loss without LSTM.
 """
 
-from jaxmlic.configs import common
+from jaxmlic.configs import common, stand_ins
 
+from jaxmlic import config as config_lib
 from jaxmlic.errors import UserError
 
 SINGLE_LABEL = ("cifar10", "stl10", "cifar10_jpeg")
-SIDES = {"cifar10": 256, "stl10": 96, "cifar10_jpeg": 96, "voc2007_subset": common.SIDE, **common.SIDES}  # others: 448
+SIDES = {"cifar10": 256, "stl10": 96, **stand_ins.RMLC_SIDES}  # others: 448
 
 RAMP, ASYMMETRIC = (("s", -0.75), ("k", 5.0)), (("gamma_neg", 4.0), ("clip", 0.05))
 # Row of the tables -> its loss and the loss's options. Only the first has an LSTM; the last is not the paper's.
@@ -55,16 +39,6 @@ TABLES = {
     "coco2014": ("rml_cnn", "warp", "binary_relevance", "cnn_lstm_rmlc"),
     "nus_wide": ("rml_cnn", "warp", "softmax", "binary_relevance", "cnn_lstm_rmlc"),
     "voc2007": ("cnn_lstm_rmlc",),
-}
-# Heads on frozen features: epochs, then learning rate and weight decay of each of ROWS. Selected with like effort for
-# every loss on a clean quarter of train (of 4,000 images for CIFAR-10, at 64 px), by the mean over noise of 0, 20 and
-# 40 %: a grid of learning rate and decay with one seed, the best of it with more. One setting for all would not be
-# fair: with a weight decay of 1, good for binary cross-entropy, the ramp loss has half of its own best mAP on Corel-5K.
-# The LSTM's is selected on the VOC subset, from four settings with 128 units and 12 epochs; the other two are guesses.
-FROZEN = {
-    "voc2007_subset": (24, ((3e-3, 1.0), (0.03, 3.0), (0.03, 30.0), (0.1, 10.0), (0.1, 10.0), (0.1, 10.0))),
-    "corel5k": (8, ((3e-3, 0.1), (0.03, 30.0), (0.01, 30.0), (0.03, 3.0), (0.01, 1.0), (3e-3, 3.0))),
-    "cifar10_jpeg": (10, ((1e-3, 0.1), (1e-3, 15.0), (1e-3, 15.0), (1e-3, 5.0), (1e-3, 5.0), (1e-3, 15.0))),
 }
 HEADS = {
     "positions": {  # Algorithm 1: an LSTM over the positions of the feature map
@@ -90,7 +64,7 @@ def parse(arg=None):
     choices = {"row": ("", *ROWS), "head": ("", *HEADS), "start": ("", "random", "ilsvrc")}
     choices |= {"mode": ("", "finetune", "frozen")}
     numbers = dict.fromkeys(("size", "rate", "folds", "batches", "part", "subset"), 0)
-    return common.parse_arg(arg, dataset="", trunk="", noise=False, **choices, **numbers)
+    return config_lib.parse_arg(arg, dataset="", trunk="", noise=False, **choices, **numbers)
 
 
 def get_config(arg=None):
@@ -100,7 +74,7 @@ def get_config(arg=None):
     config = common.base()
     config.head = f"cnn_lstm_rmlc.{head}"
     config.model = {
-        "trunk": arg.trunk or ("efficientnet_lite0" if dataset in FROZEN else "resnet101"),
+        "trunk": arg.trunk or ("efficientnet_lite0" if dataset in stand_ins.RMLC else "resnet101"),
         **HEADS[head],
         "dropout": 0.3,  # before every layer of the head
         "grey": False,  # Algorithm 2: the image made grey, on three channels
@@ -131,8 +105,8 @@ def get_config(arg=None):
         config.eval.protocol = "top3_forced"
     if arg.start == "random" or (not arg.start and dataset in ("cifar10", "stl10")):
         small_network(config)
-    if arg.mode == "frozen" or (not arg.mode and dataset in FROZEN):
-        epochs, recipes = FROZEN.get(dataset, (20, len(ROWS) * [(3e-3, 0.1)]))
+    if arg.mode == "frozen" or (not arg.mode and dataset in stand_ins.RMLC):
+        epochs, recipes = stand_ins.RMLC.get(dataset, (20, len(ROWS) * [(3e-3, 0.1)]))
         frozen_recipe(config, epochs, *recipes[list(ROWS).index(row)])
     choose_part(config, arg)
     return common.smoke(config) if arg.smoke else config
@@ -202,7 +176,7 @@ def runs_of(arg, series, argument, start):
         more = argument if rate is None else f"{argument},rate={rate}"
         noise_rate = None if rate is None else rate / 100
         if not arg.folds and not arg.batches:
-            yield common.Entry(name, overrides, series, noise_rate, argument=more)
+            yield config_lib.Entry(name, overrides, series, noise_rate, argument=more)
         for part in range(arg.folds or arg.batches):
             own = f"{kind}{part}"
-            yield common.Entry(f"{name}_{own}", overrides, series, noise_rate, own, f"{more},part={part}")
+            yield config_lib.Entry(f"{name}_{own}", overrides, series, noise_rate, own, f"{more},part={part}")

@@ -1,17 +1,11 @@
 """CNN-RNN: label paths by an LSTM over a joint embedding of images and labels, and what its paper compares it with.
 
 Paper:      Wang, Yang, Mao, Huang, Huang, Xu, "CNN-RNN: A Unified Framework for Multi-label Image Classification", CVPR
-            2016. Its numbers: jaxmlic/papers/cnn_rnn.toml.
+            2016. Its numbers: jaxmlic/papers/cnn_rnn.toml. Commands: docs/experiments.md.
 Arguments:  dataset=coco2014 | nus_wide | nus_wide_tags | voc2007 | corel5k | voc2007_subset | <any prepared data set>,
             method=<a key of LINEAR or PATHS>,  trunk=<any trunk>,  size=<side>,  smoke
-Commands:   jaxmlic features --config=cnn_rnn:dataset=corel5k --config.pretrained=efficientnet_lite0_imagenet.npz
-            jaxmlic sweep --config=cnn_rnn:dataset=corel5k --workdir=runs/corel5k \\
-                --config.pretrained=efficientnet_lite0_imagenet.npz
-            jaxmlic train --config=cnn_rnn:dataset=coco2014 --workdir=runs/coco --config.pretrained=vgg16.pth
-            jaxmlic predict --workdir=runs/corel5k/corel5k_cnn_rnn/seed0 --trace photo.jpg
 Sweep:      the rows of the data set's table (the methods that the paper trained itself); for other data sets all
             methods; without an argument the rows of all four tables.
-CPU:        corel5k and voc2007_subset take features of a frozen EfficientNet-Lite0, stored by the first command.
 
 Read into the paper: learning rate 1e-4, batch 32 and 50 epochs as in the Multi-order paper; N = 5; labels are ranked by
 their marginal over the paths found. k labels an image are forced in Tables 1 and 2, where a path has at least k labels;
@@ -19,7 +13,9 @@ in Table 3 a path may have fewer than three, so those of the three best labels c
 trunk is frozen, VGG16 with its two fully connected layers; end to end: --config.optim.groups="(('.*', 1.0),)".
 """
 
-from jaxmlic.configs import common
+from jaxmlic.configs import common, stand_ins
+
+from jaxmlic import config as config_lib
 
 # The linear head and a loss.
 LINEAR = {"bce": "binary_cross_entropy", "softmax": "softmax_cross_entropy", "warp": "warp", "lsep": "lsep"}
@@ -42,15 +38,10 @@ TABLES = {
 }
 # Longest path: no training image of Corel-5K has more than 5 labels, of the VOC subset more than 6.
 LONGEST = {"corel5k": 5, "voc2007_subset": 6, "voc2007": 8, "nus_wide_tags": 20}
-# Of the recurrent methods on frozen Lite0 features: epochs, batch size, AdamW's learning rate, and dropout of cnn_rnn.
-# Selected with cnn_rnn, frequent-first, on training images (one seed): on 30 % of the VOC subset's AdamW had 72.3 mAP,
-# the paper's RMSProp 67.9; on 20 % of Corel-5K's dropout 0 had 28.5 (20 epochs), 0.2 26.9 (40), 0.5 with batches of 32
-# 16.8 (12) and 22.7 (30).
-ON_FEATURES = {"corel5k": (20, 128, 3e-3, 0.0), "voc2007_subset": (40, 32, 1e-3, 0.5)}
 
 
 def get_config(arg=None):
-    arg = common.parse_arg(arg, dataset="coco2014", method=("cnn_rnn", *METHODS), trunk="", size=0)
+    arg = config_lib.parse_arg(arg, dataset="coco2014", method=("cnn_rnn", *METHODS), trunk="", size=0)
     config = build(arg, trunk="vgg16_fc")
     return common.smoke(config) if arg.smoke else config
 
@@ -69,10 +60,10 @@ def build(arg, trunk):
 def data_and_trunk(arg, trunk):
     """What the methods of one data set share: images or stored features of a frozen trunk, the batch, the protocol."""
     config = common.base()
-    on_features = arg.dataset in ON_FEATURES and not arg.trunk
+    on_features = arg.dataset in stand_ins.RECURRENT and not arg.trunk
     config.data.name = arg.dataset
     config.data.val_fraction = 0.0  # the last checkpoint is the result, as in the papers
-    config.data.image_size = arg.size or (common.SIDES.get(arg.dataset, 224) if on_features else 224)
+    config.data.image_size = arg.size or (stand_ins.SIDES.get(arg.dataset, 224) if on_features else 224)
     config.data.cache = on_features
     config.data.source = "features" if on_features else "images"
     config.model.trunk = arg.trunk or ("efficientnet_lite0" if on_features else trunk)
@@ -88,8 +79,8 @@ def data_and_trunk(arg, trunk):
 def linear_method(config, arg):
     """One linear unit a label; where features are stored, with the recipe of linear.py."""
     config.loss.name = LINEAR[arg.method]
-    if arg.dataset in ON_FEATURES:
-        lr, decay, epochs = common.LINEAR_RECIPES[arg.dataset]
+    if arg.dataset in stand_ins.RECURRENT:
+        lr, decay, epochs = stand_ins.LINEAR[arg.dataset]
         adamw(config, lr, decay, epochs)
     if config.eval.protocol == "all_point" and arg.method != "bce":
         config.eval.protocol = "top3_forced"  # these losses set no threshold
@@ -112,7 +103,7 @@ def path_method(config, arg):
     config.model.scores = "marginals"  # rank by "marginals" over the paths, or by "max_over_steps" of the best path
     config.model.update(PATHS[arg.method])
     config.loss = {}  # the path's cross-entropy has no fields
-    if arg.dataset in ON_FEATURES:
+    if arg.dataset in stand_ins.RECURRENT:
         config.model.dropout = recurrent_on_features(config, arg)
     if arg.dataset in ("nus_wide", "nus_wide_tags"):
         config.model.min_length = FORCED[arg.dataset]  # footnote 1
@@ -145,7 +136,7 @@ def adamw(config, lr, decay, epochs):
 
 def recurrent_on_features(config, arg):
     """The recipe of both recurrent heads on stored features; returns the dropout of cnn_rnn."""
-    epochs, config.train.batch_size, lr, dropout = ON_FEATURES[arg.dataset]
+    epochs, config.train.batch_size, lr, dropout = stand_ins.RECURRENT[arg.dataset]
     adamw(config, lr, 0.1, epochs)
     return dropout
 
@@ -157,9 +148,9 @@ def sweep(arg=None):
 
 def rows(arg, tables, methods):
     """Entries "dataset_method": the data set's table, or all methods; without a data set all tables."""
-    dataset = common.parse_arg(arg, dataset="", method="", trunk="", size=0).dataset
+    dataset = config_lib.parse_arg(arg, dataset="", method="", trunk="", size=0).dataset
     return [
-        common.Entry(f"{name}_{method}", argument=f"dataset={name},method={method}")
+        config_lib.Entry(f"{name}_{method}", argument=f"dataset={name},method={method}")
         for name in ((dataset,) if dataset else tables)
         for method in tables.get(name, methods)
     ]

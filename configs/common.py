@@ -5,34 +5,9 @@ here cannot be set: the trainer locks the config. Durations are text: "10 epochs
 "5%" of the whole training.
 """
 
-import dataclasses
-from collections.abc import Mapping
-
 from ml_collections import ConfigDict
 
-from jaxmlic.errors import UserError, unknown
 from jaxmlic.models import trunks
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One experiment of a config's `sweep()`; (name, overrides) pairs stand for entries without the other fields.
-
-    Attributes:
-      name: of the entry and of its folder.
-      overrides: {dotted field: value}; they win over the command line.
-      series: what runs of several noise rates or parts have in common; None for the name.
-      noise_rate: share of wrong training labels; None where noise is no part of the experiment.
-      part: "fold3" or "batch0" where several runs, each on a part of the data, are one experiment.
-      argument: more of the config's argument, for rows whose heads have other fields.
-    """
-
-    name: str
-    overrides: Mapping[str, object] = dataclasses.field(default_factory=dict, hash=False)
-    series: str | None = None
-    noise_rate: float | None = None
-    part: str | None = None
-    argument: str = ""
 
 
 def base() -> ConfigDict:
@@ -138,12 +113,7 @@ def base() -> ConfigDict:
 
 # The labels of their tests were never published.
 TESTED_ON_VAL = ("coco2014", "coco2017", "coco_images", "voc2012")
-SIDES = {"corel5k": 160}  # image sides of the CPU-sized recipes; Corel-5K's pictures are 192 x 128; others: 224
-SIDE = 224
 FROZEN_GROUPS = (("trunk/.*", None), (".*", 1.0))
-# A linear layer on a frozen EfficientNet-Lite0: learning rate, weight decay, epochs. The first two were selected on a
-# tenth of train (seeds 0 to 2), the epochs by the time they take; the runs then use every training picture.
-LINEAR_RECIPES = {"corel5k": (3e-3, 0.1, 8), "voc2007_subset": (0.05, 0.3, 24)}
 
 
 def test_rules(config: ConfigDict) -> None:
@@ -160,31 +130,6 @@ def freeze_trunk(config: ConfigDict) -> None:
     """The trunk of `config.model.trunk` stays as it is: no parameter learns, no running average moves."""
     config.model.batch_norm = "frozen" if trunks.has_batch_norm(config.model.trunk) else "train"
     config.optim.groups = FROZEN_GROUPS
-
-
-def parse_arg(arg: str | None, **defaults) -> ConfigDict:
-    """`"dataset=voc2007,smoke"` -> ConfigDict(dataset="voc2007", smoke=True), typed like `defaults`.
-
-    A default that is a tuple holds the possible values, the first of them the default.
-
-    Raises UserError for a name that is not among `defaults`, a value of another type and one that is not possible.
-    """
-    choices = {name: value for name, value in defaults.items() if isinstance(value, tuple)}
-    values = dict(smoke=False, **defaults) | {name: known[0] for name, known in choices.items()}
-    for item in filter(None, (arg or "").split(",")):
-        name, has_value, text = item.partition("=")
-        if name not in values:
-            raise unknown("config argument", name, sorted(values))
-        kind = type(values[name])
-        if not has_value and kind is not bool:
-            raise UserError(f"config argument {name!r} needs a value: {name}=...")
-        try:
-            values[name] = text.lower() in ("", "1", "true") if kind is bool else kind(text)
-        except ValueError:
-            raise UserError(f"config argument {name}={text!r} is not of type {kind.__name__}") from None
-        if values[name] not in choices.get(name, (values[name],)):
-            raise unknown(f"config argument {name} =", values[name], filter(None, choices[name]))
-    return ConfigDict(values)
 
 
 def smoke(config: ConfigDict) -> ConfigDict:

@@ -8,7 +8,9 @@ Measured:   Corel-5K frozen 41.7 mAP in 5 minutes, fine-tuned 45.5; VOC subset f
             352 px; more in RESULTS.md (protocols, hardware, seeds).
 """
 
-from jaxmlic.configs import common
+from jaxmlic.configs import common, stand_ins
+
+from jaxmlic import config as config_lib
 
 # Learning rate, the trunk's share of it, weight decay, epochs.
 FINETUNE = {"corel5k": (3e-3, 0.1, 0.05, 6), "voc2007_subset": (0.03, 0.003, 0.3, 6)}
@@ -18,10 +20,10 @@ FEW_SIDE, FEW_FROZEN = 352, "trunk/(conv_stem|bn0|blocks_[0-4])/.*"
 
 
 def get_config(arg=None):
-    arg = common.parse_arg(arg, dataset="voc2007_subset", mode=("frozen", "finetune"), size=0)
+    arg = config_lib.parse_arg(arg, dataset="voc2007_subset", mode=("frozen", "finetune"), size=0)
     config = common.base()
     config.data.name = arg.dataset
-    config.data.image_size = arg.size or common.SIDES.get(arg.dataset, common.SIDE)
+    config.data.image_size = arg.size or stand_ins.SIDES.get(arg.dataset, stand_ins.SIDE)
     config.data.cache = True
     config.model.trunk = "efficientnet_lite0"
     config.model.batch_norm = "frozen"
@@ -29,7 +31,7 @@ def get_config(arg=None):
     config.train.batch_size = 32
     common.test_rules(config)
     if arg.mode == "frozen":
-        config.optim.lr, config.optim.weight_decay, epochs = common.LINEAR_RECIPES.get(arg.dataset, (3e-3, 0.1, 20))
+        config.optim.lr, config.optim.weight_decay, epochs = stand_ins.LINEAR.get(arg.dataset, (3e-3, 0.1, 20))
         config.optim.groups = common.FROZEN_GROUPS
         config.train.duration = f"{epochs} epochs"
         config.data.val_fraction = 0.0

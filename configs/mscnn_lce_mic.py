@@ -1,31 +1,12 @@
 """MSCNN-LCE-MIC: three stages of a trunk with attention, label embeddings from a graph, MFB fusion, pseudo-labels.
 
 Paper:      James, Lakshmi, "A Novel Framework for Semi-supervised Multiple-label Image Classification using
-            Multi-stage CNN and Visual Attention Mechanism". Its numbers: jaxmlic/papers/mscnn_lce_mic.toml.
+            Multi-stage CNN and Visual Attention Mechanism". Its numbers: jaxmlic/papers/mscnn_lce_mic.toml. Commands:
+            docs/experiments.md.
 Arguments:  dataset=voc2007 | coco2014 | corel5k | voc2007_subset | <any prepared data set>,  trunk=<any trunk>,
             size=<side>,  rows=ablation | propagation,  labelled=<named split>,  pseudo=<file>,  smoke
-Commands:   jaxmlic sweep --config=mscnn_lce_mic:dataset=voc2007 --workdir=runs/voc \\
-                --config.pretrained=vgg16.safetensors
-CPU:        jaxmlic features --config=mscnn_lce_mic:dataset=corel5k --config.pretrained=efficientnet_lite0_imagenet.npz
-            jaxmlic sweep --config=mscnn_lce_mic:dataset=corel5k --workdir=runs/corel5k --seeds=3 \\
-                --config.pretrained=efficientnet_lite0_imagenet.npz --config.data.source=features
-            jaxmlic convergence runs/corel5k/{full,ml_gcn,plain}/seed0 --out=convergence.png (with
-            --config.data.val_fraction=0.1, so that there is something to measure on)
-Part labelled (Table IV's first column; corel5k and 10% stand for any):
-            jaxmlic data split corel5k --subset=10% --from=train --as=few
-            jaxmlic alternate --config=mscnn_lce_mic:dataset=corel5k --labelled=few/labelled --workdir=runs/few
-            jaxmlic sweep --config=mscnn_lce_mic:dataset=corel5k,labelled=few,pseudo=runs/few/labels1.npz ...
-Tables VII, VIII (N images with a label, METHOD improved or diffusion; rows=propagation):
-            jaxmlic data split cifar10 --subset=N --from=train --as=labelledN
-            jaxmlic propagate --config=mscnn_lce_mic:dataset=cifar10 --labelled=labelledN/labelled --single-label \\
-                --method=METHOD --out=METHOD_N.npz --config.pretrained=...
-            jaxmlic sweep --config=mscnn_lce_mic:dataset=cifar10,rows=propagation ...
 Sweep:      one entry for each different network of the tables. Table II is Table I's runs under `jaxmlic evaluate
             --protocol=top3_thresholded`; Fig. 6 shows Table V.
-Measured:   frozen Lite0, VOC subset, 224 px, 12 epochs, mAP of three seeds: full 65.7 +- 0.7, plain trunk 64.5 +- 0.3,
-            ML-GCN with average pooling 62.6 +- 0.4; Corel-5K: 39.4 +- 0.4, 42.5 +- 0.1, 36.7 +- 0.5. Which modules
-            add, and where, in RESULTS.md.
-Time:       about a minute a run beside other work; not run at the paper's sizes: VGG16 at 448 px needs an accelerator.
 
 Read into the paper: phi 0.4 and lambda 0.25 as in ML-GCN; 30 epochs (it converges after 25); a constant learning rate;
 mirrored images; without label embeddings the classifiers of the stages are averaged (step 4). Table VI's groups of 4
@@ -33,28 +14,18 @@ and more do not divide its m = 358: m is the next multiple there. "No multi-stag
 the signed square root and the division by the length of its own paper; Section E names neither (entry mfb_none).
 """
 
-from jaxmlic.configs import common
+from jaxmlic.configs import common, stand_ins
 
+from jaxmlic import config as config_lib
 from jaxmlic.models import trunks
 
-SIDES = {"voc2007_subset": 224, "cifar10": 128, **common.SIDES}  # of the CPU-sized rows; the paper has 448
-# Learning rate, weight decay, epochs and the GCN's hidden units of the CPU-sized rows, from a frozen trunk: one recipe
-# for all rows of a data set, selected with a quarter of train held out on the network without attention, ML-GCN and the
-# plain trunk (cifar10's is not selected). The attention learns at a tenth: at the full rate half of a map's weight goes
-# to one position, and the held-out mAP falls. GCN and attention are narrower than the paper's, to be affordable; at 256
-# hidden units ML-GCN does not fit Corel-5K's 374 words.
-FROZEN = {
-    "corel5k": (3e-3, 1.0, 8, 1024),
-    "voc2007_subset": (3e-3, 1.0, 12, 256),
-    "cifar10": (3e-3, 1.0, 8, 256),
-}
 DIM = 358
 LABELLED = {"cifar10": (1000, 2000, 3000, 4000), "voc2007": (2000, 4000, 6000)}  # Tables VII and VIII
 
 
 def parse(arg=None):
     rows = ("ablation", "propagation")
-    return common.parse_arg(arg, dataset="voc2007", trunk="", size=0, rows=rows, labelled="", pseudo="")
+    return config_lib.parse_arg(arg, dataset="voc2007", trunk="", size=0, rows=rows, labelled="", pseudo="")
 
 
 def get_config(arg=None):
@@ -64,7 +35,7 @@ def get_config(arg=None):
     config.data.name = arg.dataset
     config.data.train_split = f"{arg.labelled}/labelled" if arg.labelled else "train"
     config.data.val_fraction = 0.0  # all training images, the last checkpoint
-    config.data.image_size = arg.size or (64 if arg.smoke else SIDES.get(arg.dataset, 448))
+    config.data.image_size = arg.size or (64 if arg.smoke else stand_ins.MSCNN_SIDES.get(arg.dataset, 448))
 
     config.model.trunk = trunk_of(arg)
     config.model.stages = ()  # the trunk's stages that are read; () = its levels, of VGG16 conv3_3, conv4_3, conv5_3
@@ -95,13 +66,13 @@ def get_config(arg=None):
     config.train.batch_size = 32
     config.train.checkpoint_every = "10%"
     common.test_rules(config)
-    if arg.dataset in FROZEN:
-        frozen_recipe(config, *FROZEN[arg.dataset])
+    if arg.dataset in stand_ins.MSCNN:
+        frozen_recipe(config, *stand_ins.MSCNN[arg.dataset])
     return common.smoke(config) if arg.smoke else config
 
 
 def trunk_of(arg):
-    return arg.trunk or ("efficientnet_lite0" if arg.dataset in FROZEN else "vgg16")
+    return arg.trunk or ("efficientnet_lite0" if arg.dataset in stand_ins.MSCNN else "vgg16")
 
 
 def frozen_recipe(config, lr, decay, epochs, hidden):
@@ -132,7 +103,7 @@ def sweep(arg=None):
     last = {"model.stages": trunks.levels(trunk_of(arg))[-1:]}
     no_fusion = {"model.graph": "none", "model.fusion": "none"}
     no_attention = {"model.attention": False}
-    if arg.dataset in FROZEN:  # a group without a parameter is an error
+    if arg.dataset in stand_ins.MSCNN:  # a group without a parameter is an error
         no_attention["optim.groups"] = common.FROZEN_GROUPS
     plain = {**no_attention, **no_fusion, **last}
     if arg.labelled:  # Table IV: what is learned from the labelled part alone, and with pseudo-labels
@@ -162,7 +133,7 @@ def sweep(arg=None):
         *((f"gcn_{layers}", {"model.gcn_layers": layers}) for layers in (3, 4)),
         *((f"g_{g}", {"model.mfb_groups": g, "model.mfb_dim": -(-DIM // g) * g}) for g in (1, 4, 8, 16, 32, 64)),
     ]
-    if arg.dataset not in FROZEN and not arg.trunk:  # the tables' other methods that exist here
+    if arg.dataset not in stand_ins.MSCNN and not arg.trunk:  # the tables' other methods that exist here
         resnet = {"model.trunk": "resnet101", "model.stages": trunks.levels("resnet101")[-1:]}
         entries += [
             ("resnet101", {**plain, **resnet}),

@@ -1,27 +1,20 @@
 """Multi-order RNN: an LSTM that predicts all labels at each of five steps, beside the order-free RNN and fixed orders.
 
 Paper:      Dutta, Verma, Jawahar, "Recurrent Image Annotation With Explicit Inter-Label Dependencies", ECCV 2020. Its
-            numbers: jaxmlic/papers/multi_order_rnn.toml.
+            numbers: jaxmlic/papers/multi_order_rnn.toml. Commands: docs/experiments.md.
 Arguments:  dataset=coco2014 | nus_wide | corel5k | voc2007_subset | <any prepared data set>,
             method=<one of METHODS>,  trunk=<any trunk>,  size=<side>,  smoke
-Commands:   jaxmlic features --config=multi_order_rnn:dataset=corel5k \\
-                --config.pretrained=efficientnet_lite0_imagenet.npz
-            jaxmlic sweep --config=multi_order_rnn:dataset=corel5k --workdir=runs/corel5k --seeds=3 \\
-                --config.pretrained=efficientnet_lite0_imagenet.npz
-            jaxmlic predict --workdir=runs/corel5k/corel5k_multi_order/seed0 --trace photo.jpg
-Two stages: jaxmlic train --config=multi_order_rnn:dataset=coco2014,method=bce --workdir=runs/cnn \\
-                --config.pretrained=resnet101.safetensors
-            jaxmlic train --config=multi_order_rnn:dataset=coco2014 --workdir=runs/rnn --config.start_from=runs/cnn
 Sweep:      the rows of the data set's tables (the methods that exist here); for other data sets all METHODS, which is
             the comparison of every method of both papers; without an argument the rows of all tables.
-CPU:        corel5k and voc2007_subset take features of a frozen EfficientNet-Lite0, stored by the first command; there
-            the CNN's scores learn by binary cross-entropy in the same run (config.loss.cnn_weight).
 
 Read into the paper: the second stage trains the RNN alone; momentum 0.9; fixed orders are the cnn_rnn head's, whose
-labels are those of the best path.
+labels are those of the best path. On stored features the CNN's scores learn by binary cross-entropy in the same run
+(config.loss.cnn_weight).
 """
 
-from jaxmlic.configs import cnn_rnn, common
+from jaxmlic.configs import cnn_rnn, common, stand_ins
+
+from jaxmlic import config as config_lib
 
 # Fields of config.model and config.loss that make a method of the multi_order_rnn head.
 MULTI_ORDER = {
@@ -30,9 +23,6 @@ MULTI_ORDER = {
     "order_free": {"model.mask": "pool"},
 }
 METHODS = (*cnn_rnn.METHODS, *MULTI_ORDER)
-# Learning rates on stored features where they are not cnn_rnn's: on 20 % of Corel-5K's training images this one had
-# 27.8 mAP, 3e-3 18.4. (On 30 % of the VOC subset's 1e-2 and 3e-3 had 71.2 and 71.0.)
-RATES = {"corel5k": 1e-2}
 TABLES = {
     # Table 1, then what Table 2 adds. cnn_rnn is frequent-first.
     "coco2014": (
@@ -46,7 +36,7 @@ PROTOCOLS = {"order_free": "path", "warp": "top3_forced", "lsep": "top3_forced"}
 
 
 def get_config(arg=None):
-    arg = common.parse_arg(arg, dataset="coco2014", method=("multi_order", *METHODS), trunk="", size=0)
+    arg = config_lib.parse_arg(arg, dataset="coco2014", method=("multi_order", *METHODS), trunk="", size=0)
     if arg.method in MULTI_ORDER:
         config = multi_order_method(cnn_rnn.data_and_trunk(arg, trunk="resnet101"), arg)
     else:
@@ -82,7 +72,7 @@ def multi_order_method(config, arg):
     cnn_rnn.rmsprop(config)
     if on_features:
         cnn_rnn.recurrent_on_features(config, arg)
-        config.optim.lr = RATES.get(arg.dataset, config.optim.lr)
+        config.optim.lr = stand_ins.MULTI_ORDER_RATES.get(arg.dataset, config.optim.lr)
     else:
         config.optim.groups = (("classifier/.*", None), *config.optim.groups)
     config.update_from_flattened_dict(MULTI_ORDER[arg.method])

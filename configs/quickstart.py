@@ -6,9 +6,11 @@ Measured: 90.0 mAP (all_point) on the test split; 163 s on 2 CPU cores.
 
 from jaxmlic.configs import common
 
+from jaxmlic import config as config_lib
+
 
 def get_config(arg=None):
-    arg = common.parse_arg(arg)
+    arg = config_lib.parse_arg(arg)
     config = common.base()
     config.data.name = "scenes"
     config.data.image_size = 48

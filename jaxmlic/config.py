@@ -1,5 +1,6 @@
 """Experiment files: finding, loading, locking, overriding and comparing them."""
 
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -11,8 +12,9 @@ from types import ModuleType
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxmlic.errors import UserError, did_you_mean
+from jaxmlic.errors import UserError, did_you_mean, unknown
 
+SHARED = ("__init__", "common", "stand_ins")  # files in configs/ that are no experiments
 # Fields that say where and how fast a run works, not what it computes: a resumed run may change them.
 # The labels of a file of pseudo-labels are compared themselves.
 FREE_FIELDS = (
@@ -23,6 +25,27 @@ FREE_FIELDS = (
     "train.eval_batch_size",
     "train.cpu_devices",
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One experiment of a config's `sweep()`; (name, overrides) pairs stand for entries without the other fields.
+
+    Attributes:
+      name: of the entry and of its folder.
+      overrides: {dotted field: value}; they win over the command line.
+      series: what runs of several noise rates or parts have in common; None for the name.
+      noise_rate: share of wrong training labels; None where noise is no part of the experiment.
+      part: "fold3" or "batch0" where several runs, each on a part of the data, are one experiment.
+      argument: more of the config's argument, for rows whose heads have other fields.
+    """
+
+    name: str
+    overrides: Mapping[str, object] = dataclasses.field(default_factory=dict, hash=False)
+    series: str | None = None
+    noise_rate: float | None = None
+    part: str | None = None
+    argument: str = ""
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -66,7 +89,7 @@ def find(spec: str) -> tuple[Path, str]:
         candidate = shipped / f"{path.stem}.py"
         if candidate.is_file():
             return candidate, arg
-    names = sorted(p.stem for p in shipped.glob("*.py") if p.stem not in ("__init__", "common"))
+    names = sorted(p.stem for p in shipped.glob("*.py") if p.stem not in SHARED)
     raise UserError(f"config file {name} does not exist{did_you_mean(path.stem, names)}; shipped: {', '.join(names)}")
 
 
@@ -81,6 +104,31 @@ def load_module(spec: str) -> ModuleType:
     except SyntaxError as error:
         raise UserError(f"{path}:{error.lineno}: {error.msg}") from None
     return module
+
+
+def parse_arg(arg: str | None, **defaults) -> ConfigDict:
+    """`"dataset=voc2007,smoke"` -> ConfigDict(dataset="voc2007", smoke=True), typed like `defaults`.
+
+    A default that is a tuple holds the possible values, the first of them the default.
+
+    Raises UserError for a name that is not among `defaults`, a value of another type and one that is not possible.
+    """
+    choices = {name: value for name, value in defaults.items() if isinstance(value, tuple)}
+    values = dict(smoke=False, **defaults) | {name: known[0] for name, known in choices.items()}
+    for item in filter(None, (arg or "").split(",")):
+        name, has_value, text = item.partition("=")
+        if name not in values:
+            raise unknown("config argument", name, sorted(values))
+        kind = type(values[name])
+        if not has_value and kind is not bool:
+            raise UserError(f"config argument {name!r} needs a value: {name}=...")
+        try:
+            values[name] = text.lower() in ("", "1", "true") if kind is bool else kind(text)
+        except ValueError:
+            raise UserError(f"config argument {name}={text!r} is not of type {kind.__name__}") from None
+        if values[name] not in choices.get(name, (values[name],)):
+            raise unknown(f"config argument {name} =", values[name], filter(None, choices[name]))
+    return ConfigDict(values)
 
 
 def override(config: ConfigDict, values: Mapping[str, object]) -> ConfigDict:

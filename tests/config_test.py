@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from jaxmlic.configs import common
 
 from jaxmlic import config as config_lib
 from jaxmlic.errors import UserError
@@ -108,10 +107,10 @@ def test_differences_name_what_matters_only():
 
 
 def test_parse_arg():
-    found = common.parse_arg("dataset=voc,smoke", dataset="coco", size=3)
+    found = config_lib.parse_arg("dataset=voc,smoke", dataset="coco", size=3)
     assert (found.dataset, found.size, found.smoke) == ("voc", 3, True)
-    assert common.parse_arg(None).smoke is False
-    assert common.parse_arg(None, mode=("a", "b")).mode == "a"
-    assert common.parse_arg("mode=b", mode=("", "a", "b")).mode == "b"
+    assert config_lib.parse_arg(None).smoke is False
+    assert config_lib.parse_arg(None, mode=("a", "b")).mode == "a"
+    assert config_lib.parse_arg("mode=b", mode=("", "a", "b")).mode == "b"
     with pytest.raises(UserError, match=r"config argument mode = 'c' is unknown.*; known: a, b$"):
-        common.parse_arg("mode=c", mode=("", "a", "b"))
+        config_lib.parse_arg("mode=c", mode=("", "a", "b"))

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
 from jaxmlic import storage
-from jaxmlic.configs.common import Entry
+from jaxmlic.config import Entry
 from jaxmlic.errors import UserError, did_you_mean
 from jaxmlic.experiments.runs import result_of, run_one
 from jaxmlic.reports import tables

@@ -6,10 +6,10 @@ import signal
 
 import pytest
 from conftest import table_of, tiny_config
-from jaxmlic.configs.common import Entry
 
 from jaxmlic import config as config_lib
 from jaxmlic.cli import main as cli
+from jaxmlic.config import Entry
 from jaxmlic.experiments import beside_papers, sweep
 from jaxmlic.training import loop, metrics_log
 
@@ -184,16 +184,16 @@ def test_an_entry_may_be_more_of_the_argument(tmp_path):
     """For entries whose heads have other fields: overrides of the command line count for them, too, before its own."""
     path = tmp_path / "x.py"
     path.write_text(
-        "from jaxmlic.configs import common, quickstart\n"
+        "from jaxmlic import config\nfrom jaxmlic.configs import quickstart\n"
         "def get_config(arg=None):\n"
-        "    arg = common.parse_arg(arg, side=16, pooled='')\n"
+        "    arg = config.parse_arg(arg, side=16, pooled='')\n"
         "    config = quickstart.get_config()\n"
         "    config.data.image_size = arg.side\n"
         "    if arg.pooled:\n"
         "        config.model.other_field = arg.pooled\n"
         "    return config\n"
         "def sweep(arg):\n"
-        "    entry = common.Entry('both', {'optim.momentum': 0.1}, argument='pooled=max')\n"
+        "    entry = config.Entry('both', {'optim.momentum': 0.1}, argument='pooled=max')\n"
         "    return [('text', 'pooled=max'), ('fields', {'model.pool': 'max'}), entry]\n"
     )
     overrides = ["--config.optim.lr=0.5", "--config.optim.momentum=0.7"]

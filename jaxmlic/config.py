@@ -38,6 +38,8 @@ class Entry:
       noise_rate: share of wrong training labels; None where noise is no part of the experiment.
       part: "fold3" or "batch0" where several runs, each on a part of the data, are one experiment.
       argument: more of the config's argument, for rows whose heads have other fields.
+      start_from: name of the entry whose run of the same seed this one starts from (a second stage), "" for none.
+      from_scratch: weights of the command line are for the other entries.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Entry:
     noise_rate: float | None = None
     part: str | None = None
     argument: str = ""
+    start_from: str = ""
+    from_scratch: bool = False
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:

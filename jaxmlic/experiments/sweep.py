@@ -14,6 +14,7 @@ from jaxmlic import storage
 from jaxmlic.config import Entry
 from jaxmlic.errors import UserError, did_you_mean
 from jaxmlic.experiments.runs import result_of, run_one
+from jaxmlic.models.trunks import pretrained
 from jaxmlic.reports import tables
 from jaxmlic.training import run_folder
 
@@ -71,11 +72,55 @@ def _entry(item: Entry | tuple[str, Mapping | str]) -> Entry:
     return Entry(name, argument=overrides) if isinstance(overrides, str) else Entry(name, overrides)
 
 
-def config_of(spec: str, base: ConfigDict, entry: Entry, overrides: Sequence[str]) -> ConfigDict:
-    """The config of one entry; `base` is that of `spec` with `overrides`."""
+def config_of(
+    spec: str, base: ConfigDict, entry: Entry, overrides: Sequence[str], weights: str | Path | None = None
+) -> ConfigDict:
+    """The config of one entry; `base` is that of `spec` with `overrides`.
+
+    weights: a folder with a weight file for each trunk, see `pretrained.find`.
+    """
     if entry.argument:
         base = config_lib.load(f"{spec}{',' if config_lib.find(spec)[1] else ':'}{entry.argument}", overrides)
-    return config_lib.override(base, entry.overrides)
+    config = config_lib.override(base, entry.overrides)
+    if entry.from_scratch:
+        return config_lib.override(config, {"pretrained": ""})
+    if weights is None:
+        return config
+    if config.pretrained:
+        raise UserError(f"--weights names the weight files, and config.pretrained = {config.pretrained!r} another one")
+    return config_lib.override(config, {"pretrained": str(pretrained.find(weights, config.model.trunk) or "")})
+
+
+def in_order(chosen: Sequence[Entry], known: Sequence[Entry]) -> list[Entry]:
+    """The chosen entries, each after the one that it starts from.
+
+    known: all entries of the sweep. Raises UserError for an entry that starts from none of them, or from itself.
+    """
+    names = {entry.name for entry in known}
+    for entry in chosen:
+        if entry.start_from and (entry.start_from not in names or entry.start_from == entry.name):
+            raise UserError(f"entry {entry.name!r} starts from {entry.start_from!r}, which is no other entry")
+    waiting, done = list(chosen), []
+    while waiting:
+        ready = [entry for entry in waiting if entry.start_from not in {other.name for other in waiting}]
+        if not ready:
+            raise UserError(f"entries start from one another in a circle: {', '.join(e.name for e in waiting)}")
+        done += ready
+        waiting = [entry for entry in waiting if entry not in ready]
+    return done
+
+
+def config_of_run(config: ConfigDict, entry: Entry, workdir: Path, seed: int) -> ConfigDict:
+    """An entry's config with its seed and, for a second stage, the folder of the first one's run."""
+    values = {"seed": seed}
+    if entry.start_from and not config.start_from:
+        values["start_from"] = str(folder_of(workdir, entry.start_from, seed))
+    return config_lib.override(config, values)
+
+
+def folder_of(workdir: Path, name: str, seed: int) -> Path:
+    """Where the run of an entry with a seed lies."""
+    return workdir / name / f"seed{seed}"
 
 
 def run(
@@ -85,9 +130,12 @@ def run(
     seeds: int = 1,
     only: Sequence[str] = (),
     overrides: Sequence[str] = (),
+    weights: str | Path | None = None,
     report: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Runs the sweep and, unless a signal stops it, writes WORKDIR/sweep.csv and runs.csv.
+
+    An entry that starts from another one runs after it.
 
     Args:
       spec: `FILE[:ARG]` of the experiment.
@@ -95,19 +143,21 @@ def run(
       seeds: runs of each entry, from config.seed on.
       only: names of entries; () for all.
       overrides: "--config.x.y=value", for all entries.
+      weights: a folder with a weight file for each trunk.
       report: called with a line before each run, and with each failure.
     """
     base, workdir = config_lib.load(spec, overrides), Path(workdir)
+    everything = entries(spec)
     chosen = {entry.name for entry in entries(spec, only)}
     plan: list[tuple[Entry, ConfigDict]] = []
-    for entry in entries(spec):
+    for entry in in_order(everything, everything):
         try:
-            plan.append((entry, config_of(spec, base, entry, overrides)))
+            plan.append((entry, config_of(spec, base, entry, overrides, weights)))
         except UserError:
             if entry.name in chosen:  # else the overrides are for others
                 raise
     runs = [
-        (entry, seed, config_lib.override(config, {"seed": seed}))
+        (entry, seed, config_of_run(config, entry, workdir, seed))
         for entry, config in plan
         if entry.name in chosen
         for seed in range(base.seed, base.seed + seeds)
@@ -117,7 +167,8 @@ def run(
         title = f"{entry.name}, seed {seed}"
         report(f"[{number}/{len(runs)}] {title}")
         try:
-            found, stopped_by = run_one(config, workdir / entry.name / f"seed{seed}", report)
+            _check_first_stage(entry, config)
+            found, stopped_by = run_one(config, folder_of(workdir, entry.name, seed), report)
         except UserError as error:
             outcome.failures.append(f"{title}: {error}")
             report(f"jaxmlic: {error}")
@@ -127,6 +178,13 @@ def run(
         outcome.rows.append(row(entry, seed, found))
     write(workdir, complete(plan, workdir))
     return outcome
+
+
+def _check_first_stage(entry: Entry, config: ConfigDict) -> None:
+    if entry.start_from and run_folder.result(config.start_from) is None:
+        raise UserError(
+            f"it starts from the run in {config.start_from}, which is not complete: let {entry.start_from!r} run first"
+        )
 
 
 def row(entry: Entry, seed: int, found: Mapping[str, object]) -> dict:
@@ -144,7 +202,7 @@ def complete(plan: Sequence[tuple[Entry, ConfigDict]], workdir: Path) -> list[di
     for entry, config in plan:
         folders = (workdir / entry.name).glob("seed*")
         for seed in sorted(int(path.name[4:]) for path in folders if path.name[4:].isdigit()):
-            own, folder = config_lib.override(config, {"seed": seed}), workdir / entry.name / f"seed{seed}"
+            own, folder = config_of_run(config, entry, workdir, seed), folder_of(workdir, entry.name, seed)
             found = result_of(folder, own)
             if found is not None and not config_lib.differences(run_folder.load(folder).config.to_dict(), own):
                 rows.append(row(entry, seed, found))
@@ -200,7 +258,7 @@ def fusion_commands(spec: str, workdir: str | Path, rows: Sequence[dict]) -> lis
     fused = module.ensembles(config_lib.find(spec)[1]) if hasattr(module, "ensembles") else {}
     files = {}
     for one in rows:
-        folder = Path(workdir) / one["entry"] / f"seed{one['seed']}"
+        folder = folder_of(Path(workdir), one["entry"], one["seed"])
         files[one["seed"], one["entry"]] = str(folder / run_folder.SCORES / f"{one['split']}.npz")
     return [
         f"jaxmlic ensemble {' '.join(files[seed, name] for name in members)} --out={workdir}/{fusion}_seed{seed}.npz"

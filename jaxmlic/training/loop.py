@@ -93,7 +93,9 @@ class Trainer:
         if restored:
             return state
         statistics = contract.LabelStatistics(self.train_view.labels, list(self.dataset.class_names))
-        state, notes = starting_point.apply(state, self.config, self.head, statistics, self.mesh)
+        state, notes = starting_point.apply(
+            state, self.config, self.head, statistics, self.mesh, sorted(self.multipliers.keys() - set(self.trainable))
+        )
         print(*notes, sep="\n", end="\n" if notes else "")
         return state
 

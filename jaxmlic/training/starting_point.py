@@ -1,5 +1,6 @@
 """What training starts from: constants of the training split, pretrained weights, another run."""
 
+from collections.abc import Collection
 from types import ModuleType
 
 import jax
@@ -14,29 +15,64 @@ from jaxmlic.training.state import TrainState
 
 
 def apply(
-    state: TrainState, config: ConfigDict, head: ModuleType, statistics: LabelStatistics, mesh: jax.sharding.Mesh
+    state: TrainState,
+    config: ConfigDict,
+    head: ModuleType,
+    statistics: LabelStatistics,
+    mesh: jax.sharding.Mesh,
+    frozen: list[str],
 ) -> tuple[TrainState, list[str]]:
     """The state with the head's constants, then `config.pretrained`, then `config.start_from`; and lines about them.
 
+    frozen: names of the parameters that no step changes.
+
     Raises:
-      UserError: a file or run that is not there or does not fit.
+      UserError: a file or run that is not there or does not fit; frozen parameters of the head that neither gives.
     """
-    notes = []
+    notes, copied = [], []
     if state.constants:
         constants, notes = head.constants(config, statistics)
         state, notes = state_lib.with_constants(state, constants), list(notes)
     if config.pretrained:
         state = state_lib.with_trunk(state, pretrained.load(config.pretrained, config.model.trunk))
     if config.start_from:
-        state, note = from_run(state, config.start_from, statistics.class_names, mesh)
+        state, copied, note = from_run(state, config.start_from, statistics.class_names, mesh)
         notes.append(note)
-    return state, notes
+    mistake, warning = without_values(frozen, bool(config.pretrained), copied)
+    if mistake:
+        raise UserError(mistake)
+    return state, notes + ([f"warning: {warning}"] if warning else [])
+
+
+def without_values(frozen: list[str], has_weights: bool, copied: Collection[str]) -> tuple[str, str]:
+    """(mistake, warning), each "" if there is none, about frozen parameters that stay at their random initial values.
+
+    A head whose input is a random frozen layer learns nothing that means anything; a random trunk is at least a known
+    baseline.
+
+    Args:
+      frozen: names of the frozen parameters.
+      has_weights: whether a weight file gives the trunk's.
+      copied: names that another run gave.
+    """
+    random = [name for name in frozen if name not in copied]
+    head = [name for name in random if not name.startswith("trunk/")]
+    mistake = warning = ""
+    if head:
+        mistake = (
+            f"config.optim.groups freezes {len(head)} parameters of the head at random values (first: {head[0]}); set "
+            "config.start_from to a run that trained them, or let them learn"
+        )
+    if len(random) > len(head) and not has_weights:
+        warning = "the trunk is frozen at random values; config.pretrained names a file with its weights"
+    return mistake, warning
 
 
 def from_run(
     state: TrainState, workdir: str, class_names: list[str], mesh: jax.sharding.Mesh
-) -> tuple[TrainState, str]:
-    """The state with what the best checkpoint of another run has in common with it (of other classes: its trunk)."""
+) -> tuple[TrainState, list[str], str]:
+    """The state with what the best checkpoint of another run has in common with it (of other classes: its trunk),
+    the names of that, and a line about it."""
     try:
         found = restore.restore(workdir, mesh)
     except UserError as error:
@@ -46,4 +82,4 @@ def from_run(
     if not copied:
         raise UserError(f"config.start_from: the run in {workdir} has no parameter in common with this one")
     total = len(jax.tree.leaves((state.params, state.batch_stats)))
-    return state, f"starting from {workdir} at step {found.step}: {len(copied)} of {total} arrays"
+    return state, copied, f"starting from {workdir} at step {found.step}: {len(copied)} of {total} arrays"

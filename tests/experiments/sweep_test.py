@@ -10,6 +10,7 @@ from conftest import table_of, tiny_config
 from jaxmlic import config as config_lib
 from jaxmlic.cli import main as cli
 from jaxmlic.config import Entry
+from jaxmlic.errors import UserError
 from jaxmlic.experiments import beside_papers, sweep
 from jaxmlic.training import loop, metrics_log
 
@@ -184,16 +185,16 @@ def test_an_entry_may_be_more_of_the_argument(tmp_path):
     """For entries whose heads have other fields: overrides of the command line count for them, too, before its own."""
     path = tmp_path / "x.py"
     path.write_text(
-        "from jaxmlic import config\nfrom jaxmlic.configs import quickstart\n"
+        "from jaxmlic.config import Entry, parse_arg\nfrom jaxmlic.configs import quickstart\n"
         "def get_config(arg=None):\n"
-        "    arg = config.parse_arg(arg, side=16, pooled='')\n"
+        "    arg = parse_arg(arg, side=16, pooled='')\n"
         "    config = quickstart.get_config()\n"
         "    config.data.image_size = arg.side\n"
         "    if arg.pooled:\n"
         "        config.model.other_field = arg.pooled\n"
         "    return config\n"
         "def sweep(arg):\n"
-        "    entry = config.Entry('both', {'optim.momentum': 0.1}, argument='pooled=max')\n"
+        "    entry = Entry('both', {'optim.momentum': 0.1}, argument='pooled=max')\n"
         "    return [('text', 'pooled=max'), ('fields', {'model.pool': 'max'}), entry]\n"
     )
     overrides = ["--config.optim.lr=0.5", "--config.optim.momentum=0.7"]
@@ -214,3 +215,74 @@ def test_files_without_a_usable_sweep(tmp_path, capsys):
         path.write_text("from jaxmlic.configs.quickstart import get_config\n" + text)
         assert cli.run(["sweep", f"--config={path}", f"--workdir={tmp_path}"]) == 2
         assert message in capsys.readouterr().err
+
+
+STAGES = """
+from jaxmlic.config import Entry
+from jaxmlic.configs import quickstart
+get_config = quickstart.get_config
+def sweep():
+    return [Entry("second", {"optim.lr": 0.1}, start_from="first"), ("first", {}), Entry("scratch", from_scratch=True)]
+"""
+
+
+@pytest.fixture
+def ran(tmp_path, monkeypatch):
+    """A sweep whose runs are recorded and not made: {entry: its config}, in their order."""
+    path = tmp_path / "stages.py"
+    path.write_text(STAGES)
+    found = {}
+
+    def run_one(config, workdir, report):
+        found[workdir.parent.name] = config
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "result.json").write_text("{}")
+        return {"split": "test", "protocol": "all_point", "mAP": 0.5}, None
+
+    monkeypatch.setattr(sweep, "run_one", run_one)
+    monkeypatch.setattr(sweep, "complete", lambda *_: [])
+    return path, tmp_path / "runs", found
+
+
+def test_a_second_stage_runs_after_the_first_and_starts_from_it(ran):
+    path, workdir, found = ran
+    sweep.run(str(path), workdir, seeds=2, overrides=["--config.pretrained=w.npz"])
+    assert list(found) == ["first", "scratch", "second"]
+    assert found["second"].start_from == str(workdir / "first" / "seed1") and found["second"].seed == 1
+    assert (found["first"].start_from, found["first"].pretrained, found["scratch"].pretrained) == ("", "w.npz", "")
+
+
+def test_a_second_stage_without_its_first_fails_alone(ran):
+    path, workdir, found = ran
+    outcome = sweep.run(str(path), workdir, only=["second", "scratch"])
+    assert list(found) == ["scratch"] and len(outcome.failures) == 1
+    assert "second, seed 0: it starts from the run in" in outcome.failures[0] and "'first'" in outcome.failures[0]
+    # A run that the command line names is used in its place.
+    other = workdir.parent / "other"
+    other.mkdir()
+    (other / "result.json").write_text("{}")
+    sweep.run(str(path), workdir, only=["second"], overrides=[f"--config.start_from={other}"])
+    assert found["second"].start_from == str(other)
+
+
+def test_entries_that_start_from_nothing_that_is_there():
+    a, b = Entry("a", start_from="b"), Entry("b", start_from="a")
+    for entries, message in (([a], "starts from 'b', which is no"), ([a, b], "circle: a, b")):
+        with pytest.raises(UserError, match=message):
+            sweep.in_order(entries, entries)
+
+
+def test_every_entry_takes_the_weights_of_its_own_trunk(tmp_path):
+    for name in ("vgg16-397923af.pth", "vgg16_bn-6c64b313.pth", "resnet101.safetensors", "notes.txt"):
+        (tmp_path / name).touch()
+    base = config_lib.load("mscnn_lce_mic:dataset=coco2014")
+    entries = {entry.name: entry for entry in sweep.entries("mscnn_lce_mic:dataset=coco2014")}
+
+    def weights_of(name, overrides=()):
+        return sweep.config_of("mscnn_lce_mic:dataset=coco2014", base, entries[name], overrides, tmp_path).pretrained
+
+    assert weights_of("full") == str(tmp_path / "vgg16-397923af.pth")
+    assert weights_of("ml_gcn_resnet101") == str(tmp_path / "resnet101.safetensors")
+    base.pretrained = "other.npz"
+    with pytest.raises(UserError, match=r"--weights names the weight files, and config.pretrained = 'other.npz'"):
+        weights_of("full")

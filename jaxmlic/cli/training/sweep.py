@@ -18,6 +18,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workdir", required=True, help="gets a folder per entry and seed, sweep.csv and runs.csv")
     parser.add_argument("--seeds", type=int, default=1, help="runs per entry, with seeds config.seed, +1, ...")
     parser.add_argument("--only", default="", help="comma-separated names of entries")
+    parser.add_argument(
+        "--weights",
+        metavar="DIR",
+        help="folder with a weight file for each trunk (vgg16.safetensors, resnet101-63fe2227.pth, ...): every entry "
+        "takes its own trunk's, in place of --config.pretrained",
+    )
     options, overrides = parser.parse_known_args(argv)
     if options.seeds < 1:
         raise UserError(f"--seeds={options.seeds}: at least 1")
@@ -27,6 +33,7 @@ def main(argv: list[str]) -> int:
         seeds=options.seeds,
         only=[name for name in options.only.split(",") if name],
         overrides=overrides,
+        weights=options.weights,
         report=_print_now,
     )
     if outcome.stopped_in:

@@ -15,6 +15,7 @@ from jaxmlic.models import trunks
 from jaxmlic.models.trunks.weight_files import read_state
 
 Key = tuple[str, ...]
+SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")  # of weight files
 
 
 def load(path: str | Path, trunk: str, *, classifier: bool = False) -> dict[str, Any]:
@@ -56,6 +57,34 @@ def load(path: str | Path, trunk: str, *, classifier: bool = False) -> dict[str,
     if wrong:
         raise UserError(f"{path}: not the weights of {trunk}; {_some(wrong)}")
     return flax.traverse_util.unflatten_dict(flat)
+
+
+def find(folder: str | Path, trunk: str) -> Path | None:
+    """The weight file of a trunk in a folder of them, by its name: "vgg16.safetensors", "vgg16-397923af.pth".
+
+    Owners' names count: "-" is "_", and timm's "tf_" is left out. With hidden layers or not, VGG's file is one
+    ("vgg16_fc" takes vgg16's). None for a trunk that has no pretrained weights to load.
+
+    Raises UserError for a folder that does not exist, and unless one file in it is this trunk's.
+    """
+    module, _ = trunks.get(trunk)
+    if not hasattr(module, "torch_names"):
+        return None
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"folder of weights {folder} does not exist")
+    bases = {name.removesuffix("_fc") for name in module.NAMES}
+
+    def base_of(path: Path) -> str:
+        stem = path.stem.lower().replace("-", "_").removeprefix("tf_")
+        return max((name for name in bases if stem == name or stem.startswith(f"{name}_")), key=len, default="")
+
+    wanted = trunk.removesuffix("_fc")
+    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and base_of(path) == wanted)
+    if len(found) != 1:
+        which = f"{len(found)} files ({', '.join(path.name for path in found)})" if found else "no file"
+        raise UserError(f"{folder}: {which} with the weights of {trunk}; wanted one, such as {wanted}.safetensors")
+    return found[0]
 
 
 def _names(module: ModuleType, fields: dict[str, Any], state: dict[str, Any], classifier: bool) -> dict[Key, str]:

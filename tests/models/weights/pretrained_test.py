@@ -155,3 +155,26 @@ def test_trunks_are_found_by_name():
             trunks.get(name)
     with pytest.raises(UserError, match="did you mean 'efficientnet_lite0'"):
         trunks.get("efficientnet-lite0")
+
+
+def test_the_file_of_a_trunk_is_found_by_its_name(tmp_path):
+    files = {
+        "vgg16": "vgg16-397923af.pth",
+        "vgg16_fc": "vgg16-397923af.pth",
+        "vgg16_bn_fc": "vgg16_bn-6c64b313.pth",
+        "resnet101": "resnet101.safetensors",
+        "efficientnet_lite0": "tf_efficientnet-lite0-0aa007d2.npz",
+    }
+    for name in files.values():
+        (tmp_path / name).touch()
+    (tmp_path / "resnet101.md").touch()
+    for trunk, name in files.items():
+        assert pretrained.find(tmp_path, trunk) == tmp_path / name
+    assert pretrained.find(tmp_path, "small_cnn") is None
+    with pytest.raises(UserError, match=r"no file with the weights of resnet50; wanted one, such as resnet50.safeten"):
+        pretrained.find(tmp_path, "resnet50")
+    (tmp_path / "resnet101.npz").touch()
+    with pytest.raises(UserError, match=r"2 files \(resnet101.npz, resnet101.safetensors\)"):
+        pretrained.find(tmp_path, "resnet101")
+    with pytest.raises(UserError, match="does not exist"):
+        pretrained.find(tmp_path / "none", "resnet101")

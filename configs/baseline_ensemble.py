@@ -54,7 +54,8 @@ def get_config(arg=None):
     config.train.duration = "40 epochs"
     config.train.batch_size = 16
     config.train.checkpoint_every = "10%"
-    config.eval.protocol = "top3_forced"  # L-P, L-R, L-F1 are CP, CR, CF1_mean
+    # L-P, L-R, L-F1 are CP, CR, CF1_mean. Of VOC 2007 OR 96.6 goes with OP 45.6, so picks that are unknown are wrong.
+    config.eval.protocol = "top3_forced" + ("+unknown_wrong" if config.data.name == "voc2007" else "")
     return common.smoke(config) if arg.smoke else config
 
 

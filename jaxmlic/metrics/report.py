@@ -47,7 +47,8 @@ def evaluate(
       - `protocol` (canonical name), `threshold` (the value used, or None), `num_classes` (in the means), `num_left_out`
         (no or too few positives, or outside the mask), `num_examples` (N).
 
-    Top-k decisions pick among all labels, ties by class index; a pick whose label is unknown spends a place, no more.
+    Top-k decisions pick among all labels, ties by class index; a pick whose label is unknown spends a place, no more,
+    unless the protocol has `unknown_wrong`.
 
     Raises:
       ValueError: shapes, dtypes or label values are wrong, a score or threshold is NaN, or `chosen` is missing.
@@ -72,9 +73,10 @@ def evaluate(
     order = top_k(scores, max(MAP_CUT, protocol.k or 0))
     predicted, threshold = _decide(scores, order, protocol, threshold, chosen)
     if not all_known:
-        predicted &= known
+        # A class outside the mask counts nowhere, under any protocol.
+        predicted &= known | (protocol.unknown_wrong & (True if classes is None else classes))
         order = top_k(scores, MAP_CUT, known)
-    per_image = _per_image(predicted, positive, order[:, :MAP_CUT])
+    per_image = _per_image(predicted, positive, order[:, :MAP_CUT], protocol.empty_zero)
     single_label = all_known and num_examples > 0 and bool((np.count_nonzero(positive, axis=1) == 1).all())
     return {
         "mAP": _mean(ap[included]),
@@ -164,13 +166,14 @@ def _class_and_overall(predicted, positive, num_positive, included, any_known: b
     }
 
 
-def _per_image(predicted, positive, order) -> dict[str, float]:
+def _per_image(predicted, positive, order, empty_zero: bool) -> dict[str, float]:
     """`order` int [N, <= 10]: each image's known labels, best first."""
     num_positive = np.count_nonzero(positive, axis=1)  # [N]
     num_hit = np.count_nonzero(predicted & positive, axis=1)
     counted = num_positive > 0
-    precision = _mean((num_hit / np.maximum(np.count_nonzero(predicted, axis=1), 1))[counted])
-    recall = _mean((num_hit / np.maximum(num_positive, 1))[counted])
+    entering = counted | (empty_zero & counted.any())
+    precision = _mean((num_hit / np.maximum(np.count_nonzero(predicted, axis=1), 1))[entering])
+    recall = _mean((num_hit / np.maximum(num_positive, 1))[entering])
     right = np.take_along_axis(positive, order, axis=1)  # [N, <= 10]
     precision_at = np.cumsum(right, axis=1) / np.arange(1, order.shape[1] + 1)
     ap = (precision_at * right).sum(axis=1) / np.clip(num_positive, 1, MAP_CUT)

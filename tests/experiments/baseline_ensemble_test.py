@@ -61,7 +61,8 @@ def test_modes_and_data_sets():
     assert mixup == {"m1": "off", "m2": "off", "m3": "every_second_epoch"}
     coco = load("dataset=coco2014").data
     assert (coco.test_split, coco.drop_empty, coco.val_fraction) == ("val", True, 0.0)
-    assert load().eval.protocol == "top3_forced"
+    assert load().eval.protocol == "top3_forced+unknown_wrong"
+    assert load("dataset=coco2014").eval.protocol == "top3_forced"
 
 
 def test_every_row_of_the_tables_has_an_entry():

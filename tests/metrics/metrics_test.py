@@ -370,6 +370,38 @@ def test_one_class_one_image():
     assert (report["mAP"], report["OP"], report["OF1"], report["CF1"], report["IF1"]) == (1.0, 0.0, 0.0, 0.0, 0.0)
 
 
+def test_unknown_picks_counted_as_wrong():
+    """Every image decides for three labels, so that OP is the hits over three times the images, whatever is unknown."""
+    scores, labels = make(4, num_examples=40, unknown=0.3)
+    labels[:, 3] = -1
+    usual, wrong = (metrics.evaluate(scores, labels, f"top3_forced{more}") for more in ("", "+unknown_wrong"))
+    hits, picked = 0, np.zeros(labels.shape, bool)
+    for n, row in enumerate(scores):
+        for c in sorted(range(len(row)), key=lambda c: (-row[c], c))[:3]:
+            hits += labels[n, c] == 1
+            picked[n, c] = True
+    assert wrong["OP"] == pytest.approx(hits / (3 * len(labels))) and wrong["OP"] < usual["OP"]
+    included = [c for c in range(labels.shape[1]) if (labels[:, c] == 1).any()]
+    precision = [(picked[:, c] & (labels[:, c] == 1)).sum() / max(picked[:, c].sum(), 1) for c in included]
+    assert wrong["CP"] == pytest.approx(np.mean(precision))
+    for key in ("mAP", "CR", "OR", "IR", "MAP@10", "top1"):
+        assert wrong[key] == usual[key], key
+    # A class outside the mask counts nowhere: not as a wrong decision either.
+    mask = np.arange(labels.shape[1]) < 5
+    masked = metrics.evaluate(scores, labels, "top3_forced+unknown_wrong", classes=mask)
+    assert masked["OP"] == pytest.approx((picked & (labels == 1))[:, :5].sum() / picked[:, :5].sum())
+
+
+def test_images_without_a_label_counted_as_zero():
+    labels = np.array([[1, 0, 0], [0, 0, 0], [0, 1, 1], [0, 0, 0]], np.int8)
+    scores = np.array([[1.0, -1, -1], [1, -1, -1], [-1, 1, -1], [-1, -1, -1]])
+    usual, zero = metrics.evaluate(scores, labels), metrics.evaluate(scores, labels, "empty_zero")
+    assert (usual["IP"], usual["IR"]) == (1.0, 0.75) and (zero["IP"], zero["IR"]) == (0.5, 0.375)
+    assert zero["IF1"] == pytest.approx(3 / 7) and zero["protocol"] == "all_point+empty_zero"
+    for key in ("mAP", "CP", "OP", "OR", "MAP@10", "top1"):
+        assert zero[key] == usual[key], key
+
+
 def test_more_than_ten_positives_in_an_image():
     labels = np.array([[1] * 12 + [0, 0], [0] + [1] * 11 + [0, 0]], np.int8)
     scores = -np.arange(14.0) * np.ones((2, 1))
@@ -410,7 +442,8 @@ def test_best_threshold_takes_the_highest_of_equals_and_survives_no_positives():
 
 def test_protocol_names():
     assert list(metrics.PROTOCOLS) == [
-        "all_point", "voc10", "voc07_11pt", "top3_forced", "top3_thresholded", "top5_forced", "path"
+        "all_point", "voc10", "voc07_11pt", "top3_forced", "top3_thresholded", "top5_forced", "path",
+        "top3_forced+unknown_wrong", "all_point+empty_zero",
     ]  # fmt: skip
     for name, protocol in metrics.PROTOCOLS.items():
         assert metrics.get_protocol(name) == protocol
@@ -422,6 +455,8 @@ def test_protocol_names():
     assert (wide.name, wide.ap, wide.decision, wide.k) == (
         "voc07_11pt+top10_thresholded", "voc07_11pt", "thresholded", 10
     )  # fmt: skip
+    both = metrics.get_protocol("empty_zero+top2_forced+unknown_wrong")
+    assert both.name == "top2_forced+unknown_wrong+empty_zero" and both.unknown_wrong and both.empty_zero
     with pytest.raises(AttributeError):
         wide.k = 4
     report = metrics.evaluate(*make(0), protocol="all_point+top5_forced")
@@ -429,7 +464,18 @@ def test_protocol_names():
 
 
 @pytest.mark.parametrize(
-    "name", ["", "top0_forced", "top3", "top3_forced+voc10", "voc10+voc10", "voc10+", "path+path", "topk_forced", None]
+    "name",
+    [
+        "",
+        "top0_forced",
+        "top3",
+        "top3_forced+voc10",
+        "voc10+voc10",
+        "voc10+",
+        "path+path",
+        "unknown_wrong+unknown_wrong",
+        None,
+    ],
 )
 def test_unknown_protocol(name):
     with pytest.raises(UserError, match=r"unknown protocol .* all_point, voc10"):

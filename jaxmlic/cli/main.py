@@ -42,6 +42,7 @@ GROUPS = {
         "alternate": ("jaxmlic.cli.training.alternate", "train on a labelled part, propagate, train on all, in rounds"),
     },
     "experiments": {
+        "plan": ("jaxmlic.cli.training.plan", "say what training would take, from shapes alone"),
         "sweep": ("jaxmlic.cli.training.sweep", "run every entry of an experiment's sweep() and tabulate them"),
         "convergence": ("jaxmlic.cli.results.convergence", "draw validation scores of runs against their epochs"),
         "noise-curves": (

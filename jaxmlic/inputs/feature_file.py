@@ -15,7 +15,7 @@ import numpy as np
 from jaxmlic import storage
 from jaxmlic.data import datasets, loader
 from jaxmlic.errors import UserError
-from jaxmlic.inputs.source import Source, eval_inputs
+from jaxmlic.inputs.source import VALUES, Source, eval_inputs
 from jaxmlic.models import trunks
 
 
@@ -80,6 +80,10 @@ class FileSource(Source):
         """Zeros of the features of one image."""
         shape = load(self.config.data.features_file)[0].shape[1:]
         return trunks.StoredMaps(jnp.zeros((1, *shape), jnp.float32))
+
+    def record_shapes(self) -> dict[str, tuple[tuple[int, ...], jnp.dtype]]:
+        """One view of each image's features."""
+        return {VALUES: ((1, *self.example().feature_map.shape[1:]), jnp.float32)}
 
     def eval_reader(self, view: loader.View) -> "FileReader":
         """The file's rows of the view's images."""

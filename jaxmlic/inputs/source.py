@@ -47,6 +47,11 @@ class Source(abc.ABC):
         size = self.config.data.image_size
         return jnp.zeros((1, size, size, 3), jnp.uint8)
 
+    def record_shapes(self) -> dict[str, tuple[tuple[int, ...], jnp.dtype]]:
+        """{array of a training batch: (its shape without the axis of images, dtype)}, without labels and mask."""
+        side = self.config.data.resize or self.config.data.image_size
+        return {"image": ((side, side, 3), jnp.uint8)}
+
     @abc.abstractmethod
     def train_reader(self, view: View) -> RowReader:
         """Reads what training draws from."""

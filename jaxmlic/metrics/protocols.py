@@ -83,8 +83,8 @@ def get_protocol(name: str) -> Protocol:
     """The protocol called `name`: an AP rule, a decision rule, or `AP+DECISION`, and further rules after a plus.
 
     AP rules: `all_point`, `voc10`, `voc07_11pt`. Decision rules: `threshold`, `path`, `top<k>_forced` and
-    `top<k>_thresholded` with any k >= 1. Further rules: `unknown_wrong`, `empty_zero`. Names that mean the same protocol
-    give the same canonical name.
+    `top<k>_thresholded` with any k >= 1. Further rules: `unknown_wrong`, `empty_zero`. Names that mean the same
+    protocol give the same canonical name.
 
     Raises:
       UserError: `name` is none of these.

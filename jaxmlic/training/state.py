@@ -62,7 +62,12 @@ def shapes(model: nn.Module, example: Inputs) -> dict:
 
 def parameter_names(model: nn.Module, example: Inputs) -> list[str]:
     """Names of all parameters, found without computing any."""
-    return sorted(optim.flatten(shapes(model, example)["params"]))
+    return sorted(parameter_shapes(model, example))
+
+
+def parameter_shapes(model: nn.Module, example: Inputs) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter by name, found without computing any."""
+    return {name: leaf.shape for name, leaf in optim.flatten(shapes(model, example)["params"]).items()}
 
 
 def create(

@@ -1,0 +1,60 @@
+"""`jaxmlic plan`."""
+
+import jax
+
+from jaxmlic import config as config_lib
+from jaxmlic import sharding
+from jaxmlic.cli.parser import Parser
+from jaxmlic.errors import UserError, check_least
+from jaxmlic.experiments import plan, sweep
+from jaxmlic.reports import plan_table
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser(
+        prog="jaxmlic plan",
+        description="What training would take, from shapes alone: the model is initialised and its step lowered at the "
+        "config's own size, without data, weights or accelerator. Ends with status 2 where training would fail or mean "
+        "nothing.",
+        epilog="Config fields can be set: --config.train.batch_size=256.",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="experiment file")
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help="devices that a batch is divided over (1)")
+    parser.add_argument("--device", choices=sorted(plan.DEVICES), help="estimate for this device alone")
+    parser.add_argument("--sweep", action="store_true", help="a line for every entry of the experiment's sweep()")
+    parser.add_argument("--only", default="", metavar="NAME,...", help="with --sweep: these entries")
+    parser.add_argument("--weights", metavar="DIR", help="with --sweep: folder with a weight file for each trunk")
+    parser.add_argument("--labels", type=int, metavar="C", help="number of labels, for a data set that is not known")
+    parser.add_argument("--images", type=int, metavar="N", help="number of training images, likewise")
+    parser.add_argument(
+        "--compile", action="store_true", help="also compile the step, and count its collectives (minutes)"
+    )
+    options, overrides = parser.parse_known_args(argv)
+    check_least("--devices", options.devices, 1)
+    for name in ("only", "weights"):
+        if getattr(options, name) and not options.sweep:
+            raise UserError(f"--{name} goes with --sweep")
+    devices = [plan.device(options.device)] if options.device else list(plan.DEVICES.values())
+    if jax.config.jax_num_cpu_devices < options.devices:
+        jax.config.update("jax_num_cpu_devices", options.devices)
+    mesh = sharding.make_mesh(jax.devices("cpu")[: options.devices])
+    sizes = {"labels": options.labels, "images": options.images, "compile_step": options.compile}
+    config = config_lib.load(options.config, overrides)
+    if not options.sweep:
+        found = plan.make(config, mesh, **sizes)
+        print(plan_table.text(found, config, devices))
+        return 2 if found.problems else 0
+    chosen = sweep.entries(options.config, [name for name in options.only.split(",") if name])
+    everything = {entry.name: entry for entry in sweep.entries(options.config)}
+
+    def config_of(entry: config_lib.Entry):
+        return sweep.config_of(options.config, config, entry, overrides, options.weights)
+
+    plans = {}
+    for number, entry in enumerate(chosen, 1):
+        print(f"[{number}/{len(chosen)}] {entry.name}", flush=True)
+        own = config_of(entry)
+        first = config_of(everything[entry.start_from]) if entry.start_from and not own.start_from else None
+        plans[entry.name] = (plan.make(own, mesh, first_stage=first, **sizes), own)
+    print(plan_table.sweep_text(plans, devices))
+    return 2 if any(found.problems for found, _ in plans.values()) else 0

@@ -77,14 +77,25 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
+class Figure:
+    """A printed figure of results: `command` makes ours, "" where there is none, and `note` says what differs."""
+
+    number: str
+    title: str
+    command: str
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Paper:
-    """A paper and its tables of results."""
+    """A paper, its tables and its figures of results."""
 
     name: str
     title: str
     authors: str
     venue: str
     tables: tuple[Table, ...]
+    figures: tuple[Figure, ...]
 
 
 def names() -> list[str]:
@@ -100,7 +111,8 @@ def load(name: str) -> Paper:
     with (_FOLDER / f"{name}.toml").open("rb") as file:
         found = tomllib.load(file)
     tables = tuple(_table(values, found["columns"]) for values in found["tables"])
-    return Paper(name, found["title"], found["authors"], found["venue"], tables)
+    figures = tuple(Figure(**values) for values in found.get("figures", ()))
+    return Paper(name, found["title"], found["authors"], found["venue"], tables, figures)
 
 
 def rows_of(experiment: str, dataset: str, entry: str) -> Iterator[tuple[Paper, Table, Row]]:

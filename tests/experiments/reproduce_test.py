@@ -1,0 +1,166 @@
+"""The papers' tables with runs beside them."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from jaxmlic import config as config_lib
+from jaxmlic import metrics
+from jaxmlic.cli import main as cli
+from jaxmlic.errors import UserError
+from jaxmlic.evaluation import score_file
+from jaxmlic.experiments import reproduce, sweep
+
+NAMES = ["cat", "dog", "cow", "hen"]
+
+
+def write_run(workdir, spec, name, seed, **changed):
+    """A complete run's folder as the sweep leaves it, with random scores; returns the score file."""
+    base = config_lib.load(spec)
+    entry = next(entry for entry in sweep.entries(spec) if entry.name == name)
+    config = sweep.config_of_run(sweep.config_of(spec, base, entry, ()), entry, workdir, seed)
+    folder = workdir / config.data.name / name / f"seed{seed}"
+    (folder / "scores").mkdir(parents=True)
+    values = config_lib.override(config, changed).to_dict()
+    record = {"config": values, "class_names": NAMES, "num_train": 9, "fingerprint": ""}
+    (folder / "config.json").write_text(json.dumps(record, default=list))
+    (folder / "result.json").write_text("{}")
+    rng = np.random.default_rng([seed, *name.encode()])
+    labels = (rng.random((30, 4)) < 0.4).astype(np.int8)
+    scores = score_file.ScoreFile(
+        rng.normal(size=(30, 4)), labels, [f"i{n}" for n in range(30)], NAMES, values, config.eval.protocol, "val",
+        chosen=rng.random((30, 4)) < 0.4,
+    )  # fmt: skip
+    score_file.save(folder / "scores" / f"{config.data.test_split}.npz", scores)
+    return scores
+
+
+def line_of(target, label, workdir, **options):
+    _, tables = reproduce.tables_of(target)
+    if target.startswith("baseline_ensemble"):
+        tables = [table for table in tables if table.dataset == "coco2014"]
+    return next(line for line in reproduce.lines_of(tables, workdir, **options) if line.row.label == label)
+
+
+def test_ours_are_means_over_runs_by_the_rows_protocol(tmp_path):
+    spec = "cnn_rnn:dataset=coco2014"
+    found = [write_run(tmp_path, spec, "coco2014_softmax", seed) for seed in (0, 1)]
+    line = line_of("cnn_rnn/3", "Softmax", tmp_path)
+    assert line.protocol == "top3_forced" and len(line.ours) == 2 and line.notes == ()
+    values = [metrics.evaluate(one.scores, one.labels, "top3_forced")["CF1"] for one in found]
+    assert line.our_number("CF1") == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
+    # One run has no spread, none has no number.
+    write_run(tmp_path, spec, "coco2014_cnn_rnn", 0)
+    mean, spread = line_of("cnn_rnn/3", "CNN-RNN", tmp_path).our_number("OP")
+    assert not np.isnan(mean) and np.isnan(spread)
+    assert np.isnan(line_of("cnn_rnn/3", "WARP", tmp_path).our_number("OP")).all()
+
+
+def test_a_path_row_is_decided_by_what_the_decoder_emitted(tmp_path):
+    scores = write_run(tmp_path, "cnn_rnn:dataset=coco2014", "coco2014_cnn_rnn", 0)
+    line = line_of("cnn_rnn/3", "CNN-RNN", tmp_path)
+    positive, chosen = scores.labels == 1, scores.chosen
+    assert line.protocol == "path"
+    assert line.our_number("OP")[0] == pytest.approx((positive & chosen).sum() / chosen.sum())
+
+
+def test_runs_of_another_config_are_named_and_do_not_count(tmp_path):
+    write_run(tmp_path, "cnn_rnn:dataset=coco2014", "coco2014_softmax", 0, **{"optim.lr": 0.5})
+    line = line_of("cnn_rnn/3", "Softmax", tmp_path)
+    assert line.ours == () and "another config (optim.lr: 0.5 there, 0.0001 now); not counted" in line.notes[0]
+    # Weights that lie elsewhere are the same run.
+    write_run(tmp_path, "cnn_rnn:dataset=coco2014", "coco2014_warp", 0, pretrained="elsewhere/vgg16.npz")
+    assert len(line_of("cnn_rnn/3", "WARP", tmp_path).ours) == 1
+
+
+def test_a_fusion_needs_all_of_its_members(tmp_path):
+    spec = "baseline_ensemble:dataset=coco2014"
+    members = [write_run(tmp_path, spec, "coco2014_resnet101_m2_512", 0)]
+    assert line_of("baseline_ensemble/3", "R DistrEn", tmp_path).ours == ()
+    members.append(write_run(tmp_path, spec, "coco2014_resnet101_m3_512", 0))
+    # The members' scores are of other images: the same labels are needed.
+    path = tmp_path / "coco2014/coco2014_resnet101_m3_512/seed0/scores/val.npz"
+    second = score_file.ScoreFile(
+        members[1].scores, members[0].labels, members[0].ids, NAMES, members[1].config, "top3_forced", "val"
+    )
+    score_file.save(path, second)
+    line = line_of("baseline_ensemble/3", "R DistrEn", tmp_path)
+    fused = (members[0].scores.astype(float) + members[1].scores) / 2
+    wanted = metrics.evaluate(fused.astype(np.float32), members[0].labels, "top3_forced")
+    assert line.fused and line.our_number("mAP")[0] == pytest.approx(wanted["mAP"])
+
+
+def test_columns_that_are_no_metric_of_ours(tmp_path):
+    scores = write_run(tmp_path, "cnn_rnn:dataset=voc2007", "voc2007_cnn_rnn", 0)
+    line = line_of("cnn_rnn/4", "CNN-RNN", tmp_path)
+    ap = metrics.evaluate(scores.scores, scores.labels)["AP"]
+    row = reproduce.Line(line.table, line.row, ours=line.ours)
+    assert row.our_number("AP cow")[0] == pytest.approx(ap[2])
+    assert np.isnan(row.our_number("AP aeroplane")[0])
+    numbers = reproduce.Line(
+        line.table, line.row, ours=({"top1": 0.75, "accuracy": 0.7}, {"top1": 0.5, "accuracy": 0.9})
+    )
+    assert numbers.our_number("error")[0] == pytest.approx(0.375)
+    assert numbers.our_number("accuracy std")[0] == pytest.approx(0.2 / 2**0.5)
+
+
+def test_a_stand_in_has_the_rows_that_its_sweep_has(tmp_path):
+    line = line_of("cnn_rnn/3", "WARP", tmp_path, dataset="corel5k")
+    assert [entry.name for entry in line.entries] == ["corel5k_warp"] and line.protocol == "top5_forced"
+    assert line.command("runs/x").startswith("jaxmlic sweep --config=cnn_rnn:dataset=corel5k --workdir=runs/x/corel5k ")
+    assert any(
+        text.startswith("features: jaxmlic features --config=cnn_rnn:dataset=corel5k")
+        for text in reproduce.needs([line])
+    )
+    missing = line_of("baseline_ensemble/3", "R DistrEn", tmp_path, dataset="corel5k", argument="trunk=resnet18")
+    assert missing.entries == () and "no entry of baseline_ensemble:dataset=corel5k,trunk=resnet18" in missing.notes[0]
+
+
+def test_every_row_with_an_entry_has_a_command(tmp_path):
+    for name in reproduce.papers.names():
+        paper, tables = reproduce.tables_of(name)
+        for line in reproduce.lines_of(tables, tmp_path):
+            assert bool(line.entries) == bool(line.row.entry), (name, line.row.label, line.notes)
+            assert bool(line.command("runs")) == bool(line.entries)
+        assert paper.name == name and reproduce.needs(reproduce.lines_of(tables[:1], tmp_path))
+
+
+def test_mistakes(capsys):
+    for more, message in (
+        (["cnn_rnn/9"], "table of cnn_rnn '9' is unknown; known: 1, 2, 3, 4"),
+        (["cnn_rn"], "did you mean 'cnn_rnn'?"),
+        ([], "name a paper, or give --list"),
+        (["cnn_rnn", "--seeds=0"], "--seeds"),
+    ):
+        assert cli.run(["reproduce", *more]) == 2
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1
+    with pytest.raises(UserError, match="known: I, II"):
+        reproduce.tables_of("mscnn_lce_mic/9")
+    assert reproduce.tables_of("mscnn_lce_mic/iv")[1][0].number == "IV"
+
+
+def test_list(capsys):
+    assert cli.run(["reproduce", "--list"]) == 0
+    out = capsys.readouterr().out
+    assert "cnn_rnn/3" in out and "5 of 5" in out and "baseline_ensemble/2" in out
+
+
+def test_train_on_a_stand_in_and_the_files(data_dir, tmp_path, capsys):
+    command = [
+        *("reproduce", "cnn_rnn/4", "--dataset=tiny", "--argument=trunk=small_cnn,size=24,smoke", "--train"),
+        *(f"--config.data.dir={data_dir}", f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}"),
+    ]
+    assert cli.run(command) == 0
+    out = capsys.readouterr().out
+    assert "ours on tiny, path, 1 run" in out
+    with (tmp_path / "out" / "cnn_rnn_table_4.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["row"] == "CNN-RNN" and row["metric"] == "mAP"]
+    own = json.loads((tmp_path / "runs/tiny/tiny_cnn_rnn/seed0/scores/test.path.json").read_text())
+    assert [row["printed"] for row in rows] == ["84"] and float(rows[0]["ours"]) == pytest.approx(
+        100 * own["mAP"], abs=0.005
+    )
+    page = (tmp_path / "out" / "cnn_rnn_table_4.md").read_text()
+    assert "| `tiny_cnn_rnn` | ours on tiny, path, 1 run |" in page

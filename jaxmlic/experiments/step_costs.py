@@ -12,6 +12,7 @@ from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
 from ml_collections import ConfigDict
 
 from jaxmlic.inputs import Source
+from jaxmlic.models.heads import contract
 from jaxmlic.training import optim
 from jaxmlic.training import state as state_lib
 
@@ -47,7 +48,7 @@ def activations(
                 rngs={"dropout": jax.random.key(0)},
                 mutable=["batch_stats"],
             )
-            return jnp.sum(head.loss_fn(outputs, labels, **config.loss)[0])
+            return jnp.sum(contract.apply_loss(head, outputs, labels, config.loss, jax.random.key(0))[0])
 
         return jax.vjp(loss_of, trainable)[1]
 

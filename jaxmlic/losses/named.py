@@ -21,21 +21,22 @@ LOSSES = {
 }
 
 
-def named(name: str, options: tuple, logits: jax.Array, labels: jax.Array) -> jax.Array:
+def named(name: str, options: tuple, logits: jax.Array, labels: jax.Array, key: jax.Array | None = None) -> jax.Array:
     """The named loss per example, float32 [...] from logits and labels [..., C].
 
     Args:
       name: one of LOSSES.
-      options: (name, value) pairs for the loss's keyword-only parameters. No key reaches a loss from here, so that
-        sampled ranks are for direct callers of jaxmlic.losses.
+      options: (name, value) pairs for the loss's keyword-only parameters.
       logits, labels: as in `pointwise`.
+      key: for losses that draw at random, rank="sampled".
 
     Raises:
       UserError: a name, an option or a value that the loss does not have.
     """
     check_choice("loss.name", name, LOSSES)
     loss = LOSSES[name]
-    return loss(logits, labels, **check_options(loss, options))
+    drawn = {"key": key} if "key" in inspect.signature(loss).parameters else {}
+    return loss(logits, labels, **drawn, **check_options(loss, options))
 
 
 def check_options(loss: Callable[..., jax.Array], options: tuple) -> dict[str, float | str | None]:

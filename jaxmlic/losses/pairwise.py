@@ -30,14 +30,14 @@ def warp(
     Args:
       logits, labels: as for binary_cross_entropy.
       weights: float, broadcast to [..., C]; a pair has sqrt(w_j w_k), ranks count labels of any weight above 0.
-      key: PRNG key for rank="sampled"; not used otherwise.
+      key: PRNG key for rank="sampled", folded with the place of each example; not used otherwise.
       rank: "exact", r_j = number of negatives with z_k > z_j - 1; or "sampled", r_j = floor((m - 1) / n) with m known
         labels and n negatives drawn, with replacement, until one is such.
 
     Returns:
       float32 [...]: the sum over pairs; 0 without positives or without negatives. Memory grows as C, not C^2.
     """
-    return _sum_over_pairs(*prepare(logits, labels, weights), None, rank, key)
+    return _sum_over_pairs(*prepare(logits, labels, weights), None, 0.0, rank, key)
 
 
 def lsep(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
@@ -59,23 +59,35 @@ def lsep(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None)
     return jax.nn.softplus(positives + negatives)
 
 
-def ramp(t: jax.Array, s: float | None = -0.75) -> jax.Array:
-    """R_s(t) = min(1 - s, max(0, 1 - t)) = H_1(t) - H_s(t), where H_a(t) = max(0, a - t): 3.4 of CNN-LSTM-RMLC.
+def ramp(t: jax.Array, s: float | None = -0.75, leak: float = 0.0) -> jax.Array:
+    """(1 - leak) R_s(t) + leak H_1(t) with R_s(t) = min(1 - s, max(0, 1 - t)) = H_1(t) - H_s(t), where
+    H_a(t) = max(0, a - t): 3.4 of CNN-LSTM-RMLC.
 
-    1 - s for t <= s, falling to 0 at t = 1: a wrong label costs no more than 1 - s, however wrong it looks.
-    The text asks -1 < s <= 0 and then uses "0.75", read as -0.75.
+    R_s is 1 - s for t <= s, falling to 0 at t = 1: a wrong label costs no more than 1 - s, however wrong it looks.
+    The text asks -1 < s <= 0 and then uses "0.75", read as -0.75. The code of the paper's reference [31] has
+    H_1 - 0.9 H_s, which is leak = 0.1: a tenth of the slope remains beyond the ramp's end.
 
     Args:
       t: float, any shape: the margin.
       s: where the ramp ends, a number in (-1, 0]; None for no end, the hinge H_1 that it is compared with.
+      leak: share of the hinge, in [0, 1]: 0 as printed, 0.1 as released, 1 for the hinge. It needs an end.
 
     Returns:
-      float, shape and dtype of t. Raises UserError for another s.
+      float, shape and dtype of t. Raises UserError for another s or leak.
     """
+    check_end(s, leak)
+    hinge = jnp.maximum(1.0 - t, 0.0)
     if s is None:
-        return jnp.maximum(1.0 - t, 0.0)
-    require("s", s, -1 < s <= 0, "in (-1, 0]")
-    return jnp.clip(1.0 - t, 0.0, 1.0 - s)
+        return hinge
+    end = jnp.clip(1.0 - t, 0.0, 1.0 - s)
+    return end if leak == 0 else (1.0 - leak) * end + leak * hinge
+
+
+def check_end(s: float | None, leak: float) -> None:
+    """UserError for an s or a leak that the ramp cannot have."""
+    require("s", s, s is None or -1 < s <= 0, "in (-1, 0]")
+    require("leak", leak, 0 <= leak <= 1, "in [0, 1]")
+    require("leak", leak, s is not None or leak == 0, "0, and s = None has no end to leak beyond")
 
 
 def rmlc(
@@ -85,6 +97,7 @@ def rmlc(
     key: jax.Array | None = None,
     *,
     s: float | None = -0.75,
+    leak: float = 0.0,
     k: float = 5.0,
     rank: str = "exact",
 ) -> jax.Array:
@@ -98,8 +111,9 @@ def rmlc(
     Args:
       logits, labels: as for binary_cross_entropy.
       weights: float, broadcast to [..., C]; a pair has sqrt(w_j w_k), ranks count labels of any weight above 0.
-      key: PRNG key for rank="sampled"; not used otherwise.
+      key: PRNG key for rank="sampled", folded with the place of each example; not used otherwise.
       s: where the ramp ends, a number in (-1, 0]; None for the hinge, in pairs and margins, to see what the end does.
+      leak: share of the hinge in both terms, see `ramp`: 0 as printed, 0.1 as released by the reference [31].
       k: weight of the second term, 0 or more.
       rank: "exact" or "sampled", as for warp.
 
@@ -108,8 +122,10 @@ def rmlc(
     """
     require("k", k, k >= 0, "0 or more")
     prepared = logits, positive, negative, weights = prepare(logits, labels, weights)
-    margins = weights * ramp(jnp.where(positive, logits, -logits), s)
-    return _sum_over_pairs(*prepared, s, rank, key) + k * jnp.sum(jnp.where(positive | negative, margins, 0.0), axis=-1)
+    margins = weights * ramp(jnp.where(positive, logits, -logits), s, leak)
+    return _sum_over_pairs(*prepared, s, leak, rank, key) + k * jnp.sum(
+        jnp.where(positive | negative, margins, 0.0), axis=-1
+    )
 
 
 def _sum_over_pairs(
@@ -118,15 +134,17 @@ def _sum_over_pairs(
     negative: jax.Array,
     weights: jax.Array,
     s: float | None,
+    leak: float,
     rank: str,
     key: jax.Array | None,
 ) -> jax.Array:
     """sum_j sum_k F(r_j) h(z_j - z_k) over positives j and negatives k, without forming pairs.
 
-    h is the ramp R_s, or for s = None the hinge H_1. Both are linear between their kinks, so that the sum is
-    `constant + sum_c slope_c z_c`, and differentiating this form gives the exact gradient. A pair has a slope where
-    z_j - 1 < z_k <= z_j - s. The slopes are found positive after positive where no example of the batch has more than
-    LOOPED of them, else by sorting: two ways to the same numbers but for rounding.
+    h is `ramp`, or for s = None the hinge H_1. Both are linear between their kinks, so that the sum is
+    `constant + sum_c slope_c z_c`, and differentiating this form gives the exact gradient. A pair has the slope 1 where
+    z_j - 1 < z_k <= z_j - s, and the slope `leak` where z_k is above. The slopes are found positive after positive
+    where no example of the batch has more than LOOPED of them, else by sorting: two ways to the same numbers but for
+    rounding.
 
     Args: the four arrays [..., C] of `prepare`, and the options of `rmlc`.
     Returns float32 [...].
@@ -135,16 +153,22 @@ def _sum_over_pairs(
     most = jnp.max(jnp.sum(positive, axis=-1), initial=0)
     arrays = fixed, positive, negative, jnp.sqrt(weights)
     if rank == "exact":
-        loop, sort = (lambda *x: _by_looping(*x, s, most)), (lambda *x: _by_sorting(*x, s, rank, key))
+        loop, sort = (lambda *x: _by_looping(*x, s, leak, most)), (lambda *x: _by_sorting(*x, s, leak, rank, key))
         constant, slope = jax.lax.cond(most <= LOOPED, loop, sort, *arrays)
     else:
-        constant, slope = _by_sorting(*arrays, s, rank, key)
+        constant, slope = _by_sorting(*arrays, s, leak, rank, key)
     # The slopes of an example sum to 0, so any centre will do: near the logits, little is lost to rounding.
     return constant + jnp.sum(slope * (logits - jnp.mean(fixed, axis=-1, keepdims=True)), axis=-1)
 
 
 def _by_looping(
-    logits: jax.Array, positive: jax.Array, negative: jax.Array, root: jax.Array, s: float | None, most: jax.Array
+    logits: jax.Array,
+    positive: jax.Array,
+    negative: jax.Array,
+    root: jax.Array,
+    s: float | None,
+    leak: float,
+    most: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Constant [...] and slope [..., C] of `_sum_over_pairs`; root [..., C] = sqrt(weights), `most` positives int32 [].
 
@@ -165,9 +189,15 @@ def _by_looping(
         above = negative & (logits > own - 1.0)
         on = above if s is None else above & (logits <= own - s)
         factor = pick(mask, root) * harmonic[jnp.sum(above, axis=-1, keepdims=True)]  # 0 where no positive is left
-        sloping = pick(on, root)
-        cost = sloping if s is None else sloping + (1.0 - s) * pick(above & ~on, root)  # beyond the ramp: 1 - s
-        slope += factor * jnp.where(on, root, 0.0) - jnp.where(mask, factor * sloping, 0.0)
+        sloping = cost = pick(on, root)
+        slopes = jnp.where(on, root, 0.0)
+        if s is not None:
+            beyond = pick(above & ~on, root)
+            cost = cost + _constant_beyond(s, leak) * beyond
+            if leak:
+                sloping = sloping + leak * beyond
+                slopes = jnp.where(above & ~on, leak * root, slopes)
+        slope += factor * slopes - jnp.where(mask, factor * sloping, 0.0)
         return constant + (factor * cost)[..., 0], slope, place
 
     start = jnp.zeros_like(logits[..., 0]), jnp.zeros_like(logits), jnp.full_like(index[..., :1], -1)
@@ -180,6 +210,7 @@ def _by_sorting(
     negative: jax.Array,
     root: jax.Array,
     s: float | None,
+    leak: float,
     rank: str,
     key: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -202,13 +233,22 @@ def _by_sorting(
     negative_sums = _prefix_sums(negatives)
     _, violators = _between(negative_sums, first, end)
     positives = jnp.where(positive, root * _rank_weight(violators, positive, negative, rank, key), 0.0)
+    positive_sums = _prefix_sums(positives)
     on_slope, _ = _between(negative_sums, first, last)
-    pulled, _ = _between(_prefix_sums(positives), zero if s is None else to_positive[1], to_positive[0])
+    pulled, _ = _between(positive_sums, zero if s is None else to_positive[1], to_positive[0])
     constant, slope = positives * on_slope, negatives * pulled - positives * on_slope
     if s is not None:
-        beyond, _ = _between(negative_sums, last, end)  # these cost the whole 1 - s
-        constant += positives * (1.0 - s) * beyond
+        beyond, _ = _between(negative_sums, last, end)
+        constant += positives * _constant_beyond(s, leak) * beyond
+        if leak:
+            leaking, _ = _between(positive_sums, zero, to_positive[1])
+            slope += leak * (negatives * leaking - positives * beyond)
     return jnp.sum(constant, axis=-1), jnp.put_along_axis(jnp.zeros_like(slope), order, slope, axis=-1, inplace=False)
+
+
+def _constant_beyond(s: float, leak: float) -> float:
+    """What a pair beyond the ramp's end costs beside its slope: (1 - leak) (1 - s) + leak (1 - t) = this - leak t."""
+    return 1.0 - s if leak == 0 else 1.0 - (1.0 - leak) * s
 
 
 def _rank_weight(
@@ -219,15 +259,21 @@ def _rank_weight(
         raise UserError(f"loss option rank = {rank!r} is unknown{did_you_mean(rank, RANKS)}; ranks: {', '.join(RANKS)}")
     if rank == "sampled":
         if key is None:
-            raise UserError(
-                "loss option rank = 'sampled' draws at random and needs a key, which config.loss cannot give"
-            )
+            raise UserError("loss option rank = 'sampled' draws at random and needs a key")
         known = jnp.sum(positive | negative, axis=-1, keepdims=True)
         share = violators / jnp.maximum(jnp.sum(negative, axis=-1, keepdims=True), 1)
         # The number of draws until the first violator is geometric: one random number instead of a loop.
-        draws = jax.random.geometric(key, jnp.where(violators > 0, share, 1.0), dtype=jnp.int32)
+        draws = _geometric_by_example(key, jnp.where(violators > 0, share, 1.0))
         violators = jnp.where(violators > 0, (known - 1) // draws, 0)
     return _harmonic(positive.shape[-1])[violators.astype(jnp.int32)]
+
+
+def _geometric_by_example(key: jax.Array, probability: jax.Array) -> jax.Array:
+    """Draws int32 [..., C] that depend on the key and on an example's place, not on how many examples follow it."""
+    rows = probability.reshape(-1, probability.shape[-1])
+    keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(jnp.arange(len(rows)))
+    draws = jax.vmap(lambda key, row: jax.random.geometric(key, row, dtype=jnp.int32))(keys, rows)
+    return draws.reshape(probability.shape)
 
 
 def _harmonic(count: int) -> jax.Array:

@@ -13,8 +13,11 @@ from ml_collections import ConfigDict
 from jaxmlic.data import augment
 from jaxmlic.errors import UserError
 from jaxmlic.inputs import Inputs, Source
+from jaxmlic.models.heads import contract
 from jaxmlic.training import optim
 from jaxmlic.training.state import NonFinite, TrainState, partition
+
+LOSS_STREAM = 1  # folded into the step's key for what a loss draws; the model's draws fold in names
 
 Step = Callable[[TrainState, dict], tuple[TrainState, dict]]
 
@@ -55,7 +58,8 @@ def loss_and_grads(
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
-        per_example, scalars = head.loss_fn(outputs, labels, **config.loss)
+        loss_key = jax.random.fold_in(key, LOSS_STREAM)
+        per_example, scalars = contract.apply_loss(head, outputs, labels, config.loss, loss_key)
         mean = jnp.sum(per_example * counted * batch.get("weight", 1.0)) / jnp.maximum(jnp.sum(counted), 1.0)
         return mean, (scalars, updates.get("batch_stats", state.batch_stats))
 

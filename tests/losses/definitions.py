@@ -17,6 +17,8 @@ PAIRWISE = {
     "rmlc": ("rmlc", {}),
     "rmlc with s and k": ("rmlc", {"s": -0.3, "k": 2.0}),
     "rmlc of hinges": ("rmlc", {"s": None}),
+    "rmlc with a leak": ("rmlc", {"s": -0.7, "leak": 0.1}),
+    "rmlc that only leaks": ("rmlc", {"leak": 1.0}),
     "warp": ("warp", {}),
     "lsep": ("lsep", {}),
 }
@@ -54,8 +56,9 @@ def hinge(t, a=1.0):
     return max(0.0, a - t)
 
 
-def ramp64(t, s=-0.75):
-    return hinge(t) if s is None else min(1 - s, max(0.0, 1 - t))
+def ramp64(t, s=-0.75, leak=0.0):
+    """H_1 - (1 - leak) H_s, as the released code writes it for leak = 0.1."""
+    return hinge(t) if s is None else hinge(t) - (1 - leak) * hinge(t, s)
 
 
 def rank_weights(logits, labels):
@@ -74,7 +77,8 @@ def by_definition(name, logits, labels, weights=None, at=None):
     """
     logits, values = np.asarray(logits, np.float64), []
     weights = np.ones(labels.shape) if weights is None else np.broadcast_to(weights, labels.shape).astype(np.float64)
-    s, k = {"rmlc with s and k": (-0.3, 2.0), "rmlc of hinges": (None, 5.0)}.get(name, (-0.75, 5.0))
+    options = PAIRWISE[name][1]
+    s, k, leak = options.get("s", -0.75), options.get("k", 5.0), options.get("leak", 0.0)
     for z, y, w, z_at in zip(logits, labels, weights, logits if at is None else at, strict=True):
         f, value = rank_weights(z_at, y), 0.0
         for positive in np.flatnonzero(y == 1):
@@ -83,11 +87,11 @@ def by_definition(name, logits, labels, weights=None, at=None):
                 if name == "lsep":
                     value += pair * math.exp(-t)
                 else:
-                    value += pair * f[positive] * (hinge(t) if name == "warp" else ramp64(t, s))
+                    value += pair * f[positive] * (hinge(t) if name == "warp" else ramp64(t, s, leak))
         if name == "lsep":
             value = math.log1p(value)
         if name.startswith("rmlc"):
-            value += k * sum(w[c] * ramp64((2 * y[c] - 1) * z[c], s) for c in np.flatnonzero(y != -1))
+            value += k * sum(w[c] * ramp64((2 * y[c] - 1) * z[c], s, leak) for c in np.flatnonzero(y != -1))
         values.append(value)
     return np.array(values)
 

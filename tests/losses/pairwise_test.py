@@ -14,6 +14,8 @@ from jaxmlic import losses
 from jaxmlic.errors import UserError
 from jaxmlic.losses import pairwise
 
+WAYS = pytest.mark.parametrize("looped", [pairwise.LOOPED, -1], ids=["looping", "sorting"])
+
 
 @pytest.mark.parametrize("t", [-1e30, -5.0, -0.76, -0.75, -0.5, 0.0, 0.999, 1.0, 1.5, 1e30])
 def test_ramp_by_hand(t):
@@ -31,6 +33,37 @@ def test_ramp_is_a_difference_of_hinges(s):
     t = np.linspace(-3, 3, 241)
     expected = [hinge(x) - hinge(x, s) for x in t]
     np.testing.assert_allclose(losses.ramp(jnp.float32(t), s), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("leak", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("t", [-3.0, -0.9, -0.5, 0.4, 1.5])
+def test_a_leak_is_a_share_of_the_hinge(t, leak):
+    """s = -0.8 as released; beyond the end the slope is the leak's share of the hinge's."""
+    value, slope = jax.value_and_grad(lambda t: losses.ramp(t, -0.8, leak))(t)
+    np.testing.assert_allclose(value, hinge(t) - (1 - leak) * hinge(t, -0.8), rtol=1e-6)
+    np.testing.assert_allclose(slope, -leak if t < -0.8 else -1.0 if t < 1 else 0.0, rtol=1e-6)
+
+
+@WAYS
+def test_a_leak_of_0_is_the_ramp_and_of_1_the_hinge(looped):
+    logits, labels = example_batch(5, scale=3)
+    for end, same in (({"leak": 0.0}, {}), ({"leak": 1.0}, {"s": None})):
+        leaking, plain = compiled("rmlc", looped, **end), compiled("rmlc", looped, **same)
+        for found, expected in zip(leaking(logits, labels), plain(logits, labels), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"leak": 1.5}, r"leak = 1.5 is not in \[0, 1\]"),
+        ({"s": None, "leak": 0.1}, "s = None has no end to leak beyond"),
+    ],
+)
+def test_a_leak_that_cannot_be(options, message):
+    for call in (lambda: losses.ramp(0.0, **options), lambda: losses.rmlc(jnp.zeros(3), jnp.ones(3), **options)):
+        with pytest.raises(UserError, match=message):
+            call()
 
 
 @pytest.mark.parametrize("s", [0.75, -1.0, 0.1, float("nan")])
@@ -54,9 +87,6 @@ def test_rmlc_and_warp_by_hand():
 def test_lsep_by_hand():
     values, _ = single("lsep", np.log([1.0, 2.0, 3.0, 5.0]), [1, 1, 0, 0])
     np.testing.assert_allclose(values, np.log(1 + (3 + 5) * (1 / 1 + 1 / 2)), rtol=1e-6)
-
-
-WAYS = pytest.mark.parametrize("looped", [pairwise.LOOPED, -1], ids=["looping", "sorting"])
 
 
 @WAYS

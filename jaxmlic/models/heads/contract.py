@@ -7,7 +7,8 @@ A head module exports
     all -1. `frozen_trunk` is True where no parameter of the trunk is trained; the head hands it to the trunk. `outputs`
     may hold what the loss needs beside the logits; `pooled` [B, D], where there is one, is the image's vector. Draws
     come from `make_rng("dropout")`.
-  loss_fn(outputs, labels, **config.loss) -> (per-example float32 [B], dict of scalars to log).
+  loss_fn(outputs, labels, **config.loss) -> (per-example float32 [B], dict of scalars to log). It may have a parameter
+    `key`, for losses that draw at random; `apply_loss` hands it over.
   predict_fn(model, variables, images) -> Prediction.
   reads(config.model) -> Reads: what the head reads of its trunk.
 and, where the model declares variables in the collection "constants" (names, shapes and dtypes by `self.variable`),
@@ -22,6 +23,8 @@ and, where the head has vectors of labels,
 """
 
 import dataclasses
+import inspect
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -104,6 +107,14 @@ class Trace:
     pooled: jax.Array | None = None
     paths: jax.Array | None = None
     log_probs: jax.Array | None = None
+
+
+def apply_loss(
+    head: ModuleType, outputs: dict, labels: jax.Array, options: Mapping, key: jax.Array
+) -> tuple[jax.Array, dict]:
+    """The head's `loss_fn` with the options of config.loss, and with a key where it takes one."""
+    drawn = {"key": key} if "key" in inspect.signature(head.loss_fn).parameters else {}
+    return head.loss_fn(outputs, labels, **drawn, **options)
 
 
 def find(name: str) -> ModuleType:

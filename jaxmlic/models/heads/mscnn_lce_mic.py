@@ -178,10 +178,10 @@ def reads(model: ConfigDict) -> Reads:
 
 
 def loss_fn(
-    outputs: dict[str, jax.Array], labels: jax.Array, *, name: str, options: tuple = ()
+    outputs: dict[str, jax.Array], labels: jax.Array, *, name: str, options: tuple = (), key: jax.Array | None = None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The named loss on the logits (see `losses.named`), per example [B]; nothing further to log."""
-    return named(name, options, outputs["logits"], labels), {}
+    return named(name, options, outputs["logits"], labels, key), {}
 
 
 def predict_fn(model: Model, variables: dict, images: jax.Array) -> Prediction:

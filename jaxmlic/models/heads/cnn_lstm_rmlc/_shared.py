@@ -35,7 +35,13 @@ def penalty(outputs: dict[str, Array], regulariser: float) -> Array:
 
 
 def loss_fn(
-    outputs: dict[str, Array], labels: Array, *, name: str, options: tuple = (), regulariser: float = 0.0
+    outputs: dict[str, Array],
+    labels: Array,
+    *,
+    name: str,
+    options: tuple = (),
+    regulariser: float = 0.0,
+    key: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Eq. 1 with any of jaxmlic.losses in place of its sums, float32 [B]; nothing further to log.
 
@@ -43,7 +49,7 @@ def loss_fn(
     paper's divided by the number of images.
     """
     added = penalty(outputs, regulariser)
-    return named(name, options, outputs["logits"], labels) + added, {}
+    return named(name, options, outputs["logits"], labels, key) + added, {}
 
 
 def predict_fn(model, variables: dict, images: Array) -> Prediction:

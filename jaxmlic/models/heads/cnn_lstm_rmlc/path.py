@@ -181,7 +181,13 @@ def reads(model: ConfigDict) -> Reads:
 
 
 def loss_fn(
-    outputs: dict[str, Array], labels: Array, *, name: str, options: tuple = (), regulariser: float = 0.0
+    outputs: dict[str, Array],
+    labels: Array,
+    *,
+    name: str,
+    options: tuple = (),
+    regulariser: float = 0.0,
+    key: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Eq. 1 with any of jaxmlic.losses in place of its sums, float32 [B], and the scale to log.
 
@@ -191,7 +197,7 @@ def loss_fn(
     """
     added = penalty(outputs, regulariser)
     scores, targets = outputs["step_logits"], outputs["step_labels"]  # [B, T + 1, C + 1]
-    per_step = named(name, options, scores, targets)
+    per_step = named(name, options, scores, targets, key)
     per_step += losses.softmax_cross_entropy(outputs["scale"] * jax.lax.stop_gradient(scores), targets)
     counted = (targets >= 0).any(axis=-1)  # [B, T + 1]
     per_example = jnp.sum(jnp.where(counted, per_step, 0.0), axis=1) / jnp.maximum(jnp.sum(counted, axis=1), 1)

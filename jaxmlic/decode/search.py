@@ -6,8 +6,8 @@ scalar, -1 (START) at the first call; `state` is any pytree of arrays, of fixed 
 What never changes along a path, such as the image's features, is better closed over than carried: the state of every
 path is copied at every step. `jax.vmap` makes a batch of images of one; the loop then ends with its slowest image.
 
-A label that the path has, END before `min_length` labels, and labels after `max_length` of them are masked, and what is
-left is not normalised again: a path's log-probability is the sum of what the model gave to its labels and to END, and
+A label that the path has (unless `repeats`), END before `min_length` labels, and labels after `max_length` of them are
+masked, and what is left is not normalised again: a path's log-probability is the sum of what the model gave to its labels and to END, and
 never grows along the path. Log-probabilities are float32 whatever the model's dtype, and -inf marks what cannot be.
 """
 
@@ -41,7 +41,13 @@ class Search(NamedTuple):
 
 
 def greedy(
-    step_fn: StepFn, init_state: State, *, num_labels: int, max_length: int, min_length: int = 0
+    step_fn: StepFn,
+    init_state: State,
+    *,
+    num_labels: int,
+    max_length: int,
+    min_length: int = 0,
+    repeats: bool = False,
 ) -> tuple[Array, Array]:
     """The most probable label at each step until that is END; of equal ones the lowest, END last.
 
@@ -51,6 +57,7 @@ def greedy(
       num_labels: C.
       max_length: of a path, in labels; END follows and counts.
       min_length: labels before END is allowed.
+      repeats: whether a path may have a label twice.
 
     Returns:
       (path int32 [max_length] padded with END, its log-probability float32 []); END and -inf if the labels run out.
@@ -58,10 +65,10 @@ def greedy(
     Raises:
       ValueError: num_labels or max_length is below 1, min_length is negative or more than a path can have.
     """
-    longest = _check_lengths(num_labels, max_length, min_length)
+    longest = _check_lengths(num_labels, max_length, min_length, repeats)
 
     def choose(length: Array, path: Array, log_prob: Array, step_log_probs: Array) -> tuple[Array, Array, Array]:
-        step_log_probs = _masked(step_log_probs[None], path[None], length, num_labels, min_length, longest)[0]
+        step_log_probs = _masked(step_log_probs[None], path[None], length, num_labels, min_length, longest, repeats)[0]
         label = jnp.argmax(step_log_probs)
         path = jnp.where(jnp.arange(max_length) == length, label, path)  # END changes nothing
         return path, log_prob + step_log_probs[label], label.astype(jnp.int32)
@@ -92,6 +99,7 @@ def beam_search(
     max_length: int,
     min_length: int = 0,
     length_penalty: float = 0.0,
+    repeats: bool = False,
 ) -> tuple[Array, Array]:
     """The N most probable paths that a beam of N finds (CNN-RNN, section 3.3 and Fig. 5).
 
@@ -110,6 +118,7 @@ def beam_search(
       min_length: labels before END is allowed.
       length_penalty: alpha >= 0; candidates are ranked by log-probability / ((5 + n) / 6)^alpha, n their labels and END
         (Wu et al., 2016, eq. 14). The stop rule then compares with the longest path's divisor, and stays exact.
+      repeats: whether a path may have a label twice.
 
     Returns:
       (paths int32 [N, max_length] padded with END, log_probs float32 [N]), best first; the log-probabilities are not
@@ -119,7 +128,7 @@ def beam_search(
       ValueError: num_labels, beam_size or max_length is below 1, length_penalty is negative, min_length is negative or
         more than a path can have.
     """
-    rules = _Rules.checked(num_labels, beam_size, max_length, min_length, length_penalty)
+    rules = _Rules.checked(num_labels, beam_size, max_length, min_length, length_penalty, repeats)
 
     def step(search: Search) -> Search:
         state, step_log_probs = jax.vmap(step_fn)(search.state, _last_labels(rules, search))
@@ -175,19 +184,20 @@ class _Rules(NamedTuple):
     max_length: int
     min_length: int
     length_penalty: float
+    repeats: bool
     longest: int
 
     @classmethod
     def checked(
-        cls, num_labels: int, beam_size: int, max_length: int, min_length: int, length_penalty: float
+        cls, num_labels: int, beam_size: int, max_length: int, min_length: int, length_penalty: float, repeats: bool
     ) -> "_Rules":
         """ValueError for arguments that cannot be."""
-        longest = _check_lengths(num_labels, max_length, min_length)
+        longest = _check_lengths(num_labels, max_length, min_length, repeats)
         if beam_size < 1:
             raise ValueError(f"beam_size {beam_size} is below 1")
         if not length_penalty >= 0:
             raise ValueError(f"length_penalty {length_penalty} is not 0 or more")
-        return cls(num_labels, beam_size, max_length, min_length, length_penalty, longest)
+        return cls(num_labels, beam_size, max_length, min_length, length_penalty, repeats, longest)
 
     def divisor(self, num_tokens: Array | int) -> Array:
         return ((5.0 + jnp.float32(num_tokens)) / 6.0) ** self.length_penalty
@@ -214,7 +224,7 @@ def _extend(rules: _Rules, search: Search, step_log_probs: Array) -> Search:
     """One step of the search, given the log-probabilities after each live path: float [beam, labels + 1]."""
     num_labels, beam_size = rules.num_labels, rules.beam_size
     step_log_probs = _masked(
-        step_log_probs, search.live_paths, search.length, num_labels, rules.min_length, rules.longest
+        step_log_probs, search.live_paths, search.length, num_labels, rules.min_length, rules.longest, rules.repeats
     )  # [beam, labels + 1]
     best, labels = _top_k(step_log_probs, min(beam_size, num_labels + 1))  # [beam, k]
     totals = search.live_log_probs[:, None] + best  # [beam, k]
@@ -280,26 +290,32 @@ def steps_of_path(step_log_probs: Array, path: Array) -> Array:
 
 
 def _masked(
-    step_log_probs: Array, paths: Array, length: Array, num_labels: int, min_length: int, longest: int
+    step_log_probs: Array,
+    paths: Array,
+    length: Array,
+    num_labels: int,
+    min_length: int,
+    longest: int,
+    repeats: bool,
 ) -> Array:
     """What may follow paths int32 [beam, T] of one length, else -inf: float32 [beam, labels + 1]."""
     labels = jnp.arange(num_labels + 1)  # [labels + 1]
     used = (paths[:, :, None] == labels[None, None]).any(axis=1)  # [beam, labels + 1], END too where paths are padded
-    label_allowed = ~used & (length < longest)  # [beam, labels + 1]
+    label_allowed = (repeats | ~used) & (length < longest)  # [beam, labels + 1]
     allowed = jnp.where((labels == num_labels)[None], length >= min_length, label_allowed)  # [beam, labels + 1]
     return jnp.where(allowed, step_log_probs.astype(jnp.float32), -jnp.inf)
 
 
-def _check_lengths(num_labels: int, max_length: int, min_length: int) -> int:
+def _check_lengths(num_labels: int, max_length: int, min_length: int, repeats: bool) -> int:
     """The labels of the longest path there can be; ValueError if there can be none."""
     if num_labels < 1:
         raise ValueError(f"num_labels {num_labels} is below 1")
     if max_length < 1:
         raise ValueError(f"max_length {max_length} is below 1")
-    longest = min(max_length, num_labels)
+    longest = max_length if repeats else min(max_length, num_labels)
     if not 0 <= min_length <= longest:
         raise ValueError(
             f"min_length {min_length} lies outside 0..{longest}: a path has at most {longest} labels "
-            f"(max_length {max_length}, {num_labels} labels, each once)"
+            f"(max_length {max_length}, {num_labels} labels{'' if repeats else ', each once'})"
         )
     return longest

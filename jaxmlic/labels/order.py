@@ -133,17 +133,22 @@ def minimal_loss_alignment(log_probs: Array, paths: Array) -> Array:
     return jax.vmap(_align)(log_probs, paths, jnp.zeros((*paths.shape, paths.shape[1]), bool))
 
 
-def predicted_label_alignment(log_probs: Array, paths: Array) -> Array:
+def predicted_label_alignment(log_probs: Array, paths: Array, read: Array) -> Array:
     """PLA: a label that the model predicts is assigned to that step, the others as in MLA to the steps left.
 
-    A label predicted twice is assigned to the first of these steps. Otherwise as minimal_loss_alignment, whose
-    cross-entropy is never above that of PLA. (In the authors' released code, a label predicted only after the last step
-    of an image's labels keeps its arbitrary place; here, as in their text, it is one of the others.)
+    The prediction is the label that the model read next: with masked repeats the most probable label that was left. A
+    label read twice is assigned to the first of these steps. Otherwise as minimal_loss_alignment, whose cross-entropy
+    is never above that of PLA. (In the authors' released code, a label predicted only after the last step of an image's
+    labels keeps its arbitrary place; here, as in their text, it is one of the others.)
+
+    Args:
+      log_probs, paths: as for minimal_loss_alignment.
+      read: int [B, T], the label that each of the first T steps found and the next one read.
     """
     _check_steps(log_probs, paths)
+    chex.assert_equal_shape([read, paths])
     num_labels = log_probs.shape[-1] - 1
-    predicted = jnp.argmax(log_probs[:, :-1], axis=-1)  # [B, T]
-    taken = (predicted[:, :, None] == paths[:, None, :]) & (paths != num_labels)[:, None, :]  # [B, step, label]
+    taken = (read[:, :, None] == paths[:, None, :]) & (paths != num_labels)[:, None, :]  # [B, step, label]
     taken &= (paths != num_labels)[:, :, None]  # steps after an image's last label are not assigned
     taken &= jnp.cumsum(taken, axis=1) == 1  # the first step of several
     return jax.vmap(_align)(log_probs, paths, taken)

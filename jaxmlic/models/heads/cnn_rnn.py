@@ -24,7 +24,7 @@ from jaxmlic.models.layers.pooling import POOLS
 Array = jax.Array
 
 # Order-free training: the model reads its own predictions, and the path is aligned with them.
-ALIGNMENTS = {"pla": label_order.predicted_label_alignment, "mla": label_order.minimal_loss_alignment}
+ALIGNMENTS = ("pla", "mla")
 ORDERS = (*label_order.ORDERS, *ALIGNMENTS)
 SCORES = ("marginals", "max_over_steps")
 
@@ -98,6 +98,8 @@ class Model(nn.Module):
       order: of the labels in training, one of label_order.ORDERS, or "pla" or "mla" (Yazici et al., 2019): the model
         reads its own predictions (the most probable label that its path does not have yet, END never being read), and
         the labels are aligned with them.
+      repeats: whether a path may have a label twice, and "pla" and "mla" read the most probable token whatever was read
+        before, END among them, as their authors' code does.
       max_length: of a path in labels, in training and decoding; longer training paths are cut at their end.
       min_length: labels before END is allowed in decoding.
       beam_size, length_penalty: see decode.beam_search.
@@ -114,6 +116,7 @@ class Model(nn.Module):
     recurrent_size: int = 512
     cell: str = "lstm"
     order: str = "frequent_first"
+    repeats: bool = False
     max_length: int = 10
     min_length: int = 0
     beam_size: int = 5
@@ -127,8 +130,8 @@ class Model(nn.Module):
         """Images uint8 or float [B, H, W, 3] in 0..255, or `trunks.StoredMaps`.
 
         Returns feature_map [B, h, w, D], pooled [B, D], image_embedding [B, E] (U_I I), decoder, and where labels
-        int8 [B, C] are given, step_log_probs float32 [B, T + 1, C + 1] along paths int32 [B, T]. Labels of -1 are left
-        out of the softmax. Raises UserError for a field that cannot be.
+        int8 [B, C] are given, step_log_probs float32 [B, T + 1, C + 1] along paths int32 [B, T] and, with "pla" and
+        "mla", read int32 [B, T + 1], the token that each step found. Labels of -1 are left out of the softmax. Raises UserError for a field that cannot be.
         """
         self._check()
         feature_map = trunks.feature_map(
@@ -156,10 +159,13 @@ class Model(nn.Module):
         # Unknown labels are no answer, right or wrong; END always is one.
         known = jnp.pad(labels != -1, ((0, 0), (0, 1)), constant_values=True)  # [B, C + 1]
         if self.order in ALIGNMENTS:
-            step_log_probs = along_own_path(decoder, image_embedding, mask, known)
-            paths = ALIGNMENTS[self.order](step_log_probs, paths)
-        else:
-            step_log_probs = along_paths(decoder, image_embedding, mask, known, paths)
+            step_log_probs, read = along_own_path(decoder, image_embedding, mask, known, self.repeats)
+            if self.order == "pla":
+                paths = label_order.predicted_label_alignment(step_log_probs, paths, read[:, :-1])
+            else:
+                paths = label_order.minimal_loss_alignment(step_log_probs, paths)
+            return outputs | {"step_log_probs": step_log_probs, "paths": paths, "read": read}
+        step_log_probs = along_paths(decoder, image_embedding, mask, known, paths)
         return outputs | {"step_log_probs": step_log_probs, "paths": paths}
 
     def _check(self):
@@ -170,7 +176,7 @@ class Model(nn.Module):
             check_least(f"model.{field}", getattr(self, field), 1)
         check_least("model.min_length", self.min_length, 0)
         check_least("model.length_penalty", self.length_penalty, 0)
-        longest = min(self.max_length, self.num_labels)
+        longest = self.max_length if self.repeats else min(self.max_length, self.num_labels)
         if self.min_length > longest:
             raise UserError(
                 f"config.model.min_length = {self.min_length}, but a path has at most {longest} labels "
@@ -216,19 +222,29 @@ def along_paths(
     return log_softmax(logits, known[None]).transpose(1, 0, 2)
 
 
-def along_own_path(decoder: Decoder, image_embedding: Array, mask: Array, known: Array) -> Array:
-    """Log-probabilities [B, T + 1, C + 1] along the path of the model's most probable labels, none read twice."""
-    batch, num_labels = len(image_embedding), decoder.score.shape[0] - 1
+def along_own_path(
+    decoder: Decoder, image_embedding: Array, mask: Array, known: Array, repeats: bool
+) -> tuple[Array, Array]:
+    """Log-probabilities [B, T + 1, C + 1] along the path of the model's own tokens, and these int32 [B, T + 1].
 
-    def step(carry: tuple, mask: Array) -> tuple[tuple, Array]:
+    A token is the most probable label that was not read yet, or with `repeats` the most probable of all with END.
+    """
+    batch, num_tokens = len(image_embedding), decoder.score.shape[0]
+    # END can be read by its row of U_l; START stays the last row.
+    table = jnp.concatenate([decoder.score, decoder.read[-1:]])  # [C + 2, E]
+
+    def step(carry: tuple, mask: Array) -> tuple[tuple, tuple]:
         state, last, free = carry
-        state, output = decoder.cell.step(state, decoder.cell.project(decoder.read[last]))
+        state, output = decoder.cell.step(state, decoder.cell.project(table[last]))
         log_probs = log_softmax(decoder.logits(output, image_embedding, mask), known)  # [B, C + 1]
-        chosen = jnp.argmax(jnp.where(free, log_probs[:, :-1], -jnp.inf), axis=-1)  # [B]
-        return (state, chosen, free & ~jax.nn.one_hot(chosen, num_labels, dtype=bool)), log_probs
+        chosen = jnp.argmax(jnp.where(free, log_probs, -jnp.inf), axis=-1).astype(jnp.int32)  # [B]
+        left = free if repeats else free & ~jax.nn.one_hot(chosen, num_tokens, dtype=bool)
+        return (state, chosen, left), (log_probs, chosen)
 
-    start = (decoder.cell.initial((batch,)), jnp.full(batch, decode.START), known[:, :-1])
-    return jax.lax.scan(step, start, mask)[1].transpose(1, 0, 2)
+    free = known if repeats else known.at[:, -1].set(False)
+    start = (decoder.cell.initial((batch,)), jnp.full(batch, decode.START, jnp.int32), free)
+    log_probs, read = jax.lax.scan(step, start, mask)[1]
+    return log_probs.transpose(1, 0, 2), read.T
 
 
 def loss_fn(outputs: dict[str, Array], labels: Array) -> tuple[Array, dict[str, Array]]:
@@ -278,7 +294,7 @@ def search(model: Model, variables: dict, images: Array) -> tuple[Array, ...]:
     decoder: Decoder = outputs["decoder"]
     table = decoder.cell.project(decoder.read)  # [C + 1, G]
     start = decoder.cell.initial()
-    names = ("num_labels", "beam_size", "max_length", "min_length", "length_penalty")
+    names = ("num_labels", "beam_size", "max_length", "min_length", "length_penalty", "repeats")
     paths, log_probs = find_paths(
         decoder, table, outputs["image_embedding"], **{name: getattr(model, name) for name in names}
     )

@@ -1,6 +1,7 @@
 """The CNN-RNN head against numpy loops over its equations, its search against re-scoring, and whole runs."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ class Numpy:
         h = c = np.zeros(d["output_kernel"].shape[0])
         said = []
         for label in (None, *path):
-            w = d["start_embedding"][0] if label is None else d["label_embedding"][label]
+            w = d["start_embedding"][0] if label is None else d["label_embedding"][label]  # its last row is END
             if self.cell == "none":
                 o = w @ d["cell"]["input_kernel"]
             else:
@@ -217,11 +218,54 @@ def test_alignments_follow_the_model_and_keep_the_labels(order):
             if not free:
                 break
             read.append(max(free, key=lambda c: said[c]))
+        np.testing.assert_array_equal(outputs["read"][b, : len(read)], read)
+        if order == "pla":  # what was read and what is pinned are one label
+            for t, label in enumerate(read[: len(kept)]):
+                assert (outputs["paths"][b, t] == label) == (label in kept)
     fixed = label_order.paths(jnp.asarray(LABELS), variables["constants"]["order"], model.max_length)
     unaligned = label_order.path_cross_entropy(outputs["step_log_probs"], fixed)
     aligned = label_order.path_cross_entropy(outputs["step_log_probs"], outputs["paths"])
     if order == "mla":
         assert np.all(aligned <= unaligned + 1e-5)
+
+
+def test_alignments_of_a_model_that_may_repeat_itself_and_read_end():
+    model, variables = model_and_variables(order="pla", repeats=True)
+    inputs, labels = features_of(24, seed=3), np.tile(LABELS[[0, 2, 3]], (8, 1))
+    outputs = jax.jit(model.apply)(variables, inputs, labels=jnp.asarray(labels))
+    repeated = ends = 0
+    for b in range(24):
+        known, read, reference = np.append(labels[b] != -1, True), [], Numpy(variables, inputs.feature_map[b, 0, 0])
+        for _ in range(model.max_length + 1):
+            said = reference.log_probs(read, known)[-1]
+            read.append(int(said.argmax()))
+        np.testing.assert_array_equal(outputs["read"][b], read)
+        repeated += len(set(read)) < len(read)
+        ends += CLASSES in read[:-1]
+        kept = {int(c) for c in outputs["paths"][b] if c < CLASSES}
+        for t, label in enumerate(read[: len(kept)]):
+            if label in kept and label not in read[:t]:
+                assert outputs["paths"][b, t] == label
+    assert repeated and ends
+
+
+def test_a_search_with_repeats_finds_the_best_of_all_sequences():
+    model, variables = model_and_variables(repeats=True, beam_size=1 + CLASSES + CLASSES**2, max_length=2)
+    inputs = features_of(4)
+    found = jax.jit(lambda v, x: cnn_rnn.search(model, v, x)[:2])(variables, inputs)
+    repeated = 0
+    for b in range(4):
+        reference = Numpy(variables, inputs.feature_map[b, 0, 0])
+        expected = {}
+        for path in ((), *((a,) for a in range(CLASSES)), *itertools.product(range(CLASSES), repeat=2)):
+            said = reference.log_probs(path)
+            expected[path] = sum(said[t, token] for t, token in enumerate([*path, CLASSES]))
+        ranked = sorted(expected, key=expected.get, reverse=True)
+        paths = [tuple(int(c) for c in path if c < CLASSES) for path in found[0][b]]
+        assert paths[0] == ranked[0] and set(paths) == set(ranked)
+        np.testing.assert_allclose(found[1][b], [expected[path] for path in paths], rtol=1e-4)
+        repeated += sum(len(set(path)) < len(path) for path in paths)
+    assert repeated == 4 * CLASSES
 
 
 def test_random_per_batch_draws_an_order_a_step():

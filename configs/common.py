@@ -84,6 +84,7 @@ def base() -> ConfigDict:
     config.optim.gamma = 0.1
     config.optim.momentum = 0.9  # sgd and rmsprop; beta 1 of adam
     config.optim.beta2 = 0.999  # adam's second decay; rmsprop's decay
+    config.optim.eps = 1e-8  # adam and adamw: added to the root of the second moment; rmsprop: to what is under it
     config.optim.weight_decay = 1e-4
     config.optim.decay = ".*(kernel|embedding)"  # names (regular expression) that are decayed
     config.optim.clip_norm = 0.0  # clip the global gradient norm; 0 = off

@@ -172,7 +172,7 @@ def differences(old: Mapping, new: ConfigDict) -> list[str]:
 
 def from_dict(values: Mapping) -> ConfigDict:
     """The locked config of a run folder's config.json; fields that are newer than the folder have their defaults."""
-    config = ConfigDict(_with_current_head(dict(values)), convert_dict=True)
+    config = ConfigDict(_with_current_output(_with_current_head(dict(values))), convert_dict=True)
     _import_shipped()
     defaults = importlib.import_module("jaxmlic.configs.common").base()
     for section in ("data", "features", "augment", "optim", "train", "eval"):
@@ -197,6 +197,14 @@ def _with_current_head(values: dict) -> dict:
         model["units"] = model["units"][0]
     model = {name: value for name, value in model.items() if name not in foreign | {"recurrent"}}
     return values | {"head": f"cnn_lstm_rmlc.{head}", "model": model}
+
+
+def _with_current_output(values: dict) -> dict:
+    """The config of a folder older than `optim.eps`, whose output "released" added what a step reads."""
+    older = values.get("head") == "multi_order_rnn" and "eps" not in values.get("optim", {})
+    if not older or values["model"].get("output") != "released":
+        return values
+    return values | {"model": {**values["model"], "output": "released_prev2out"}}
 
 
 def _import_shipped() -> Path:

@@ -7,8 +7,9 @@ What never changes along a path, such as the image's features, is better closed 
 path is copied at every step. `jax.vmap` makes a batch of images of one; the loop then ends with its slowest image.
 
 A label that the path has (unless `repeats`), END before `min_length` labels, and labels after `max_length` of them are
-masked, and what is left is not normalised again: a path's log-probability is the sum of what the model gave to its labels and to END, and
-never grows along the path. Log-probabilities are float32 whatever the model's dtype, and -inf marks what cannot be.
+masked, and what is left is not normalised again: a path's log-probability is the sum of what the model gave to its
+labels and to END, and never grows along the path. Log-probabilities are float32 whatever the model's dtype, and -inf
+marks what cannot be.
 """
 
 from collections.abc import Callable

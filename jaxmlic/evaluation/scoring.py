@@ -72,7 +72,7 @@ def check_rules(config: ConfigDict) -> None:
 def report(
     config: ConfigDict, prediction: contract.Prediction, labels: np.ndarray, trained: np.ndarray | None, **rules
 ) -> dict:
-    """`metrics.evaluate` with the run's own rules on which classes enter.
+    """`metrics.evaluate` with the run's own rules on which classes enter; of heads with paths also `path_metrics`.
 
     Args:
       config: of the run.
@@ -83,7 +83,8 @@ def report(
     """
     classes = trained if config.eval.trained_classes_only else None
     given = {"protocol": config.eval.protocol, "threshold": 0.0, "min_positives": config.eval.min_positives} | rules
-    return metrics.evaluate(prediction.scores, labels, chosen=prediction.chosen, classes=classes, **given)
+    numbers = metrics.evaluate(prediction.scores, labels, chosen=prediction.chosen, classes=classes, **given)
+    return numbers | ({} if prediction.path is None else metrics.path_metrics(prediction.path, labels))
 
 
 def as_json(numbers: dict) -> dict:

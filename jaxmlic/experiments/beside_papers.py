@@ -6,7 +6,7 @@ from jaxmlic import papers
 from jaxmlic.experiments.sweep import SHOWN
 from jaxmlic.reports import tables
 
-COMPARED = (*SHOWN, "CF1_mean")
+COMPARED = (*SHOWN, "CF1_mean", "top1_step")
 
 
 def compare(experiment: str, rows: Sequence[dict], datasets: Mapping[str, str]) -> str:

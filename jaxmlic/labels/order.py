@@ -71,6 +71,23 @@ def order_fn(name: str, labels: np.ndarray, class_names: Sequence[str], seed: in
     return lambda key: jnp.asarray(order)
 
 
+def training_order(
+    name: str, max_length: int, labels: np.ndarray, class_names: Sequence[str], seed: int
+) -> tuple[np.ndarray, list[str]]:
+    """An order fixed for a training, int32 [C], and a note on how many training paths are cut, [] if none.
+
+    The order that "random_per_batch" draws from is frequent-first. Args: as for `order_fn`; max_length: of a path.
+    """
+    fixed = "frequent_first" if name == "random_per_batch" else name
+    order = np.asarray(order_fn(fixed, labels, class_names, seed)(jax.random.key(0)))
+    cut = int(np.sum((labels == 1).sum(axis=1) > max_length))
+    note = (
+        f"{cut} of {len(labels)} training images have more than config.model.max_length = {max_length} labels: "
+        "what comes after these in the order is cut from their paths"
+    )
+    return order, [note] if cut else []
+
+
 def paths(labels: Array, order: Array, max_length: int) -> Array:
     """The positive labels of each image in an order, then END: int32 [B, T]. An image without any is END alone.
 

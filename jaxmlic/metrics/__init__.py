@@ -1,8 +1,18 @@
 """Multi-label metrics under named protocols, in numpy only; see `protocols` for what a protocol is."""
 
 from jaxmlic.metrics.ap import average_precision
+from jaxmlic.metrics.paths import path_metrics
 from jaxmlic.metrics.protocols import PROTOCOLS, Protocol, get_protocol
 from jaxmlic.metrics.report import evaluate, top_k
 from jaxmlic.metrics.thresholds import best_threshold
 
-__all__ = ["PROTOCOLS", "Protocol", "average_precision", "best_threshold", "evaluate", "get_protocol", "top_k"]
+__all__ = [
+    "PROTOCOLS",
+    "Protocol",
+    "average_precision",
+    "best_threshold",
+    "evaluate",
+    "get_protocol",
+    "path_metrics",
+    "top_k",
+]

@@ -19,6 +19,7 @@ _GROUPS = (
     ("overall", ("OP", "OR", "OF1")),
     ("per image", ("IP", "IR", "IF1", "MAP@10", "top1")),
 )
+_PATHS = ("paths", ("top1_step", "repeats"))  # of heads that emit labels in an order
 
 
 def text(report: dict, class_names: Sequence[str], labels: np.ndarray) -> str:
@@ -35,7 +36,8 @@ def text(report: dict, class_names: Sequence[str], labels: np.ndarray) -> str:
     rows = [(name, f"{positives:,}", percent(ap)) for name, positives, ap in _by_ap(report, class_names, labels)]
     lines = [table(rows, "<>", header=("class", "positives", "AP (%)"))]
     lines += ["", f"{_headline(report)}, {report['num_examples']:,} images"]
-    lines += [f"{group}: " + ", ".join(f"{key} {percent(report[key])}" for key in keys) for group, keys in _GROUPS]
+    groups = (*_GROUPS, _PATHS) if "repeats" in report else _GROUPS
+    lines += [f"{group}: " + ", ".join(f"{key} {percent(report[key])}" for key in keys) for group, keys in groups]
     if not np.isnan(report["accuracy"]):
         lines.append(f"single-label accuracy: {percent(report['accuracy'])}")
     lines.append(f"classes with recall > 0: {report['N+']}")

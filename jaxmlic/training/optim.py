@@ -85,12 +85,14 @@ def make(
     except re.error as error:
         raise UserError(f"config.optim.decay: {config.decay!r} is no regular expression ({error})") from None
     decay = optax.add_decayed_weights(config.weight_decay, mask=decayed)
-    adam = optax.scale_by_adam(b1=config.momentum, b2=config.beta2)
+    if not config.eps > 0:
+        raise UserError(f"config.optim.eps = {config.eps!r} is not above 0")
+    adam = optax.scale_by_adam(b1=config.momentum, b2=config.beta2, eps=config.eps)
     chains = {
         "adamw": (adam, decay),
         "adam": (decay, adam),
         "sgd": (decay, optax.trace(config.momentum)),
-        "rmsprop": (decay, optax.scale_by_rms(decay=config.beta2), optax.trace(config.momentum)),
+        "rmsprop": (decay, optax.scale_by_rms(decay=config.beta2, eps=config.eps), optax.trace(config.momentum)),
     }
     check_choice("optim.name", config.name, chains)
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []

@@ -84,6 +84,23 @@ def reference(name, p, grads, decay, lr=0.1, momentum=0.8, beta2=0.95, eps=1e-8)
     return p
 
 
+def test_epsilon_of_rmsprop_and_adam_by_hand():
+    """RMSProp's stands under the root, Adam's beside it; 1e-8 is optax's own, to the bit."""
+    gradient = {"a": jnp.float32([3.0])}
+
+    def update(name, **more):
+        values = config(name=name, weight_decay=0.0, momentum=0.0, beta2=0.75, **more)
+        tx = optim.make(values.optim, {"a": 1.0}, optax.constant_schedule(1.0))
+        return tx.update(gradient, tx.init(gradient), gradient)[0]["a"]
+
+    np.testing.assert_allclose(update("rmsprop", eps=1.0), -3 / np.sqrt(9 / 4 + 1), rtol=1e-6)
+    np.testing.assert_allclose(update("adam", eps=1.0), -3 / (3 + 1), rtol=1e-6)
+    own = optax.chain(optax.scale_by_rms(decay=0.75), optax.scale_by_learning_rate(1.0))
+    np.testing.assert_array_equal(update("rmsprop"), own.update(gradient, own.init(gradient))[0]["a"])
+    with pytest.raises(UserError, match=r"config\.optim\.eps = 0\.0 is not above 0"):
+        update("rmsprop", eps=0.0)
+
+
 def test_first_matching_group_sets_the_pace():
     names = ["trunk/conv/kernel", "trunk/norm/bias", "classifier/kernel"]
     found = optim.multipliers((("trunk/norm/.*", None), ("trunk/.*", 0.1), (".*", 1.0)), names)

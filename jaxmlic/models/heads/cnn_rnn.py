@@ -131,7 +131,8 @@ class Model(nn.Module):
 
         Returns feature_map [B, h, w, D], pooled [B, D], image_embedding [B, E] (U_I I), decoder, and where labels
         int8 [B, C] are given, step_log_probs float32 [B, T + 1, C + 1] along paths int32 [B, T] and, with "pla" and
-        "mla", read int32 [B, T + 1], the token that each step found. Labels of -1 are left out of the softmax. Raises UserError for a field that cannot be.
+        "mla", read int32 [B, T + 1], the token that each step found. Labels of -1 are left out of the softmax. Raises
+        UserError for a field that cannot be.
         """
         self._check()
         feature_map = trunks.feature_map(
@@ -262,15 +263,11 @@ def constants(config: ConfigDict, statistics: LabelStatistics) -> tuple[dict[str
     The order that "random_per_batch" draws from, and that decides which labels are cut in "pla" and "mla", is
     frequent-first.
     """
-    model, labels = config.model, statistics.labels
-    cut = int(np.sum((labels == 1).sum(axis=1) > model.max_length))
-    note = (
-        f"{cut} of {len(labels)} training images have more than config.model.max_length = {model.max_length} labels: "
-        "what comes after these in the order is cut from their paths"
+    name = "frequent_first" if config.model.order in ALIGNMENTS else config.model.order
+    order, notes = label_order.training_order(
+        name, config.model.max_length, statistics.labels, statistics.class_names, config.seed
     )
-    fixed = model.order if model.order not in (*ALIGNMENTS, "random_per_batch") else "frequent_first"
-    order = label_order.order_fn(fixed, labels, statistics.class_names, config.seed)
-    return {"order": np.asarray(order(jax.random.key(0)))}, [note] if cut else []
+    return {"order": order}, notes
 
 
 def label_embeddings(variables: dict) -> dict[str, Array]:

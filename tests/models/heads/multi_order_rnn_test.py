@@ -63,7 +63,7 @@ def by_hand(variables, inputs, labels, *, mask, output, num_steps, train):
     p = jax.tree.map(lambda x: np.array(x, np.float64), variables["params"])
     cnn = inputs.feature_map[:, 0, 0].astype(np.float64) @ p["classifier"]["kernel"] + p["classifier"]["bias"]
     s = sigmoid(cnn)
-    if output == "released":
+    if output != "paper":
         stats = variables["batch_stats"]["score_norm"]
         mean, var = (s.mean(axis=0), s.var(axis=0)) if train else (stats["mean"], stats["var"])
         s = (s - mean) / np.sqrt(var + 1e-3) * p["score_norm"]["scale"] + p["score_norm"]["bias"]
@@ -81,7 +81,8 @@ def by_hand(variables, inputs, labels, *, mask, output, num_steps, train):
             if output == "paper":
                 y = h @ p["output_kernel"] + p["output_bias"][0]
             else:
-                y = np.tanh(h @ p["projection_kernel"] + p["projection_bias"][0] + x)
+                added = x if output == "released_prev2out" else 0  # the published command has --prev2out=False
+                y = np.tanh(h @ p["projection_kernel"] + p["projection_bias"][0] + added)
                 y = y @ p["output_kernel"] + p["output_bias"][0]
             masked = np.zeros(CLASSES, bool)
             if mask == "last" and last is not None:
@@ -103,7 +104,7 @@ def by_hand(variables, inputs, labels, *, mask, output, num_steps, train):
 
 
 @pytest.mark.parametrize("mask", multi_order_rnn.MASKS)
-@pytest.mark.parametrize("output", multi_order_rnn.FORMS)
+@pytest.mark.parametrize("output", multi_order_rnn.OUTPUTS)
 @pytest.mark.parametrize("train", [True, False])
 def test_steps_against_a_loop(mask, output, train):
     model, variables = model_and_variables(mask=mask, output=output)
@@ -119,7 +120,7 @@ def test_steps_against_a_loop(mask, output, train):
         assert len({tuple(path) for path in read}) > 1
 
 
-@pytest.mark.parametrize("step_loss", multi_order_rnn.FORMS)
+@pytest.mark.parametrize("step_loss", multi_order_rnn.STEP_LOSSES)
 @pytest.mark.parametrize("cnn_weight", [0.0, 0.7])
 def test_loss_against_a_loop(step_loss, cnn_weight):
     """Eq. 7 cell by cell; "released": step t counts while t < the number of labels."""
@@ -232,9 +233,12 @@ def test_more_steps_than_labels(mask):
     [
         ({"num_steps": 0}, "config.model.num_steps = 0; it is at least 1"),
         ({"mask": "lst"}, "config.model.mask = 'lst' is unknown (did you mean 'last'?); known: last, all, pool"),
-        ({"output": "code"}, "config.model.output = 'code' is unknown; known: paper, released"),
+        ({"output": "code"}, "config.model.output = 'code' is unknown; known: paper, released, released_prev2out"),
         ({"pool": "mean"}, "config.model.pool = 'mean' is unknown"),
         ({"embedding_size": 0}, "config.model.embedding_size = 0"),
+        ({"order": "rarest_first"}, "config.model.order = 'rarest_first' is unknown (did you mean 'rare_first'?)"),
+        ({"order": "rare_first", "mask": "all"}, "config.model.mask = 'all' is for config.model.order = 'none'"),
+        ({"order": "rare_first", "beam_size": 0}, "config.model.beam_size = 0; it is at least 1"),
     ],
 )
 def test_mistakes_in_the_model(fields, message):

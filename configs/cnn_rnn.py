@@ -9,8 +9,10 @@ Sweep:      the rows of the data set's table (the methods that the paper trained
 
 Read into the paper: learning rate 1e-4, batch 32 and 50 epochs as in the Multi-order paper; N = 5; labels are ranked by
 their marginal over the paths found. k labels an image are forced in Tables 1 and 2, where a path has at least k labels;
-in Table 3 a path may have fewer than three, so those of the three best labels count whose marginal reaches 1/2. The
-trunk is frozen, VGG16 with its two fully connected layers; end to end: --config.optim.groups="(('.*', 1.0),)".
+in Table 3 the labels of the recurrent rows are those of the path, as their O-R / O-P shows. Images without a label are
+left out in Tables 1 to 3, as the labels an image that O-P and O-R imply show. The trunk is frozen, VGG16 with its two
+fully connected layers; end to end: --config.optim.groups="(('.*', 1.0),)". Labels may be on a path more than once with
+--config.model.repeats=True; `repeats` of every evaluation is the share that are.
 """
 
 from jaxmlic.configs import common, stand_ins
@@ -30,6 +32,7 @@ PATHS = {
 METHODS = (*LINEAR, *PATHS)
 # Labels of every image in the paper's tables, and the rows that it trained itself.
 FORCED = {"nus_wide": 3, "nus_wide_tags": 10, "coco2014": 3}
+EMPTY_LEFT_OUT = tuple(FORCED)  # data sets whose images without a label are no part of the tables
 TABLES = {
     "nus_wide": ("softmax", "warp", "cnn_rnn"),
     "nus_wide_tags": ("softmax", "warp", "cnn_rnn"),
@@ -60,7 +63,7 @@ def build(arg, trunk):
 def data_and_trunk(arg, trunk):
     """What the methods of one data set share: images or stored features of a frozen trunk, the batch, the protocol."""
     config = common.base()
-    on_features = arg.dataset in stand_ins.RECURRENT and not arg.trunk
+    on_features = reads_features(arg.dataset, arg.trunk)
     config.data.name = arg.dataset
     config.data.val_fraction = 0.0  # the last checkpoint is the result, as in the papers
     config.data.image_size = arg.size or (stand_ins.SIDES.get(arg.dataset, 224) if on_features else 224)
@@ -71,9 +74,15 @@ def data_and_trunk(arg, trunk):
     config.train.batch_size = 32
     config.train.checkpoint_every = "10%"
     common.test_rules(config)
+    config.data.drop_empty = arg.dataset in EMPTY_LEFT_OUT
     if arg.dataset in FORCED:
         config.eval.protocol = f"top{FORCED[arg.dataset]}_forced"
     return config
+
+
+def reads_features(dataset, trunk):
+    """Whether the rows of a data set read stored features: those with a recipe, unless a trunk is asked for."""
+    return dataset in stand_ins.RECURRENT and not trunk
 
 
 def linear_method(config, arg):
@@ -96,6 +105,8 @@ def path_method(config, arg):
     # Of the labels in training: "frequent_first", "rare_first", "lexicographic", "fixed_random" (drawn from the seed),
     # "random_per_batch", or "pla" / "mla": the model's own predictions, with which the labels are aligned.
     config.model.order = "frequent_first"
+    # Whether a path may have a label twice, and "pla" and "mla" read whatever is most probable, END too (their code).
+    config.model.repeats = False
     config.model.max_length = LONGEST.get(arg.dataset, 10)  # labels of a path, in training and decoding
     config.model.min_length = 0  # labels before END is allowed in decoding
     config.model.beam_size = 5  # N
@@ -107,9 +118,7 @@ def path_method(config, arg):
         config.model.dropout = recurrent_on_features(config, arg)
     if arg.dataset in ("nus_wide", "nus_wide_tags"):
         config.model.min_length = FORCED[arg.dataset]  # footnote 1
-    elif arg.dataset == "coco2014":
-        config.eval.protocol = "top3_thresholded"
-    elif config.eval.protocol == "all_point" and arg.dataset != "voc2007":
+    elif arg.dataset == "coco2014" or (config.eval.protocol == "all_point" and arg.dataset != "voc2007"):
         config.eval.protocol = "path"
 
 

@@ -1,7 +1,9 @@
-"""Wrong training labels on purpose: section 4.4 of CNN-LSTM-RMLC, and two further kinds of noise.
+"""Wrong training labels on purpose: section 4.4 of CNN-LSTM-RMLC, and three further kinds of noise.
 
     random   the share `rate` of each class's positives is taken from its images and handed to others: every class has
              as many positives as before, every image as many labels, so that single-label data stay single-label
+    images   the share `rate` of the images gets new labels, as many as it had, each known label as likely as any other,
+             its own included: the noise of the paper's reference [31]
     missing  the share `rate` of each class's positives becomes negative: what annotators overlook
     flip     the share `rate` of each class's known entries, positive or negative, becomes the other
 
@@ -92,6 +94,19 @@ def random(labels: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndar
     return noisy
 
 
+def images(labels: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
+    """`rate` of the images, rounded, get as many labels as they have, drawn uniformly from the known ones without
+    replacement; a higher rate adds to them, and an image's draw does not depend on the rate."""
+    picked = rng.permutation(len(labels))[: int(np.floor(rate * len(labels) + 0.5))]
+    keys = rng.random(labels.shape)
+    known = labels >= 0
+    rank = np.argsort(np.argsort(np.where(known, keys, np.inf), axis=1, kind="stable"), axis=1, kind="stable")
+    drawn = (rank < (labels == 1).sum(axis=1, keepdims=True)) & known
+    noisy = labels.copy()
+    noisy[picked] = np.where(known, drawn, labels)[picked]
+    return noisy
+
+
 def missing(labels: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
     """`rate` of each class's positives become negatives."""
     noisy = labels.copy()
@@ -107,7 +122,7 @@ def flip(labels: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarra
     return noisy
 
 
-KINDS: dict[str, Callable] = {"random": random, "missing": missing, "flip": flip}
+KINDS: dict[str, Callable] = {"random": random, "images": images, "missing": missing, "flip": flip}
 
 
 def _picked(mask: np.ndarray, rate: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -47,6 +47,28 @@ def test_random_noise_draws_the_new_classes_by_their_frequency():
     assert np.abs(off - 5000 / 90).max() < 5 * np.sqrt(5000 / 90)
 
 
+@pytest.mark.parametrize("make", [multi_label, single_label])
+def test_noise_of_images_relabels_whole_images(make):
+    labels = make()
+    noisy = label_noise.corrupt(labels, "images", 0.4, 3)
+    np.testing.assert_array_equal((noisy == 1).sum(1), (labels == 1).sum(1))
+    np.testing.assert_array_equal(noisy == -1, labels == -1)
+    # Of 40 % of the images; some draw their own labels again, which is no change.
+    assert 0.5 * 0.4 * len(labels) < (noisy != labels).any(1).sum() <= round(0.4 * len(labels))
+    everything = label_noise.corrupt(labels, "images", 1.0, 3)
+    part = (noisy != labels).any(1)
+    np.testing.assert_array_equal(noisy[part], everything[part])  # a higher rate adds images
+
+
+def test_noise_of_images_draws_every_set_as_often():
+    """Two of four known labels, 6,000 times: each of the six pairs within five deviations of 1,000."""
+    labels = np.tile(np.array([1, 0, 1, 0, -1], np.int8), (6000, 1))
+    noisy = label_noise.corrupt(labels, "images", 1.0, 0)
+    found, counts = np.unique(noisy, axis=0, return_counts=True)
+    assert len(found) == 6 and (found[:, 4] == -1).all() and (found == 1).sum(1).tolist() == [2] * 6
+    assert abs(counts - 1000).max() < 5 * np.sqrt(6000 * 1 / 6 * 5 / 6)
+
+
 def test_missing_noise_only_drops_and_flip_noise_only_flips():
     labels = multi_label()
     dropped = label_noise.corrupt(labels, "missing", 0.3, 1)

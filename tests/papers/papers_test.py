@@ -15,6 +15,11 @@ from jaxmlic.experiments import sweep
 FOLDER = os.environ.get("JAXMLIC_PAPERS")  # holds the papers' texts, NAME.txt
 ROWS = [(name, table, row) for name in papers.names() for table in papers.load(name).tables for row in table.rows]
 
+# A first stage, and the orders of Table 1 in another head.
+BESIDE_THE_TABLES = {
+    "multi_order_rnn": {"nus_wide_bce", "coco2014_cnn_rnn", "coco2014_rare_first", "coco2014_lexicographic"}
+}
+
 
 def test_every_paper_is_there():
     assert papers.names() == ["baseline_ensemble", "cnn_lstm_rmlc", "cnn_rnn", "mscnn_lce_mic", "multi_order_rnn"]
@@ -24,7 +29,7 @@ def test_every_paper_is_there():
         "cnn_lstm_rmlc": 26,
         "cnn_rnn": 12,
         "mscnn_lce_mic": 3 * 3 + 12 + 9 + 14 + 8 + 6,
-        "multi_order_rnn": 5 + 6 + 5 + 2,
+        "multi_order_rnn": 5 + 7 + 6 + 4,
     }
     with pytest.raises(UserError, match="did you mean 'cnn_rnn'"):
         papers.load("cnn_rn")
@@ -66,7 +71,7 @@ def test_every_entry_exists_and_is_of_the_tables_data_set(spec):
             metrics.get_protocol(row.protocol)
     # What is swept in a paper's name without an argument stands in its tables.
     if ":" not in spec and spec != "mscnn_lce_mic":
-        assert set(found) | set(fused) == {row.entry for _, row in rows}
+        assert set(found) | set(fused) == {row.entry for _, row in rows} | BESIDE_THE_TABLES.get(spec, set())
 
 
 def test_columns_are_metrics_of_ours():

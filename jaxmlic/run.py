@@ -118,6 +118,8 @@ class Run:
         trained = self._trained_classes() if config.eval.trained_classes_only else None
         numbers = scoring.report(config, prediction, labels, trained, protocol=protocol)
         extra = {"step": self.step}
+        if prediction.path is not None:  # a reader of the score file has no paths
+            extra["paths"] = metrics.path_metrics(prediction.path, labels)
         if trained is not None:  # a reader of the score file cannot know the training split
             extra["untrained_classes"] = np.array(self.class_names)[~trained].tolist()
         scores = ScoreFile(

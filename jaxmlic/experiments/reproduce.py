@@ -272,12 +272,13 @@ def _numbers(scores: score_file.ScoreFile, path: str, protocol: str) -> dict:
     numbers = metrics.evaluate(
         scores.scores, scores.labels, protocol, chosen=scores.chosen, classes=classes, min_positives=least
     )
-    return numbers | {"class_names": scores.class_names}
+    return numbers | scores.extra.get("paths", {}) | {"class_names": scores.class_names}
 
 
 def _metric(numbers: dict, name: str) -> float:
-    """A column's value among the metrics of a run: one of `metrics.evaluate`, "AP <class>" or "error"."""
+    """A column's value among the metrics of a run: one of `metrics.evaluate` or `metrics.path_metrics`, "AP <class>" or
+    "error"; NaN where the run has none."""
     if name.startswith("AP "):
         wanted = name.removeprefix("AP ")
         return float(dict(zip(numbers["class_names"], numbers["AP"], strict=True)).get(wanted, np.nan))
-    return 1.0 - numbers["top1"] if name == "error" else float(numbers[name])
+    return 1.0 - numbers["top1"] if name == "error" else float(numbers.get(name, np.nan))

@@ -1,6 +1,7 @@
 """The papers' tables with runs beside them."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -64,6 +65,23 @@ def test_a_path_row_is_decided_by_what_the_decoder_emitted(tmp_path):
     positive, chosen = scores.labels == 1, scores.chosen
     assert line.protocol == "path"
     assert line.our_number("OP")[0] == pytest.approx((positive & chosen).sum() / chosen.sum())
+
+
+def test_the_first_step_s_accuracy_comes_from_the_run(tmp_path):
+    """Table 4's column; a score file has no paths, and one from before the metric no number."""
+    spec, name = "multi_order_rnn:dataset=coco2014", "coco2014_multi_order"
+    scores = write_run(tmp_path, spec, name, 0)
+
+    def ours():
+        _, tables = reproduce.tables_of("multi_order_rnn/4")
+        lines = reproduce.lines_of([table for table in tables if table.dataset == "coco2014"], tmp_path)
+        return {line.row.label: line.our_number("top1_step")[0] for line in lines if line.ours}
+
+    assert np.isnan(ours()["Multi-order RNN"])
+    path = tmp_path / "coco2014" / name / "seed0/scores/val.npz"
+    paths = {"top1_step": 0.75, "repeats": 0.5}
+    score_file.save(path, dataclasses.replace(scores, extra={"paths": paths}))
+    assert ours() == {"Multi-order RNN": 0.75}
 
 
 def test_runs_of_another_config_are_named_and_do_not_count(tmp_path):

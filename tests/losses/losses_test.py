@@ -208,7 +208,7 @@ def test_options_come_from_the_config(name):
         "rmlc of hinges": {"s": None},
         "asymmetric": {"gamma_neg": 1, "gamma_pos": 0.5, "clip": 0.1},
         "focal": {"gamma": 1.0, "alpha": 0.25},
-        "rmlc": {"s": -0.5, "k": 2.0, "rank": "exact"},
+        "rmlc": {"s": -0.5, "leak": 0.1, "k": 2.0, "rank": "exact"},
         "warp": {"rank": "exact"},
     }.get(name, {})
     name = name.split()[0]

@@ -1,7 +1,8 @@
 """What a training step costs, read off its trace and its compiled program."""
 
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import flax.linen as nn
@@ -12,9 +13,8 @@ from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
 from ml_collections import ConfigDict
 
 from jaxmlic.inputs import Source
-from jaxmlic.models.heads import contract
-from jaxmlic.training import optim
 from jaxmlic.training import state as state_lib
+from jaxmlic.training import step
 
 
 def activations(
@@ -30,27 +30,12 @@ def activations(
     the largest value of the forward pass."""
     trainable, frozen = state_lib.partition(state.params, multipliers)
 
-    def forward(trainable: dict, frozen: dict, state: state_lib.TrainState, batch: dict):
-        inputs, labels = source.training_inputs(jax.random.key(0), batch, jnp.int32(0))
-
-        def loss_of(trainable: dict) -> jax.Array:
-            variables = {
-                "params": optim.unflatten({**frozen, **trainable}),
-                "batch_stats": state.batch_stats,
-                "constants": state.constants,
-            }
-            outputs, _ = model.apply(
-                variables,
-                inputs,
-                train=True,
-                labels=labels,
-                frozen_trunk=not any(name.startswith("trunk/") for name in trainable),
-                rngs={"dropout": jax.random.key(0)},
-                mutable=["batch_stats"],
-            )
-            return jnp.sum(contract.apply_loss(head, outputs, labels, config.loss, jax.random.key(0))[0])
-
-        return jax.vjp(loss_of, trainable)[1]
+    def forward(trainable: dict, frozen: dict, state: state_lib.TrainState, batch: dict) -> Callable:
+        key = jax.random.key(0)
+        inputs, labels = source.training_inputs(key, batch, jnp.int32(0))
+        examples = {**batch, "labels": labels}
+        loss = functools.partial(step.loss_of, head, model, config)
+        return jax.vjp(lambda t: loss(t, frozen, state, inputs, examples, key)[0], trainable)[1]
 
     jaxpr = jax.make_jaxpr(forward)(trainable, frozen, state.replace(params={}), batch).jaxpr
     arguments = {*jaxpr.invars, *jaxpr.constvars}

@@ -39,32 +39,49 @@ def loss_and_grads(
     Only the trainable parameters are differentiated, so a frozen trunk costs its forward pass alone.
     """
     trainable, frozen = partition(state.params, multipliers)
+    value_and_grad = jax.value_and_grad(
+        lambda trainable: loss_of(head, model, config, trainable, frozen, state, inputs, batch, key), has_aux=True
+    )
+    (loss, (scalars, batch_stats)), grads = value_and_grad(trainable)
+    return loss, scalars, batch_stats, grads
+
+
+def loss_of(
+    head: ModuleType,
+    model: nn.Module,
+    config: ConfigDict,
+    trainable: dict,
+    frozen: dict,
+    state: TrainState,
+    inputs: Inputs,
+    batch: dict,
+    key: jax.Array,
+) -> tuple[jax.Array, tuple[dict, dict]]:
+    """The loss of `loss_and_grads` as a function of the trainable parameters, with (scalars, batch statistics).
+
+    trainable, frozen: parameters by name, as `partition` divides them.
+    """
     counted = batch["mask"].astype(jnp.float32)
     # Unknown, so that a loss that counts over the batch does not count padding.
     labels = jnp.where(batch["mask"][:, None], batch["labels"], jnp.int8(-1))
-
-    def loss_fn(trainable: dict) -> tuple[jax.Array, tuple[dict, dict]]:
-        variables = {
-            "params": optim.unflatten({**frozen, **trainable}),
-            "batch_stats": state.batch_stats,
-            "constants": state.constants,
-        }
-        outputs, updates = model.apply(
-            variables,
-            inputs,
-            train=True,
-            labels=labels,
-            frozen_trunk=not any(name.startswith("trunk/") for name in trainable),
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
-        )
-        loss_key = jax.random.fold_in(key, LOSS_STREAM)
-        per_example, scalars = contract.apply_loss(head, outputs, labels, config.loss, loss_key)
-        mean = jnp.sum(per_example * counted * batch.get("weight", 1.0)) / jnp.maximum(jnp.sum(counted), 1.0)
-        return mean, (scalars, updates.get("batch_stats", state.batch_stats))
-
-    (loss, (scalars, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
-    return loss, scalars, batch_stats, grads
+    variables = {
+        "params": optim.unflatten({**frozen, **trainable}),
+        "batch_stats": state.batch_stats,
+        "constants": state.constants,
+    }
+    outputs, updates = model.apply(
+        variables,
+        inputs,
+        train=True,
+        labels=labels,
+        frozen_trunk=not any(name.startswith("trunk/") for name in trainable),
+        rngs={"dropout": key},
+        mutable=["batch_stats"],
+    )
+    loss_key = jax.random.fold_in(key, LOSS_STREAM)
+    per_example, scalars = contract.apply_loss(head, outputs, labels, config.loss, loss_key)
+    mean = jnp.sum(per_example * counted * batch.get("weight", 1.0)) / jnp.maximum(jnp.sum(counted), 1.0)
+    return mean, (scalars, updates.get("batch_stats", state.batch_stats))
 
 
 def make_step_fn(

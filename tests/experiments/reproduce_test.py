@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from jaxmlic.cli import main as cli
 from jaxmlic.errors import UserError
 from jaxmlic.evaluation import score_file
 from jaxmlic.experiments import reproduce, sweep
+from jaxmlic.reports import paper_page
+
+ROOT = Path(__file__).parents[2]
 
 NAMES = ["cat", "dog", "cow", "hen"]
 
@@ -182,3 +186,12 @@ def test_train_on_a_stand_in_and_the_files(data_dir, tmp_path, capsys):
     )
     page = (tmp_path / "out" / "cnn_rnn_table_4.md").read_text()
     assert "| `tiny_cnn_rnn` | ours on tiny, path, 1 run |" in page
+
+
+@pytest.mark.parametrize("name", reproduce.papers.names())
+def test_the_pages_in_docs_are_those_of_the_command(name, tmp_path):
+    """`jaxmlic reproduce NAME --out=docs/papers` in a checkout without runs writes them again."""
+    paper, tables = reproduce.tables_of(name)
+    lines = reproduce.lines_of(tables, tmp_path)
+    page = paper_page.markdown(paper, lines, f"runs/{name}", reproduce.needs(lines))
+    assert (ROOT / "docs" / "papers" / f"{name}.md").read_text(encoding="utf-8") == page

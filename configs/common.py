@@ -77,7 +77,8 @@ def base() -> ConfigDict:
     config.augment.mixup = "off"
 
     config.optim = ConfigDict()
-    config.optim.name = "adamw"  # "adamw", "adam", "sgd" (Nesterov off) or "rmsprop"; L2 is coupled except in adamw
+    # "adamw", "adam", "sgd", "sgd_nesterov" or "rmsprop"; L2 is coupled except in adamw
+    config.optim.name = "adamw"
     config.optim.lr = 1e-3  # peak learning rate
     config.optim.schedule = "cosine"  # "cosine", "one_cycle", "constant" or "step"
     config.optim.warmup = "0%"  # linear from 0 (for one_cycle: the rising part)

@@ -95,8 +95,8 @@ def images(name: str, split: str, *, drop_empty: bool = False) -> int | None:
 
 
 def made_split(name: str, split: str) -> tuple[int, str] | None:
-    """(images, command) of a part that `jaxmlic data split` makes of a benchmark's training images, by the name that
-    the command or an experiment gives it; None for other names."""
+    """(images, command) of a part that `jaxmlic data split` makes of a benchmark's images, by the name that the
+    command or an experiment gives it; None for other names."""
     facts = FACTS.get(name)
     if facts is None or "train" not in facts.images:
         return None
@@ -109,7 +109,12 @@ def made_split(name: str, split: str) -> tuple[int, str] | None:
     if found := re.fullmatch(r"subset(\d+)_seed(\d+)/labelled", split):
         return total * int(found[1]) // 100, f"{command} --subset={found[1]}% --seed={found[2]}"
     if found := re.fullmatch(r"labelled(\d+)/labelled", split):
-        return int(found[1]), f"{command} --subset={found[1]} --from=train --as=labelled{found[1]}"
+        source = "rmlc/train" if "rmlc/train" in facts.images else "train"
+        return int(found[1]), f"{command} --subset={found[1]} --from={source} --as=labelled{found[1]}"
+    if found := re.fullmatch(r"draws(\d+)_seed(\d+)/draw\d+", split):
+        return 4000, f"{command} --draws={found[1]} --size=4000 --seed={found[2]}"
+    if split == "all/images" and "test" in facts.images:
+        return total + facts.images["test"], f"{command} --parts=images=100% --from=train,test --as=all"
     if found := re.fullmatch(r"batches_seed0/batch\d+", split):
         parts = ",".join(f"batch{i}=4000" for i in range(5))
         return 4000, f"{command} --from=train --as=batches_seed0 --parts={parts}"

@@ -1,4 +1,4 @@
-"""Parts of a data set drawn anew: folds, parts of given sizes, a labelled subset, or what lists of images name.
+"""Parts of a data set drawn anew: folds, parts of given sizes, labelled subsets, or what lists of images name.
 
 A part is int64 positions among the N images that are divided, whose labels are int8 [N, C]. Which images share a part
 follows from the labels and a seed: rows are divided by iterative stratification, or regardless of labels.
@@ -6,7 +6,7 @@ follows from the labels and a seed: rows are divided by iterative stratification
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,16 @@ class Divider:
         """`labelled`, the given share of all rows, and `unlabelled`, the rest."""
         part_of = self.part_of([share, 1 - share], 0)
         return {"labelled": np.flatnonzero(part_of == 0), "unlabelled": np.flatnonzero(part_of == 1)}
+
+    def draws(self, count: int, share: float) -> Parts:
+        """`drawI`, I < count: independent draws of the given share of all rows; they may have rows in common."""
+        if count < 1:
+            raise UserError(f"--draws={count}: at least 1")
+        seeds = np.random.SeedSequence(self.seed).generate_state(count)
+        return {
+            f"draw{number}": replace(self, seed=int(seed)).subset(share)["labelled"]
+            for number, seed in enumerate(seeds)
+        }
 
 
 @dataclass(frozen=True)

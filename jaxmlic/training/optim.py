@@ -92,6 +92,7 @@ def make(
         "adamw": (adam, decay),
         "adam": (decay, adam),
         "sgd": (decay, optax.trace(config.momentum)),
+        "sgd_nesterov": (decay, optax.trace(config.momentum, nesterov=True)),
         "rmsprop": (decay, optax.scale_by_rms(decay=config.beta2, eps=config.eps), optax.trace(config.momentum)),
     }
     check_choice("optim.name", config.name, chains)

@@ -100,6 +100,32 @@ def test_a_labelled_subset(dataset, split):
     assert (dataset.labels("subset10_seed0/labelled") == 1).any(0).all()
 
 
+def test_independent_draws(dataset, split):
+    status, out, _ = split("--draws=3", "--size=24")
+    assert status == 0 and out[-1] == "use: --config.data.train_split=draws3_seed0/draw0"
+    draws = [dataset.rows(f"draws3_seed0/draw{i}") for i in range(3)]
+    assert [len(set(rows.tolist())) for rows in draws] == [24, 24, 24] and max(map(max, draws)) < 80
+    # Each is drawn from all images: no two are equal, and they are no parts of one division.
+    shared = [len(np.intersect1d(draws[i], draws[j])) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert all(0 < count < 24 for count in shared)
+    whole = (dataset.labels("train") == 1).mean(0)
+    for i in range(3):
+        assert np.abs((dataset.labels(f"draws3_seed0/draw{i}") == 1).mean(0) - whole).max() <= 1 / 24 + 1e-9
+    assert named_splits.info(dataset.path, "draws3_seed0")["size"] == "24"
+    assert split("--draws=3", "--size=24", "--seed=1")[0] == 0
+    assert dataset.rows("draws3_seed1/draw0").tolist() not in [rows.tolist() for rows in draws]
+
+
+def test_subsets_of_a_named_split_and_a_part_of_everything(dataset, split):
+    """Table VIII of MSCNN-LCE-MIC: labelled images drawn from a named split, and one split with all images."""
+    assert split("--parts=train=70,test=50", "--as=rmlc")[0] == 0
+    assert split("--subset=20", "--from=rmlc/train", "--as=labelled20")[0] == 0
+    assert split("--parts=images=100%", "--from=train,test", "--as=all")[0] == 0
+    assert dataset.count("labelled20/labelled") == 20
+    assert set(dataset.ids("labelled20/labelled")) < set(dataset.ids("rmlc/train"))
+    assert sorted(dataset.ids("all/images")) == sorted([*dataset.ids("train"), *dataset.ids("test")])
+
+
 def test_random_and_without_empty_images(dataset, split):
     empty = ~(dataset.labels("train") == 1).any(1)
     status, out, _ = split("--folds=3", "--random", "--drop-empty")
@@ -183,6 +209,10 @@ def test_mistakes_in_lists(dataset, split, tmp_path):
         ("--subset=81", "--subset=81: give a count up to 80"),
         ("--subset=0", "--subset=0: give a count"),
         ("--subset=nan", "--subset=nan: give a count"),
+        ("--draws=3", "--draws needs --size=N"),
+        ("--draws=0 --size=4", "--draws=0: at least 1"),
+        ("--draws=3 --size=81", "--size=81: give a count up to 80"),
+        ("--folds=3 --size=4", "--size means nothing with --folds"),
         ("--list --seed=0", "--seed means nothing with --list"),
         ("--list --from=train", "--from means nothing with --list"),
     ],

@@ -34,6 +34,98 @@ def test_every_row_of_the_tables_is_an_entry():
     assert found["stl10_warp_random"].eval.metric == "accuracy" and found["nus_wide_warp"].eval.metric == "mAP"
 
 
+def row_of(config, name):
+    """What a paper's row is trained by, tested on and decided by."""
+    optim, data = config.optim, config.data
+    groups = "frozen trunk" if any(rate is None for _, rate in optim.groups) else "all"
+    splits = (data.train_split, data.test_split)
+    rates = (optim.name, optim.lr, optim.weight_decay, groups)
+    return name, rates, splits, config.train.batch_size, data.image_size, config.eval.protocol, config.eval.metric
+
+
+ADAM = ("adam", 0.005, 1e-4, "all")
+TABLE_1_AND_2 = ("rml_cnn", "warp", "softmax", "cnn_lstm_rmlc")
+STORED, DIVIDED = ("train", "test"), ("rmlc/train", "rmlc/test")
+PINNED = [
+    *((f"cifar10_{row}_random", ADAM, STORED, 64, 32, "all_point", "accuracy") for row in TABLE_1_AND_2),
+    *((f"cifar10_{row}_ilsvrc", ADAM, STORED, 64, 256, "all_point", "accuracy") for row in TABLE_1_AND_2),
+    *((f"stl10_{row}_random", ADAM, STORED, 64, 32, "all_point", "accuracy") for row in TABLE_1_AND_2),
+    *((f"stl10_{row}_ilsvrc", ADAM, STORED, 64, 96, "all_point", "accuracy") for row in TABLE_1_AND_2),
+    *(
+        (f"coco2014_{row}", ADAM, ("train", "val"), 64, 448, "top3_forced", "mAP")
+        for row in ("rml_cnn", "warp", "binary_relevance", "cnn_lstm_rmlc")
+    ),
+    *(
+        (f"nus_wide_{row}", ADAM, DIVIDED, 64, 448, "top3_forced", "mAP")
+        for row in ("rml_cnn", "warp", "softmax", "binary_relevance", "cnn_lstm_rmlc")
+    ),
+    ("voc2007_cnn_lstm_rmlc", ADAM, DIVIDED, 64, 448, "all_point", "mAP"),
+]
+
+
+def test_every_row_is_pinned():
+    found = [row_of(config, entry.name) for entry, config in configs("cnn_lstm_rmlc").items()]
+    assert sorted(found) == sorted(PINNED)
+
+
+OTHERS = {
+    "cifar10": ["rmlc_released_random", "rmlc_released_ilsvrc", "algorithm2", "hand_crafted"],
+    "voc2007": ["rmlc_released", "path", "hand_crafted"],
+    "corel5k": ["rmlc_released", "path", "hand_crafted"],
+}
+
+
+@pytest.mark.parametrize("dataset", OTHERS)
+def test_rows_that_stand_in_no_table(dataset):
+    found = {
+        entry.name: (entry, config) for entry, config in configs(f"cnn_lstm_rmlc:dataset={dataset},rows=others").items()
+    }
+    assert list(found) == OTHERS[dataset]
+    for name, (entry, config) in found.items():
+        assert entry.from_scratch == (name.endswith("_random") or name in ("algorithm2", "hand_crafted"))
+        if name.startswith("rmlc_released"):
+            assert dict(config.loss.options) == {"s": -0.8, "k": 5.0, "leak": 0.1}
+            # SGD 0.01 with decay 1e-4 on a loss over 20: by lr g / 20 + lr d p = (lr / 20) (g + 20 d p).
+            rates = (config.optim.name, config.optim.lr, config.optim.weight_decay)
+            assert rates == ("sgd_nesterov", pytest.approx(5e-4), pytest.approx(2e-3))
+            assert config.head == "cnn_lstm_rmlc.plain"
+        elif name == "algorithm2":
+            model = config.model
+            assert (model.trunk, model.grey, model.edges, model.pool) == ("cifar14_algorithm2", True, 1.0, "flatten")
+            assert config.head == "cnn_lstm_rmlc.positions" and config.data.image_size == 32
+        elif name == "path":
+            assert config.head == "cnn_lstm_rmlc.path" and config.loss.name == "rmlc"
+        else:
+            assert config.head == "cnn_lstm_rmlc.plain" and config.model.hidden == 0 and config.loss.regulariser > 0
+            assert config.data.source == "file" and config.optim.weight_decay == config.model.dropout == 0.0
+            assert all(rate is not None for _, rate in config.optim.groups)  # there is no trunk to freeze
+
+
+def test_ten_draws_of_4000_labels():
+    found = configs("cnn_lstm_rmlc:dataset=cifar10,draws=10,row=softmax")
+    assert [(e.name, e.series, e.part, e.from_scratch) for e in found] == [
+        (f"softmax_{start}_draw{i}", f"softmax_{start}", f"draw{i}", start == "random")
+        for start in ("random", "ilsvrc")
+        for i in range(10)
+    ]
+    for entry, config in found.items():
+        assert config.data.train_split == f"draws10_seed0/{entry.part}" and config.data.test_split == "test"
+        assert config.data.val_fraction == 0.0 and not config.data.val_split
+
+
+def test_parts_of_voc_are_never_tested_on_their_own_images():
+    """rmlc/test holds images of the stored train, of which folds and subsets are parts."""
+    for arg in ("subset=10", "folds=10", "batches=5"):
+        assert experiment.get_config(f"dataset=voc2007,{arg}").data.test_split == "test"
+    assert experiment.get_config("dataset=nus_wide,subset=10").data.test_split == "rmlc/test"
+
+
+def test_the_kind_of_noise_is_an_argument():
+    found = configs("cnn_lstm_rmlc:dataset=cifar10,noise,noise_kind=images")
+    assert {config.data.noise for config in found.values()} == {"images"} and len(found) == 18
+    assert experiment.get_config("dataset=cifar10").data.noise == "random"
+
+
 def test_weights_of_the_command_line_are_not_for_the_network_that_starts_at_random():
     spec, overrides = "cnn_lstm_rmlc:dataset=cifar10", ["--config.pretrained=weights.npz", "--config.optim.lr=0.5"]
     base = config_lib.load(spec, overrides)
@@ -86,7 +178,16 @@ def test_folds_batches_and_subsets_name_their_splits():
 
 
 @pytest.mark.parametrize(
-    "arg", ["row=wrap", "start=imagenet", "mode=froze", "folds=3,subset=10", "loss=warp", "head=none"]
+    "arg",
+    [
+        "row=wrap",
+        "start=imagenet",
+        "mode=froze",
+        "folds=3,subset=10",
+        "loss=warp",
+        "head=none",
+        "recipe=released,row=warp",
+    ],
 )
 def test_argument_mistakes(arg):
     with pytest.raises(UserError):

@@ -103,6 +103,12 @@ def test_images_of_splits():
     assert benchmark_facts.images("cifar10", "folds10_seed0/train3") == 45_000
     assert benchmark_facts.images("coco2014", "subset10_seed0/labelled") == 8_278
     assert benchmark_facts.images("voc2007", "labelled2000/labelled") == 2_000
+    assert benchmark_facts.made_split("voc2007", "labelled2000/labelled")[1].endswith(
+        "--subset=2000 --from=rmlc/train --as=labelled2000"
+    )
+    assert "--from=train " in benchmark_facts.made_split("cifar10", "labelled2000/labelled")[1]
+    assert benchmark_facts.images("voc2007", "all/images") == 9_963
+    assert benchmark_facts.images("cifar10", "draws10_seed0/draw9") == 4_000
     assert benchmark_facts.images("voc2007", "mine/part") is benchmark_facts.images("mine", "train") is None
 
 

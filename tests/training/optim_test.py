@@ -44,7 +44,7 @@ def test_one_cycle_rises_for_the_warmup_and_falls():
     assert found[0] == pytest.approx(0.04) and found[1] == pytest.approx(1.0) and found[2] < 0.01
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
+@pytest.mark.parametrize("name", ["sgd", "sgd_nesterov", "adam", "adamw", "rmsprop"])
 def test_optimizers_against_their_rules_in_numpy(name):
     values = config(
         name=name, lr=0.1, schedule="constant", weight_decay=0.3, momentum=0.8, beta2=0.95, groups=((".*", 1.0),)
@@ -70,7 +70,10 @@ def reference(name, p, grads, decay, lr=0.1, momentum=0.8, beta2=0.95, eps=1e-8)
     for t, g in enumerate(grads, 1):
         if name != "adamw":
             g = g + decay * p
-        if name == "sgd":
+        if name == "sgd_nesterov":
+            m = momentum * m + g
+            p = p - lr * (g + momentum * m)
+        elif name == "sgd":
             m = momentum * m + g
             p = p - lr * m
         elif name == "rmsprop":

@@ -1,4 +1,4 @@
-"""`jaxmlic data split NAME ...`: divide a prepared data set anew, into folds, parts, a labelled subset, or by lists.
+"""`jaxmlic data split NAME ...`: divide a prepared data set anew: folds, parts, labelled subsets, or by lists.
 
 No image moves: the result is a named split (see `named_splits`), whose parts are used as "NAME/PART".
 """
@@ -29,6 +29,8 @@ examples:
   jaxmlic data split voc2007 --folds=10 --from=train,test    parts train0, test0, ... train9, test9
   jaxmlic data split mine --parts=train=80%,test=20%         of all stored splits; or counts: train=6000,test=3963
   jaxmlic data split voc2007 --subset=10% --from=train       parts labelled and unlabelled, the rest
+  jaxmlic data split cifar10 --draws=10 --size=4000          parts draw0, ... draw9, each drawn from all of train
+  jaxmlic data split voc2007 --parts=images=100% --from=train,test --as=all      one part, every image
   jaxmlic data split nus --lists=train=TrainImagelist.txt,test=TestImagelist.txt --allow-missing --drop-empty
 """
 
@@ -48,10 +50,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     modes.add_argument("--folds", type=int, metavar="K", help="cross-validation: trainI is all but testI, I < K")
     modes.add_argument("--parts", metavar="PART=N,...", help="parts of given sizes: counts, 80%% or 0.8")
     modes.add_argument("--subset", metavar="N", help="parts labelled (a count, 10%% or 0.1) and unlabelled, the rest")
+    modes.add_argument("--draws", type=int, metavar="K", help="independent subsets drawI of --size images, I < K")
     modes.add_argument("--lists", metavar="PART=FILE,...", help="parts from files with the name of an image a line")
     modes.add_argument("--list", action="store_true", help="list the named splits there are, and change nothing")
+    parser.add_argument("--size", metavar="N", help="images of each of --draws: a count, 10%% or 0.1")
     parser.add_argument(
-        "--from", dest="sources", metavar="SPLIT,...", help="splits to divide (folds, subset: train; else all stored)"
+        "--from",
+        dest="sources",
+        metavar="SPLIT,...",
+        help="splits to divide (folds, subset, draws: train; else all stored)",
     )
     parser.add_argument("--drop-empty", action="store_true", help="leave out images without any positive label")
     parser.add_argument("--random", action="store_true", help="divide regardless of labels")
@@ -72,10 +79,12 @@ def run(args: argparse.Namespace) -> int:
 def _refuse_options(args: argparse.Namespace) -> None:
     """UserError for an option that would change nothing, and for a seed that numpy does not take."""
     given = [option for option, value in vars(args).items() if value is not None and value is not False]
-    mode = next(mode for mode in ("folds", "parts", "subset", "lists", "list") if mode in given)
+    mode = next(mode for mode in ("folds", "parts", "subset", "draws", "lists", "list") if mode in given)
+    if mode == "draws" and args.size is None:
+        raise UserError("--draws needs --size=N, the images of each draw")
     drawn = ("seed", "random")
     useless = {"lists": drawn, "list": (*drawn, "sources", "drop_empty", "allow_missing", "split_name", "overwrite")}
-    for option in useless.get(mode, ("allow_missing",)):
+    for option in (*useless.get(mode, ("allow_missing",)), *(("size",) if mode != "draws" else ())):
         if option in given:
             flag = {"sources": "from", "split_name": "as"}.get(option, option).replace("_", "-")
             raise UserError(f"--{flag} means nothing with --{mode}: leave it out")
@@ -99,7 +108,7 @@ def existing(dataset: datasets.Dataset) -> list[str]:
 
 def divide(dataset: datasets.Dataset, args: argparse.Namespace) -> list[str]:
     """Write the named split that the options ask for; returns the lines of the summary."""
-    of_train = args.folds is not None or args.subset is not None
+    of_train = any(value is not None for value in (args.folds, args.subset, args.draws))
     sources = args.sources.split(",") if args.sources else ["train"] if of_train else list(dataset.splits)
     rows = np.concatenate([dataset.rows(split) for split in sources])
     if len(np.unique(rows)) < len(rows):
@@ -128,11 +137,14 @@ def divide(dataset: datasets.Dataset, args: argparse.Namespace) -> list[str]:
 
 
 def _drawn(args: argparse.Namespace, labels: np.ndarray) -> tuple[str, Parts, dict]:
-    """Name, parts and info of --folds, --parts or --subset, of labels int8 [N, C]."""
+    """Name, parts and info of --folds, --parts, --subset or --draws, of labels int8 [N, C]."""
     count, seed = len(labels), args.seed or 0
     divider = Divider(labels, seed, stratified=not args.random)
     if args.folds is not None:
         mode, name, parts = "folds", f"folds{args.folds}", divider.folds(args.folds)
+    elif args.draws is not None:
+        share = _share(args.size, count, "--size")
+        mode, name, parts = "draws", f"draws{args.draws}", divider.draws(args.draws, share)
     elif args.parts is not None:
         sizes = _named_values(args.parts, "--parts")
         shares = {part: _share(size, count, f"--parts={part}") for part, size in sizes.items()}
@@ -144,6 +156,7 @@ def _drawn(args: argparse.Namespace, labels: np.ndarray) -> tuple[str, Parts, di
         size = f"{args.subset}images" if args.subset.isdigit() else f"{100 * share:g}".replace(".", "_")
         mode, name, parts = "subset", f"subset{size}", divider.subset(share)
     info = {"seed": seed, "stratified": not args.random, mode: getattr(args, mode)}
+    info |= {"size": args.size} if mode == "draws" else {}
     return f"{name}{'_random' if args.random else ''}_seed{seed}", parts, info
 
 

@@ -23,6 +23,7 @@ from jaxmlic.models.layers.pooling import POOLS
 
 GRAPHS = ("gcn", "none")
 FUSIONS = ("mfb", "dot", "none")
+STAGE_LOGITS = ("off", "add")
 
 
 class Model(nn.Module):
@@ -45,6 +46,8 @@ class Model(nn.Module):
       fusion: "mfb" with `mfb_dim` units summed in groups of `mfb_groups`, and the normalisation `mfb_norm` (see
         `fusion.FactorizedBilinear`); "dot", the product of the image's vector and the label's; "none", a linear
         classifier for each stage, averaged (step 4), without label embeddings.
+      stage_logits: "add", step 4's classifiers stay beside the fusion, and the logits are the mean of theirs and the
+        fused ones; "off", the fused ones alone.
       dropout: rate on the vectors of the stages.
       batch_norm: "train" or "frozen", for trunks that have batch norm.
       dtype: compute dtype of the trunk; all else works in float32.
@@ -71,6 +74,7 @@ class Model(nn.Module):
     mfb_dim: int = 358
     mfb_groups: int = 2
     mfb_norm: str = "power_l2"
+    stage_logits: str = "off"
     dropout: float = 0.0
     batch_norm: str = "train"
     dtype: str = "float32"
@@ -101,12 +105,14 @@ class Model(nn.Module):
             vectors = {stage: fusion.unit_scale(vector) for stage, vector in vectors.items()}
         outputs["pooled"] = jnp.concatenate(list(vectors.values()), axis=-1)  # [B, sum of D]
         dropout = nn.Dropout(self.dropout, deterministic=not train)
-        if self.fusion == "none":
+        step_4 = None
+        if self.fusion == "none" or self.stage_logits == "add":
             for stage, vector in vectors.items():
                 classifier = nn.Dense(self.num_labels, name=f"classifier_{stage}")
                 outputs[f"logits_{stage}"] = classifier(dropout(vector))
-            logits = sum(outputs[f"logits_{stage}"] for stage in vectors) / len(vectors)
-            return outputs | {"logits": logits}
+            step_4 = sum(outputs[f"logits_{stage}"] for stage in vectors) / len(vectors)
+        if self.fusion == "none":
+            return outputs | {"logits": step_4}
         pooled = dropout(outputs["pooled"])
         embeddings = self._label_embeddings(pooled.shape[-1])
         if self.fusion == "mfb":
@@ -114,6 +120,8 @@ class Model(nn.Module):
             logits = mfb(pooled, embeddings)
         else:
             logits = pooled @ embeddings.T
+        if step_4 is not None:
+            logits = (step_4 + logits) / 2
         return outputs | {"label_embeddings": embeddings, "logits": logits}
 
     def _vectors(self, maps: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
@@ -148,7 +156,7 @@ class Model(nn.Module):
     def _check(self) -> None:
         """UserError for values that do not exist or do not go together."""
         choices = {"pool": POOLS, "graph": GRAPHS, "fusion": FUSIONS, "adjacency": label_graph.STYLES}
-        choices |= {"mfb_norm": fusion.NORMS}
+        choices |= {"mfb_norm": fusion.NORMS, "stage_logits": STAGE_LOGITS}
         for field, known in choices.items():
             check_choice(f"model.{field}", getattr(self, field), known)
         for field, least in (("gcn_layers", 1), ("gcn_hidden", 1), ("gcn_dim", 0), ("global_dim", 1), ("map_size", 0)):
@@ -157,6 +165,11 @@ class Model(nn.Module):
             raise UserError(
                 f"config.model.graph = {self.graph!r} makes label embeddings that config.model.fusion = 'none' does "
                 "not use: set graph='none' too, or fusion='mfb' or 'dot'"
+            )
+        if self.fusion == "none" and self.stage_logits == "add":
+            raise UserError(
+                "config.model.stage_logits = 'add' has nothing to be added to: config.model.fusion = 'none' is the "
+                "stages' classifiers alone; set stage_logits='off'"
             )
         if self.fusion == "mfb":
             fusion.check_groups(self.mfb_dim, self.mfb_groups)

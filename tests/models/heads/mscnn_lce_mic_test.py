@@ -117,6 +117,7 @@ SWITCHES = {
     "stages of one length": {"stage_norm": True},
     "max": {"pool": "max"},
     "step 4": {"fusion": "none", "graph": "none"},
+    "step 4 beside the fusion": {"stage_logits": "add"},
 }
 
 
@@ -139,6 +140,7 @@ def test_what_is_switched_off_has_no_parameters():
     assert "fusion" not in names["dot"] and of["dot"][0]["params/gcn/kernel_1"] == (6, 32 + 64 + 96)
     assert "kernel_2" in names["three layers"] and "kernel_2" not in names["all"]
     assert of["g 3"][0]["params/fusion/kernel"] == (4, 4) and of["all"][0]["params/fusion/kernel"] == (4, 6)
+    assert "classifier" not in names["all"] and "classifier_stage3" in names["step 4 beside the fusion"]
     assert "gcn" not in names["step 4"] and "label_embeddings" not in of["step 4"][1]
 
 
@@ -149,6 +151,26 @@ def test_step_4_averages_a_classifier_for_each_stage(stages):
     classifier = jax.tree.map(np.asarray, variables["params"]["classifier_stage1"])
     expected = np.asarray(outputs["pooled"])[:, :3] @ classifier["kernel"] + classifier["bias"]
     np.testing.assert_allclose(parts[0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fields", [{}, {"fusion": "dot", "gcn_dim": 0}, {"stages": ("stage2",), "attention": False}])
+def test_step_4_beside_the_fusion_is_averaged_with_it(stages, fields):
+    """In plain numpy from the parameters: a classifier a stage, their mean, and the mean of that and the fusion."""
+    outputs, variables = outputs_of(stages, stage_logits="add", **fields)
+    params = jax.tree.map(np.asarray, variables["params"])
+    read = fields.get("stages", tuple(stages.stages))
+    bounds = np.cumsum([stages.stages[name].shape[-1] for name in read])[:-1]
+    vectors = np.split(np.asarray(outputs["pooled"]), bounds, axis=-1)
+    parts = [
+        vector @ params[f"classifier_{name}"]["kernel"] + params[f"classifier_{name}"]["bias"]
+        for name, vector in zip(read, vectors, strict=True)
+    ]
+    without = Model(4, **SMALL | fields)
+    kept = {name: value for name, value in variables["params"].items() if not name.startswith("classifier_")}
+    fused = without.apply({**variables, "params": kept}, stages)["logits"]
+    expected = sum(parts) / len(parts) / 2 + np.asarray(fused) / 2
+    np.testing.assert_allclose(outputs["logits"], expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(np.asarray(outputs["logits"]) - np.asarray(fused)).max() > 1e-2
 
 
 def test_all_off_is_the_linear_head(stages):
@@ -245,6 +267,8 @@ MISTAKES = [
     ({"adjacency": "ml-gcn"}, r"config\.model\.adjacency = 'ml-gcn' is unknown \(did you mean 'ml_gcn'\?\)"),
     ({"pool": "mean"}, r"config\.model\.pool = 'mean' is unknown"),
     ({"fusion": "none"}, r"config\.model\.graph = 'gcn' makes label embeddings"),
+    ({"fusion": "none", "graph": "none", "stage_logits": "add"}, r"'add' has nothing to be added to"),
+    ({"stage_logits": "mean"}, r"config\.model\.stage_logits = 'mean' is unknown.*known: off, add"),
     ({"fusion": "dot"}, r"gcn_dim = 10, but the image's vector has 192 entries.*gcn_dim=0"),
     ({"mfb_groups": 5}, r"mfb_groups = 5 does not divide config\.model\.mfb_dim = 12"),
     ({"gcn_layers": 0}, r"config\.model\.gcn_layers = 0; it is at least 1"),

@@ -96,13 +96,16 @@ def quality(found: propagation.PseudoLabels, truth: np.ndarray, known: np.ndarra
     }
     if not (truth[hidden] == 1).any():
         return numbers  # they were not known to anybody
+    if (unknown := (found.labels[hidden] == -1).mean()) > 0:
+        numbers["unknown"] = float(unknown)
     chosen = found.labels[hidden] == 1
     if single_label:
         right = chosen & (truth[hidden] == 1)
         return numbers | {"error": float(1 - right.any(1).mean())}
     ranked = metrics.evaluate(found.scores[hidden], truth[hidden], "all_point")
     given = metrics.evaluate(found.scores[hidden], truth[hidden], "path", chosen=chosen)  # the labels, not the scores
-    return numbers | {"mAP": float(ranked["mAP"])} | {name: float(given[name]) for name in ("OP", "OR", "OF1", "CF1")}
+    numbers |= {"mAP": float(ranked["mAP"]), "error": float(1 - ranked["top1"])}
+    return numbers | {name: float(given[name]) for name in ("OP", "OR", "OF1", "CF1")}
 
 
 def _short(value: object) -> str:

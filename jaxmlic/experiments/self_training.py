@@ -83,8 +83,9 @@ def _labels(
         _, lines = propagate(before, method, labelled=labelled, out=str(out), split=split, workdir=str(previous))
         report("\n".join(lines))
         return
-    # A file from before there was --balance does not name it.
-    wanted, info = describe(method, labelled, split), {"balance": False} | label_file.load(out).info
+    # A file from before there was an option does not name it.
+    absent = {"balance": False, "max_steps": 0, "unknown_band": [], "weights": ""}
+    wanted, info = describe(method, labelled, split), absent | label_file.load(out).info
     changed = [
         f"{key}: {info.get(key)!r} there, {value!r} now" for key, value in wanted.items() if info.get(key) != value
     ]

@@ -1,4 +1,4 @@
-"""Neighbours by brute force, diffusion by a dense solver, improved label propagation against plain Python."""
+"""Neighbours by brute force, diffusion and soft scores by dense solvers, improved propagation against plain Python."""
 
 import itertools
 
@@ -10,6 +10,7 @@ from scipy import sparse
 
 from jaxmlic.errors import UserError
 from jaxmlic.propagation import (
+    WEIGHTS,
     PseudoLabels,
     by_frequency,
     class_weights,
@@ -18,8 +19,11 @@ from jaxmlic.propagation import (
     heat_kernel_graph,
     improved_label_propagation,
     knn,
+    leave_unknown,
     link_strength,
     neighbours,
+    soft_label_propagation,
+    weigh,
 )
 
 
@@ -287,7 +291,7 @@ def test_improved_multi_label_by_plain_python(seed, unknown):
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
-@pytest.mark.parametrize("method", [improved_label_propagation, diffusion])
+@pytest.mark.parametrize("method", [improved_label_propagation, soft_label_propagation, diffusion])
 def test_the_order_of_images_does_not_matter(method, multi_label):
     points, classes = clusters(120)
     labels = several(120) if multi_label else partly(classes)
@@ -338,7 +342,7 @@ def test_two_states_that_alternate_come_to_an_end(multi_label):
         assert (found.labels.sum(1) == 1).all()
 
 
-@pytest.mark.parametrize("method", [improved_label_propagation, diffusion])
+@pytest.mark.parametrize("method", [improved_label_propagation, soft_label_propagation, diffusion])
 def test_labels_come_from_labelled_images_alone(method):
     """Two groups without a link; in the second nothing is labelled."""
     graph = sparse.block_diag([complete(5), complete(4), sparse.csr_array((1, 1))], format="csr")
@@ -352,7 +356,7 @@ def test_labels_come_from_labelled_images_alone(method):
         assert not found.scores[5:].any() and found.weights.tolist() == [1] * 5 + [0] * 5
 
 
-@pytest.mark.parametrize("method", [improved_label_propagation, diffusion])
+@pytest.mark.parametrize("method", [improved_label_propagation, soft_label_propagation, diffusion])
 def test_propagation_refuses(method):
     with pytest.raises(UserError, match="none of 3 images has a positive label"):
         method(complete(3), np.full((3, 2), -1, np.int8))
@@ -365,7 +369,7 @@ def test_propagation_refuses(method):
         method(complete(4), two)
 
 
-@pytest.mark.parametrize("method", [improved_label_propagation, diffusion])
+@pytest.mark.parametrize("method", [improved_label_propagation, soft_label_propagation, diffusion])
 def test_all_labelled_and_a_single_class(method):
     labels = np.array([[1, 0], [0, 1], [1, 0]], np.int8)
     for multi_label in (False, True):
@@ -374,6 +378,66 @@ def test_all_labelled_and_a_single_class(method):
         assert found.weights.tolist() == [1, 1, 1]
     one = method(complete(3), np.array([[1], [-1], [-1]], np.int8), multi_label=False)
     assert one.labels.ravel().tolist() == [1, 1, 1] and np.isfinite(one.weights).all()
+
+
+# --- soft label propagation
+
+
+def harmonic(graph, values):
+    """Values in 0..1 float [N], NaN where unknown: those unknown become the weighted means of their neighbours'."""
+    strength = strength_by_hand(graph)
+    unknown = np.isnan(values)
+    laplacian = np.diag(strength.sum(1)) - strength
+    right = strength[np.ix_(unknown, ~unknown)] @ values[~unknown]
+    found = values.copy()
+    found[unknown] = scipy.linalg.solve(laplacian[np.ix_(unknown, unknown)], right)
+    return found
+
+
+@pytest.mark.parametrize("unknown", [0.0, 0.3])
+def test_soft_multi_label_scores_are_harmonic(unknown):
+    graph, labels = heat_kernel_graph(*knn(clusters(60)[0], 8, "euclidean")), several(60, unknown=unknown)
+    found = soft_label_propagation(graph, labels, tolerance=1e-11)
+    wanted = np.stack([harmonic(graph, np.where(c == -1, np.nan, c)) for c in labels.T.astype(float)], axis=1)
+    np.testing.assert_allclose(found.scores, wanted, atol=1e-6)
+    clear = np.abs(wanted - 0.5) > 1e-6
+    np.testing.assert_array_equal(found.labels[clear], (wanted >= 0.5)[clear])
+    inside = np.clip(wanted, 1e-300, 1 - 1e-16)
+    entropy = -(inside * np.log(inside) + (1 - inside) * np.log1p(-inside)) / np.log(2)
+    np.testing.assert_allclose(found.weights, np.where(labels == -1, 1 - entropy, 1).mean(1), atol=1e-5)
+
+
+def test_soft_single_label_scores_are_harmonic():
+    points, classes = clusters(60)
+    graph, labels = heat_kernel_graph(*knn(points, 8, "euclidean")), partly(classes)
+    found = soft_label_propagation(graph, labels, multi_label=False, tolerance=1e-11)
+    wanted = np.stack([harmonic(graph, np.where(c == -1, np.nan, c)) for c in labels.T.astype(float)], axis=1)
+    np.testing.assert_allclose(found.scores, wanted, atol=1e-6)
+    np.testing.assert_allclose(found.scores.sum(1), 1, atol=1e-6)
+    np.testing.assert_array_equal(found.labels, np.eye(4)[wanted.argmax(1)])
+    loose = soft_label_propagation(graph, labels, multi_label=False)
+    assert loose.num_rounds < found.num_rounds and np.abs(loose.scores - wanted).max() < 0.02
+
+
+def test_soft_rounds_one_by_one():
+    """Two rounds in plain Python: the share of positives in what has arrived by then."""
+    graph, labels = heat_kernel_graph(*knn(clusters(40)[0], 4, "euclidean")), several(40, every=9)
+    strength = strength_by_hand(graph)
+    positive, known = (labels == 1).astype(float), (labels != -1).astype(float)
+    for _ in range(2):
+        before = positive.copy(), known.copy()
+        for a, c in itertools.product(range(40), range(4)):
+            total = strength[a].sum()
+            if labels[a, c] == -1 and total > 0:
+                positive[a, c] = sum(strength[a, b] * before[0][b, c] for b in range(40)) / total
+                known[a, c] = sum(strength[a, b] * before[1][b, c] for b in range(40)) / total
+    found = soft_label_propagation(graph, labels, max_rounds=2)
+    share = np.divide(positive, known, out=np.zeros((40, 4)), where=known > 0)
+    np.testing.assert_allclose(found.scores, np.where(labels == -1, share, labels), atol=1e-6)
+    np.testing.assert_array_equal(found.labels == -1, known == 0)
+    assert found.num_rounds == 2 and (known == 0).any() and ((known > 0) & (labels == -1)).any()
+    with pytest.raises(ValueError, match="tolerance"):
+        soft_label_propagation(graph, labels, tolerance=0.0)
 
 
 # --- diffusion
@@ -418,6 +482,70 @@ def test_multi_label_diffusion_against_a_dense_solver(unknown, monkeypatch):
     entropy = -(inside * np.log(inside) + (1 - inside) * np.log1p(-inside)) / np.log(2)
     certain = np.where(labels == -1, 1 - entropy, 1)
     np.testing.assert_allclose(found.weights, certain.mean(1), atol=1e-5)
+
+
+def test_twenty_steps_as_in_iscens_code():
+    """Their loop over classes with scipy's conjugate gradients, balanced seeds and 20 steps, which do not converge."""
+    points, classes = clusters(150, spread=0.8)
+    graph, labels = cosine_graph(*knn(points, 10)), partly(classes)
+    found = diffusion(graph, labels, multi_label=False, balance=True, max_steps=20)
+    weights = graph.toarray()
+    root = weights.sum(1) ** -0.5
+    matrix = np.eye(150) - 0.99 * (root[:, None] * weights * root)
+    solved = np.zeros((150, 4))
+    for c in range(4):
+        seeds = (labels[:, c] == 1).astype(float)
+        solved[:, c], _ = sparse.linalg.cg(matrix, seeds / seeds.sum(), rtol=1e-6, maxiter=20)
+    solved = np.maximum(solved, 0)
+    share = solved / solved.sum(1, keepdims=True)
+    unknown = labels[:, 0] == -1
+    np.testing.assert_allclose(found.scores[unknown], share[unknown], atol=1e-5)
+    np.testing.assert_array_equal(found.labels[unknown], np.eye(4)[share.argmax(1)][unknown])
+    assert found.num_rounds == 20
+    until = diffusion(graph, labels, multi_label=False, balance=True)
+    assert until.num_rounds > 20 and np.abs(until.scores - found.scores).max() > 1e-5
+
+
+# --- decisions
+
+
+def test_doubtful_labels_stay_unknown():
+    labels = np.full((4, 3), -1, np.int8)
+    labels[0] = [1, 0, -1]
+    scores = np.float32([[1, 0, 0.4], [0.3, 0.5, 0.29], [0.49, 0.9, 0.0], [0.0, 0.0, 0.0]])
+    found = np.where(labels == -1, scores >= 0.5, labels).astype(np.int8)
+    found[3] = -1  # not reached
+    result = leave_unknown(PseudoLabels(found, scores, np.ones(4, np.float32), 1), labels, 0.3, 0.5)
+    np.testing.assert_array_equal(result.labels, [[1, 0, -1], [-1, 1, 0], [-1, 1, 0], [-1, -1, -1]])
+    one = np.array([[1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1]], np.int8)
+    known = np.array([[1, 0, 0], *[[-1] * 3] * 3], np.int8)
+    scores = np.float32([[1, 0, 0], [0.3, 0.4, 0.3], [0.1, 0.5, 0.4], [0.2, 0.1, 0.7]])
+    result = leave_unknown(PseudoLabels(one, scores, np.ones(4, np.float32), 1), known, 0.0, 0.5, multi_label=False)
+    np.testing.assert_array_equal(result.labels, [one[0], [-1] * 3, one[2], one[3]])
+
+
+def test_weights_by_hand():
+    labels = np.array([[1, 0], [-1, -1], [-1, 1], [-1, -1]], np.int8)
+    scores = np.float32([[1, 0], [0.75, 0.1], [0.5, 1], [0, 0]])
+    found = PseudoLabels(np.array([[1, 0], [1, 0], [1, 1], [-1, -1]], np.int8), scores, np.zeros(4, np.float32), 1)
+
+    def sure(p):
+        return 1 + p * np.log2(p) + (1 - p) * np.log2(1 - p)
+
+    expected = {
+        "one": [1, 1, 1, 0],
+        "scores": [1, (0.75 + 0.9) / 2, (0.5 + 1) / 2, 0],
+        "entropy": [1, (sure(0.75) + sure(0.1)) / 2, (0 + 1) / 2, 0],
+    }
+    assert set(expected) == set(WEIGHTS)
+    for kind, wanted in expected.items():
+        np.testing.assert_allclose(weigh(found, labels, kind).weights, wanted, atol=1e-6)
+    one = np.array([[1, 0], [-1, -1], [-1, -1]], np.int8)
+    found = PseudoLabels(
+        np.array([[1, 0], [1, 0], [-1, -1]], np.int8), np.float32([[1, 0], [0.75, 0.25], [0, 0]]), None, 1
+    )
+    for kind, wanted in {"one": 1, "scores": 0.75, "entropy": sure(0.75)}.items():
+        np.testing.assert_allclose(weigh(found, one, kind, multi_label=False).weights, [1, wanted, 0], atol=1e-6)
 
 
 def test_diffusion_refuses():

@@ -8,6 +8,7 @@ from jaxmlic import sharding
 from jaxmlic.cli.parser import Parser
 from jaxmlic.errors import UserError
 from jaxmlic.experiments import pseudo_labels
+from jaxmlic.propagation import WEIGHTS
 from jaxmlic.propagation.method import ALPHA, METHODS, Method
 from jaxmlic.training import run_folder
 
@@ -16,7 +17,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of a Method, and of what it works on."""
     parser.add_argument("--labelled", required=True, help='split whose labels are known, such as "few/labelled"')
     parser.add_argument("--split", default="train", help="split whose images get labels (train)")
-    parser.add_argument("--method", default="improved", help=f"{' or '.join(METHODS)} (improved)")
+    parser.add_argument("--method", default="improved", help=f"{', '.join(METHODS)} (improved)")
     own = ", ".join(f"{name} {k}" for name, k in METHODS.items())
     parser.add_argument("--k", type=int, default=0, help=f"neighbours of each image ({own})")
     parser.add_argument("--alpha", type=float, help=f"how far labels travel by diffusion, 0 to 1 ({ALPHA})")
@@ -26,6 +27,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="half",
         help="which of many labels an image gets: half, those with a score of 0.5, or frequency, each label as often "
         "as among the labelled images (half)",
+    )
+    parser.add_argument(
+        "--max-steps", type=int, default=0, help="limit of rounds, or of diffusion's steps (20 in Iscen et al.'s code)"
+    )
+    parser.add_argument(
+        "--unknown-band", metavar="LOW,HIGH", help="labels with a score from LOW on and below HIGH stay unknown"
+    )
+    parser.add_argument(
+        "--weights", default="", help=f"of images, from how sure their labels are: {', '.join(WEIGHTS)} (method's own)"
     )
     parser.add_argument("--single-label", action="store_true", help="every image has exactly one label")
     parser.add_argument("--balance", action="store_true", help="diffuse equal mass for each class (one label each)")
@@ -43,9 +53,22 @@ def method_of(options: argparse.Namespace) -> Method:
         options.neighbours,
         options.decide,
         options.balance,
+        options.max_steps,
+        _band(options.unknown_band),
+        options.weights,
     )
     method.check()
     return method
+
+
+def _band(text: str | None) -> tuple[float, ...]:
+    """The numbers of --unknown-band, () where it is not given; UserError for text that holds none."""
+    if text is None:
+        return ()
+    try:
+        return tuple(float(value) for value in text.split(","))
+    except ValueError:
+        raise UserError(f"--unknown-band={text}: two numbers LOW,HIGH, such as 0.3,0.5") from None
 
 
 def main(argv: Sequence[str]) -> int:

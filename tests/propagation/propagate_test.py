@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import COLOURS, tiny_config
 
-from jaxmlic import propagation, run
+from jaxmlic import losses, propagation, run
 from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets, loader
 from jaxmlic.errors import UserError
@@ -151,6 +151,52 @@ def test_training_takes_labels_and_weights_and_keeps_them(file, own_dir, tmp_pat
         loop.run(config, str(workdir))
 
 
+def test_unknown_labels_and_weights_from_scores_reach_training(finished_run, own_dir, tmp_path):
+    """By the command: labels of the band are -1 in the file, the weights the labels' scores, and no loss of either."""
+    out = tmp_path / "soft.npz"
+    argv = ["propagate", f"--workdir={finished_run}", "--labelled=few/labelled", f"--out={out}", "--method=soft"]
+    more = ["--k=8", "--unknown-band=0.2,0.6", "--weights=scores", "--max-steps=30", f"--data-dir={own_dir}"]
+    assert cli.run([*argv, *more]) == 0
+    found = label_file.load(out)
+    stored, hidden = datasets.load("tiny", own_dir).labels("train"), ~found.known
+    scores = found.scores[hidden]
+    doubtful = (scores >= 0.2) & (scores < 0.6)
+    assert doubtful.any() and not doubtful.all()
+    np.testing.assert_array_equal(found.labels[hidden], np.where(doubtful, -1, scores >= 0.5))
+    certain = found.known[:, None] & (stored != -1)  # the unknown values of labelled images are filled in, too
+    np.testing.assert_array_equal(found.labels[certain], stored[certain])
+    likely = np.where(scores >= 0.5, scores, 1 - scores)
+    np.testing.assert_allclose(found.weights[hidden], likely.mean(1), atol=1e-6)
+    assert found.info["unknown_band"] == [0.2, 0.6] and found.info["weights"] == "scores"
+    assert found.info["max_steps"] == 30
+    assert json.loads(out.with_suffix(".json").read_text())["unknown"] == pytest.approx(doubtful.mean())
+    values = {"data.val_fraction": 0.0, "data.pseudo_labels": str(out), "train.duration": "4 steps"}
+    trainer = loop.Trainer(tiny_config(own_dir, **FROZEN, **values), str(tmp_path / "run"))
+    kept = (found.labels != -1).any(1)
+    np.testing.assert_array_equal(trainer.train_view.labels, found.labels[kept])
+    assert (trainer.train_view.labels == -1).any() and trainer.fit().finished
+    # A label that is unknown gives no gradient.
+    labels, logits = jnp.asarray(found.labels[kept][:8]), jnp.full((8, 3), 0.3)
+    slope = jax.grad(lambda z: losses.binary_cross_entropy(z, labels).sum())(logits)
+    np.testing.assert_array_equal(np.asarray(slope) == 0, np.asarray(labels) == -1)
+
+
+def test_options_of_the_method_reach_the_functions():
+    rng = np.random.default_rng(0)
+    values, labels = rng.standard_normal((60, 4)).astype(np.float32), np.full((60, 2), -1, np.int8)
+    labels[::6] = rng.random((10, 2)) < 0.5
+    labels[0] = 1
+    near = propagation.knn(values, 6, "euclidean")
+    for name in METHODS:
+        limited = Method(name, k=6, max_steps=2)(values, labels)
+        assert limited.num_rounds == 2
+        weighed = Method(name, k=6, weights="one")(values, labels)
+        np.testing.assert_array_equal(weighed.weights, (weighed.labels != -1).mean(1))
+    soft = Method("soft", k=6)(values, labels)
+    expected = propagation.soft_label_propagation(propagation.heat_kernel_graph(*near), labels)
+    np.testing.assert_array_equal(soft.scores, expected.scores)
+
+
 def test_mistakes_in_files(file, own_dir, tmp_path):
     view = loader.select(tiny_config(own_dir).data, datasets.load("tiny", own_dir), "train")
     stored = label_file.load(file)
@@ -186,7 +232,7 @@ def test_mistakes_in_options(finished_run, own_dir, tmp_path, capsys):
         (["--config=quickstart", "--labelled=a/b"], "give --workdir=RUN or --config=FILE"),
         (
             ["--labelled=a/b", "--method=difusion"],
-            "--method = 'difusion' is unknown (did you mean 'diffusion'?); known: improved, diffusion",
+            "--method = 'difusion' is unknown (did you mean 'diffusion'?); known: improved, soft, diffusion",
         ),
         (["--labelled=a/b", "--class-weights"], "--class-weights goes with --single-label"),
         (["--labelled=a/b", "--k=-1"], "--k=-1"),
@@ -206,6 +252,11 @@ def test_mistakes_in_options(finished_run, own_dir, tmp_path, capsys):
             "--balance goes with --method=diffusion and --single-label",
         ),
         (["--labelled=a/b", "--balance", "--method=diffusion"], "--balance goes with --method=diffusion and"),
+        (["--labelled=a/b", "--max-steps=-1"], "--max-steps=-1: at least 1"),
+        (["--labelled=a/b", "--unknown-band=0.5,0.3"], "--unknown-band=0.5,0.3: two scores LOW,HIGH from 0 to 1"),
+        (["--labelled=a/b", "--unknown-band=0.5"], "--unknown-band=0.5: two scores LOW,HIGH"),
+        (["--labelled=a/b", "--unknown-band=low,high"], "--unknown-band=low,high: two numbers LOW,HIGH"),
+        (["--labelled=a/b", "--weights=score"], "--weights = 'score' is unknown (did you mean 'scores'?)"),
         (["--labelled=a/b", "--config.seed=1"], "--config.seed=1 means nothing with --workdir"),
     ]
     for argv, message in cases:

@@ -13,7 +13,7 @@ from jaxmlic import metrics, sharding
 from jaxmlic.data import datasets, loader
 from jaxmlic.data.image import ImageError, decode_image
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import scoring
+from jaxmlic.evaluation import attribution, scoring
 from jaxmlic.evaluation.score_file import ScoreFile
 from jaxmlic.inputs import eval_inputs
 from jaxmlic.labels.names import check_same_classes
@@ -59,6 +59,21 @@ class ImagePrediction:
     chosen: np.ndarray
     path: np.ndarray | None = None
     trace: contract.Trace | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Images as the model is given them.
+
+    Attributes:
+      names: N file names or ids.
+      pixels: uint8 [N, S, S, 3].
+      labels: int8 [N, C], the true ones; None for files.
+    """
+
+    names: list[str]
+    pixels: np.ndarray
+    labels: np.ndarray | None = None
 
 
 class Run:
@@ -193,12 +208,74 @@ class Run:
             parts.append(np.asarray(found)[batch["mask"]])
         return np.concatenate(parts)
 
+    def pictures(self, paths: Sequence[str | Path] = (), *, split: str | None = None, count: int = 4) -> Pictures:
+        """Image files, or without them the first `count` images of a split with two labels or more.
+
+        UserError for a file that cannot be read, and for a run whose inputs are no photographs.
+        """
+        self._restored.source.check_photographs(self.workdir)
+        side = self.config.data.image_size
+        if paths:
+            found, unreadable = [], {}
+            for _, batch in self._photographs(list(map(Path, paths)), 1, unreadable):
+                found.append(batch[0])
+            for path, why in unreadable.items():
+                raise UserError(f"image {path} cannot be read ({why})")
+            return Pictures([Path(path).name for path in paths], np.stack(found))
+        view = loader.find_view(self.config.data, self.dataset, self.config.seed, split or self.config.data.test_split)
+        several = (view.labels == 1).sum(axis=1) > 1
+        rows = np.sort(np.argsort(~several, kind="stable")[:count])
+        source = view.dataset.source(view.split)
+        pixels = np.stack([decode_image(source[int(view.indices[row])]["image"], side) for row in rows])
+        return Pictures(view.ids[rows].tolist(), pixels, view.labels[rows])
+
+    def predict_pixels(self, pixels: np.ndarray) -> contract.Prediction:
+        """The prediction, numpy, of images uint8 [N, S, S, 3]."""
+        parts, mesh = [], self._restored.mesh
+        for start in range(0, len(pixels), self._batch_size):
+            part = pixels[start : start + self._batch_size]
+            padded = np.resize(part, (self._batch_size, *part.shape[1:]))
+            found = self._predict_step(self._restored.variables, sharding.put({"image": padded}, mesh)["image"])
+            parts.append(jax.tree.map(lambda x, n=len(part): sharding.gather(x)[:n], found))
+        return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+    def boxes(self, split: str) -> list[dict[str, np.ndarray]]:
+        """The boxes of each image that `evaluate(split)` scores (see `RecordSource`); UserError without boxes."""
+        view = loader.find_view(self.config.data, self.dataset, self.config.seed, split)
+        source = view.dataset.source(view.split, boxes=True)
+        return [source[int(index)]["boxes"] for index in view.indices]
+
+    def saliency(self, pixels: np.ndarray, labels: np.ndarray, form: str = "gradient") -> np.ndarray:
+        """See `attribution.saliency`."""
+        return attribution.saliency(*self._parts, pixels, labels, form)
+
+    def step_attention(self, pixels: np.ndarray, form: str = "gradient") -> attribution.Steps:
+        """See `attribution.step_attention`."""
+        return attribution.step_attention(*self._parts, pixels, form)
+
+    def attention_maps(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """See `attribution.attention_maps`."""
+        return attribution.attention_maps(*self._parts, pixels)
+
+    def trunk_maps(self, pixels: np.ndarray, stage: str = "") -> tuple[str, np.ndarray]:
+        """See `attribution.trunk_maps`."""
+        return attribution.trunk_maps(*self._parts[1:], pixels, stage)
+
+    def joint_embedding(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `attribution.joint_embedding`."""
+        return attribution.joint_embedding(*self._parts, pixels)
+
     def label_embeddings(self) -> dict[str, np.ndarray]:
         """{name: float32 [C, D]}: the tables of label vectors that the head has; empty where it has none."""
         head = self._restored.head
         if not hasattr(head, "label_embeddings"):
             return {}
         return {name: np.asarray(table) for name, table in head.label_embeddings(self._restored.variables).items()}
+
+    @property
+    def _parts(self) -> tuple:
+        """(head, model, variables)."""
+        return self._restored.head, self._restored.model, self._restored.variables
 
     @functools.cached_property
     def _predict_step(self) -> scoring.PredictStep:

@@ -3,7 +3,7 @@
 from jaxmlic.metrics.ap import average_precision
 from jaxmlic.metrics.paths import path_metrics
 from jaxmlic.metrics.protocols import PROTOCOLS, Protocol, get_protocol
-from jaxmlic.metrics.report import evaluate, top_k
+from jaxmlic.metrics.report import evaluate, predicted_labels, top_k
 from jaxmlic.metrics.thresholds import best_threshold
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "evaluate",
     "get_protocol",
     "path_metrics",
+    "predicted_labels",
     "top_k",
 ]

@@ -35,6 +35,7 @@ def evaluate(
       Numbers as fractions; NaN where undefined.
       - `mAP`, `AP`: mean over the classes that are in, and float64 [C] with NaN for the classes left out. Equal scores
         enter together, as in scikit-learn.
+      - `P`, `R`: precision and recall of each class, float64 [C] with NaN for the classes left out.
       - `CP`, `CR`, `CF1`, `CF1_mean`, `N+`: per-class precision and recall averaged over the same classes, the harmonic
         mean of the two averages, the mean of per-class F1, and how many of these classes have recall > 0. A class never
         predicted has precision 0.
@@ -92,6 +93,15 @@ def evaluate(
     }
 
 
+def predicted_labels(
+    scores: np.ndarray, protocol: str, *, threshold: float | None = None, chosen: np.ndarray | None = None
+) -> np.ndarray:
+    """bool [N, C]: the labels that `evaluate` takes as predicted, from the same arguments; unknown ones too."""
+    rules = get_protocol(protocol)
+    scores = np.asarray(scores, np.float32)
+    return _decide(scores, top_k(scores, rules.k or 1), rules, threshold, chosen)[0]
+
+
 def top_k(scores: np.ndarray, k: int, known: np.ndarray | None = None) -> np.ndarray:
     """Class indices int64 [N, min(k, C)] of each image's best labels, best first, ties by class index.
 
@@ -144,7 +154,7 @@ def _decide(scores, order, protocol: Protocol, threshold, chosen) -> tuple[np.nd
     return above if among_best is None else above & among_best, float(threshold)
 
 
-def _class_and_overall(predicted, positive, num_positive, included, any_known: bool) -> dict[str, float]:
+def _class_and_overall(predicted, positive, num_positive, included, any_known: bool) -> dict[str, float | np.ndarray]:
     num_predicted = np.count_nonzero(predicted, axis=0)  # [C]
     num_hit = np.count_nonzero(predicted & positive, axis=0)
     precision = num_hit / np.maximum(num_predicted, 1)
@@ -155,6 +165,8 @@ def _class_and_overall(predicted, positive, num_positive, included, any_known: b
     overall_precision = hit / max(all_predicted, 1) if any_known else float("nan")
     overall_recall = hit / all_positive if all_positive else float("nan")
     return {
+        "P": np.where(included, precision, np.nan),
+        "R": np.where(included, recall, np.nan),
         "CP": class_precision,
         "CR": class_recall,
         "CF1": _harmonic(class_precision, class_recall),

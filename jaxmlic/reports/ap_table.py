@@ -1,4 +1,4 @@
-"""Average precision of each class as text, CSV and a bar chart, made from a report of `jaxmlic.metrics.evaluate`.
+"""Average precision, precision and recall of each class as text, CSV and a bar chart, made from a report of `jaxmlic.metrics.evaluate`.
 
 Every form names the protocol: papers mean different numbers by the same word.
 """
@@ -23,7 +23,7 @@ _PATHS = ("paths", ("top1_step", "repeats"))  # of heads that emit labels in an 
 
 
 def text(report: dict, class_names: Sequence[str], labels: np.ndarray) -> str:
-    """A table of class, positives and AP in percent, the best class first, with the summary below.
+    """A table of class, positives, AP, precision and recall in percent, the best class first, with the summary below.
 
     Args:
       report: what `jaxmlic.metrics.evaluate` returned.
@@ -33,8 +33,10 @@ def text(report: dict, class_names: Sequence[str], labels: np.ndarray) -> str:
     Raises:
       ValueError: the three do not fit together.
     """
-    rows = [(name, f"{positives:,}", percent(ap)) for name, positives, ap in _by_ap(report, class_names, labels)]
-    lines = [table(rows, "<>", header=("class", "positives", "AP (%)"))]
+    rows = [
+        (name, f"{positives:,}", *map(percent, numbers)) for name, positives, *numbers in _by_ap(report, class_names, labels)
+    ]
+    lines = [table(rows, "<>", header=("class", "positives", "AP (%)", "P (%)", "R (%)"))]
     lines += ["", f"{_headline(report)}, {report['num_examples']:,} images"]
     groups = (*_GROUPS, _PATHS) if "repeats" in report else _GROUPS
     lines += [f"{group}: " + ", ".join(f"{key} {percent(report[key])}" for key in keys) for group, keys in groups]
@@ -47,17 +49,18 @@ def text(report: dict, class_names: Sequence[str], labels: np.ndarray) -> str:
 
 
 def write_csv(path: str | os.PathLike, report: dict, class_names: Sequence[str], labels: np.ndarray) -> None:
-    """Writes class, positives, AP (a fraction; empty where undefined) and protocol, in column order; see `text`."""
+    """Writes class, positives, AP, protocol, precision and recall (fractions, empty where undefined); see `text`."""
     rows = _rows(report, class_names, labels)
     with storage.replacing(path, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["class", "positives", "AP", "protocol"])
-        for name, positives, ap in rows:
-            writer.writerow([name, positives, "" if np.isnan(ap) else repr(ap), report["protocol"]])
+        writer.writerow(["class", "positives", "AP", "protocol", "P", "R"])
+        for name, positives, *numbers in rows:
+            ap, precision, recall = ("" if np.isnan(number) else repr(number) for number in numbers)
+            writer.writerow([name, positives, ap, report["protocol"], precision, recall])
 
 
 def plot(path: str | os.PathLike, report: dict, class_names: Sequence[str], labels: np.ndarray) -> None:
-    """Draws the classes by AP as horizontal bars into a PNG; of more than 60 classes the best 30 and the worst 30.
+    """Draws the classes by AP as horizontal bars into a PNG, precision and recall as marks on them; of more than 60 classes the best 30 and the worst 30.
 
     Args:
       path: where the PNG goes.
@@ -86,37 +89,44 @@ def plot(path: str | os.PathLike, report: dict, class_names: Sequence[str], labe
         figure.savefig(file, format="png")
 
 
-def _draw_bars(axes, rows: list[tuple[str, int, float]], mean_ap: float) -> None:
+def _draw_bars(axes, rows: list[tuple[str, int, float, float, float]], mean_ap: float) -> None:
     """Best at the top; AP in percent at the end of each bar, the number of positives beside the name."""
     places = np.arange(len(rows))
-    percents = [100 * ap for _, _, ap in rows]
+    percents = [100 * row[2] for row in rows]
     bars = axes.barh(places, percents, height=0.72, color="#4C78A8", zorder=2)
     on_white = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # so that the mAP line does not cross a number
     axes.bar_label(bars, labels=[f"{p:.1f}" for p in percents], padding=4, fontsize=8, color="0.2", bbox=on_white)
-    names = [f"{shorten(name, _MAX_NAME)}  ({positives:,})" for name, positives, _ in rows]
+    names = [f"{shorten(name, _MAX_NAME)}  ({positives:,})" for name, positives, *_ in rows]
+    for column, marker, colour, label in ((3, "|", "0.1", "precision"), (4, "o", "#F58518", "recall")):
+        marks = [100 * row[column] for row in rows]
+        edge = {} if marker == "|" else {"edgecolor": "white", "linewidth": 0.6}
+        axes.scatter(marks, places, s=28, marker=marker, color=colour, label=label, zorder=3, clip_on=False, **edge)
     axes.set_yticks(places, names, fontsize=8.5, parse_math=False)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(rows) - 0.4, -0.6)  # the first row on top, without empty margins
     axes.set_xlim(0, 108)  # room for the label of a bar at 100
     axes.set_xticks(range(0, 101, 20))
     axes.tick_params(axis="x", labelsize=9)
-    axes.set_xlabel("AP (%), dashed: mAP; in brackets: number of positives", fontsize=9)
+    axes.set_xlabel("AP, | precision, \u25cf recall (%); dashed: mAP; in brackets: number of positives", fontsize=9)
     axes.grid(axis="x", color="0.9", zorder=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     if not np.isnan(mean_ap):
         axes.axvline(100 * mean_ap, color="#E45756", linewidth=1.2, linestyle="--", zorder=2.5)
 
 
-def _rows(report: dict, class_names: Sequence[str], labels: np.ndarray) -> list[tuple[str, int, float]]:
-    """(name, number of positives, AP or NaN) of each class, in column order."""
+def _rows(
+    report: dict, class_names: Sequence[str], labels: np.ndarray
+) -> list[tuple[str, int, float, float, float]]:
+    """(name, number of positives, AP, precision, recall; NaN where undefined) of each class, in column order."""
     labels, ap = np.asarray(labels), np.asarray(report["AP"])
     if labels.ndim != 2 or not len(class_names) == labels.shape[1] == len(ap):
         raise ValueError(f"{len(class_names)} class names, labels {list(labels.shape)} and {len(ap)} APs do not fit")
     positives = np.count_nonzero(labels == 1, axis=0)
-    return list(zip(map(str, class_names), positives.tolist(), ap.astype(float).tolist(), strict=True))
+    columns = (np.asarray(report[key]).astype(float).tolist() for key in ("AP", "P", "R"))
+    return list(zip(map(str, class_names), positives.tolist(), *columns, strict=True))
 
 
-def _by_ap(report: dict, class_names: Sequence[str], labels: np.ndarray) -> list[tuple[str, int, float]]:
+def _by_ap(report: dict, class_names: Sequence[str], labels: np.ndarray) -> list[tuple[str, int, float, float, float]]:
     """`_rows`, the best class first and those without an AP last."""
     return sorted(_rows(report, class_names, labels), key=lambda row: -np.nan_to_num(row[2], nan=-1.0))
 

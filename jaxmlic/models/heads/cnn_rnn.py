@@ -18,7 +18,7 @@ from jaxmlic.labels import order as label_order
 from jaxmlic.losses.pointwise import LOG_ZERO
 from jaxmlic.models import trunks
 from jaxmlic.models.heads.contract import LabelStatistics, Prediction, Reads, Trace
-from jaxmlic.models.layers import cells, prefix_tree
+from jaxmlic.models.layers import cells, prefix_tree, rectifier
 from jaxmlic.models.layers.pooling import POOLS
 
 Array = jax.Array
@@ -51,7 +51,7 @@ class Decoder:
 
     def projected_logits(self, projected: Array, image_embedding: Array, mask: Array | float = 1.0) -> Array:
         """The same from U_o o(t) [..., E]."""
-        x = jax.nn.relu(projected + image_embedding) * mask  # [..., E]
+        x = rectifier.relu(projected + image_embedding) * mask  # [..., E]
         return x @ self.score.T  # [..., C + 1]
 
     def step_fn(self, table: Array, image_embedding: Array) -> decode.StepFn:
@@ -303,6 +303,23 @@ def search(model: Model, variables: dict, images: Array) -> tuple[Array, ...]:
         return decode.max_over_steps(step_log_probs, paths[0]), step_log_probs
 
     return paths, log_probs, *jax.vmap(one)(outputs["image_embedding"], paths, log_probs)
+
+
+def step_logits_fn(model: Model, variables: dict, images: Array) -> tuple[Array, Array]:
+    """Logits float32 [B, T + 1, C + 1] along the best path, and the tokens int32 [B, T + 1] on it, END after the last."""
+    path = jax.lax.stop_gradient(search(model, variables, images)[0][:, 0])  # [B, T]
+    outputs = model.apply(variables, images, train=False)
+    decoder: Decoder = outputs["decoder"]
+    tokens = jnp.pad(path.T, ((1, 0), (0, 0)), constant_values=decode.START)  # [T + 1, B]; END finds START's row
+    _, states = decoder.cell.scan(decoder.cell.initial((len(path),)), decoder.cell.project(decoder.read[tokens]))
+    logits = decoder.logits(states, outputs["image_embedding"][None])  # [T + 1, B, C + 1]
+    return logits.transpose(1, 0, 2), jnp.pad(path, ((0, 0), (0, 1)), constant_values=model.num_labels)
+
+
+def joint_embedding_fn(model: Model, variables: dict, images: Array) -> tuple[Array, Array]:
+    """U_I I float32 [B, E] and the labels' rows of U_l [C, E]."""
+    outputs = model.apply(variables, images, train=False)
+    return outputs["image_embedding"], outputs["decoder"].score[:-1]
 
 
 def find_paths(decoder: Decoder, table: Array, image_embeddings: Array, **options) -> tuple[Array, Array]:

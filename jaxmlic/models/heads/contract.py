@@ -16,10 +16,16 @@ and, where the model declares variables in the collection "constants" (names, sh
     lines about them for the user. They are made once, saved with every checkpoint and never trained: an order of the
     labels, an adjacency, word vectors.
 and, where the head decides in steps,
-  trace_fn(model, variables, images) -> Trace: what `jaxmlic predict --trace` shows of them.
+  trace_fn(model, variables, images) -> Trace: what `jaxmlic predict --trace` shows of them;
+  step_logits_fn(model, variables, images) -> (logits float32 [B, T, K], taken int32 [B, T]): the same steps as logits
+    that can be differentiated by the images, END's among them if K = C + 1 (a softmax), else for each label alone.
 and, where the head has vectors of labels,
   label_embeddings(variables) -> {name: float32 [C, D]}: the tables, rows in the order of the labels. Rows that stand
-    for no label are entries of their own, [1, D]: "NAME_start", "NAME_end".
+    for no label are entries of their own, [1, D]: "NAME_start", "NAME_end";
+and, where images have a place among them,
+  joint_embedding_fn(model, variables, images) -> (image vectors [B, E], label vectors [C, E]) of one space.
+
+Outputs named attention_NAME [B, h, w] are a model's weights over positions, logits [B, C] its labels' scores.
 """
 
 import dataclasses

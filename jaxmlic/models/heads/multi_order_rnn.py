@@ -246,6 +246,12 @@ def predict_fn(model: Model, variables: dict, images: Array) -> Prediction:
     return Prediction(outputs["logits"], decode.labels_on(path, model.num_labels), path)
 
 
+def step_logits_fn(model: Model, variables: dict, images: Array) -> tuple[Array, Array]:
+    """Logits float32 [B, T, C] and the labels int32 [B, T] that the next step reads."""
+    outputs = model.apply(variables, images, train=False)
+    return outputs["step_logits"], outputs["read_next"]
+
+
 def trace_fn(model: Model, variables: dict, images: Array) -> Trace:
     """The steps of Fig. 3: probabilities, what was read next, and where a label's highest score is (the first of equal
     ones). With an order, the steps of the best path, END the last token, and the paths found."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmlic.errors import UserError
+from jaxmlic.models.layers import rectifier
 
 Array = jax.Array
 
@@ -46,7 +47,7 @@ class BatchNorm(nn.Module):
         offset = bias - mean * gain
         shared = (*(1,) * (x.ndim - 1), x.shape[-1])
         top = 6.0 if self.relu6 else jnp.inf if self.relu else None
-        return _affine(x, gain.reshape(shared), offset.reshape(shared), top).astype(self.dtype)
+        return _affine(x, gain.reshape(shared), offset.reshape(shared), top, rectifier.rule()).astype(self.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -76,7 +77,8 @@ class GroupNorm(nn.Module):
         gain = inverse * scale.reshape(1, *grouped[1:])  # [B, groups, C / groups]
         offset = bias.reshape(1, *grouped[1:]) - mean * gain
         per_image = (batch, *(1,) * (x.ndim - 2), channels)
-        y = _affine(x, gain.reshape(per_image), offset.reshape(per_image), jnp.inf if self.relu else None)
+        top = jnp.inf if self.relu else None
+        y = _affine(x, gain.reshape(per_image), offset.reshape(per_image), top, rectifier.rule())
         return y.astype(self.dtype)
 
 
@@ -87,25 +89,31 @@ def _moments(x: Array) -> tuple[Array, Array]:
     return mean, jnp.maximum(jnp.mean(x * x, axis=0) - mean * mean, 0.0)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _affine(x: Array, gain: Array, offset: Array, top: float | None) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _affine(x: Array, gain: Array, offset: Array, top: float | None, rule: str) -> Array:
     """x * gain + offset, clipped to 0..top unless top is None; in x's dtype.
 
     gain and offset have x's number of axes, of size 1 where they are shared. Its own gradient keeps x and nothing else.
+    rule: of `rectifier`, for the way back through the clipping.
     """
+    del rule
     y = x * gain + offset
     return (y if top is None else jnp.clip(y, 0, top)).astype(x.dtype)
 
 
-def _affine_forward(x: Array, gain: Array, offset: Array, top: float | None) -> tuple[Array, tuple[Array, ...]]:
-    return _affine(x, gain, offset, top), (x, gain, offset)
+def _affine_forward(
+    x: Array, gain: Array, offset: Array, top: float | None, rule: str
+) -> tuple[Array, tuple[Array, ...]]:
+    return _affine(x, gain, offset, top, rule), (x, gain, offset)
 
 
-def _affine_backward(top: float | None, saved: tuple[Array, ...], grad: Array) -> tuple[Array, Array, Array]:
+def _affine_backward(
+    top: float | None, rule: str, saved: tuple[Array, ...], grad: Array
+) -> tuple[Array, Array, Array]:
     x, gain, offset = saved
     if top is not None:
         y = x * gain + offset
-        grad = jnp.where((y > 0) & (y < top), grad, 0)
+        grad = rectifier.pass_back(grad, (y > 0) & (y < top), rule)
     grad = grad.astype(jnp.float32)
     shared = tuple(axis for axis, size in enumerate(gain.shape) if size == 1)
     grad_gain, grad_offset = (grad * x).sum(shared, keepdims=True), grad.sum(shared, keepdims=True)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmlic.models.layers import conv, pixels, pooling
+from jaxmlic.models.layers import conv, pixels, pooling, rectifier
 
 Array = jax.Array
 
@@ -79,7 +79,7 @@ class Trunk(nn.Module):
             if name.startswith("C"):
                 size = (self.kernel, self.kernel)
                 x = nn.Conv(channels, size, dtype=self.dtype, kernel_init=conv.conv_init, name=name)(x)
-                x = nn.leaky_relu(x, self.slope) if self.slope else nn.relu(x)
+                x = nn.leaky_relu(x, self.slope) if self.slope else rectifier.relu(x)
             else:
                 x = SubSampling(self.dtype, name=name)(x)
             stages[name] = x

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmlic.models.layers import conv
+from jaxmlic.models.layers import conv, rectifier
 from jaxmlic.models.layers.norm import BatchNorm, check_batch_norm
 
 Array = jax.Array
@@ -72,7 +72,7 @@ class Block(nn.Module):
             x = x[:, :: self.stride, :: self.stride]  # what a 1x1 convolution with a stride sees
             x = conv.PointwiseConv(y.shape[-1], self.dtype, name="downsample_conv")(x)
             x = norm(name="downsample_bn")(x)
-        return nn.relu(x + y)
+        return rectifier.relu(x + y)
 
 
 class Trunk(nn.Module):

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmlic.models.layers import conv, pooling
+from jaxmlic.models.layers import conv, pooling, rectifier
 from jaxmlic.models.layers.norm import BatchNorm, check_batch_norm
 from jaxmlic.models.trunks.resnet import preprocess
 
@@ -84,7 +84,7 @@ class Trunk(nn.Module):
             for n in range(1, convolutions + 1):
                 name = f"{block}_{n}"
                 x = nn.Conv(channels, (3, 3), dtype=self.dtype, kernel_init=conv.conv_init, name=f"conv{name}")(x)
-                x = norm(name=f"bn{name}")(x) if self.batch_norm else nn.relu(x)
+                x = norm(name=f"bn{name}")(x) if self.batch_norm else rectifier.relu(x)
                 stages[f"conv{name}"] = x
             x = nn.max_pool(x, (2, 2), (2, 2))
         stages["pool5"] = x
@@ -98,7 +98,7 @@ class Trunk(nn.Module):
                     kernel_init=nn.initializers.normal(0.01),
                     name=name,
                 )(x)
-                x = stages[name] = nn.relu(x)[:, None, None]  # [B, 1, 1, 4096]
+                x = stages[name] = rectifier.relu(x)[:, None, None]  # [B, 1, 1, 4096]
                 x = nn.Dropout(_DROPOUT, deterministic=not train)(x)
         return x, stages
 

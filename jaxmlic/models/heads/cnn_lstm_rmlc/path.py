@@ -10,9 +10,11 @@ from jaxmlic import decode, losses
 from jaxmlic.errors import check_choice, check_least
 from jaxmlic.labels import order as label_order
 from jaxmlic.losses.named import named
+from jaxmlic.losses.pointwise import LOG_ZERO
 from jaxmlic.models import trunks
 from jaxmlic.models.heads.cnn_lstm_rmlc._shared import half_square, penalty, prepare
 from jaxmlic.models.heads.contract import LabelStatistics, Prediction, Reads
+from jaxmlic.models.layers import rectifier
 from jaxmlic.models.layers.peephole_lstm import ACTIVATIONS, Carry, PeepholeLSTM
 from jaxmlic.models.layers.pooling import POOLS
 
@@ -151,7 +153,7 @@ class LabelPath(nn.Module):
         return self.lstm.initial_carry(1)
 
     def _score(self, output: Array, image: Array) -> Array:
-        return nn.relu(self.from_lstm(output) + image) @ self.labels.T
+        return rectifier.relu(self.from_lstm(output) + image) @ self.labels.T
 
 
 def make_path(model: Model, name: str | None = None) -> LabelPath:
@@ -202,6 +204,25 @@ def loss_fn(
     counted = (targets >= 0).any(axis=-1)  # [B, T + 1]
     per_example = jnp.sum(jnp.where(counted, per_step, 0.0), axis=1) / jnp.maximum(jnp.sum(counted, axis=1), 1)
     return per_example + added, {"scale": outputs["scale"]}
+
+
+def step_logits_fn(model: Model, variables: dict, images: Array) -> tuple[Array, Array]:
+    """Logits float32 [B, T + 1, C + 1] along the best path, and the tokens int32 [B, T + 1] on it, END after the last."""
+    best = jax.lax.stop_gradient(predict_fn(model, variables, images).path)  # [B, T]
+    image = model.apply(variables, images, train=False)["image"]
+    own = {"params": variables["params"]["path"]}
+    path = make_path(model)
+    scores, _ = path.apply(own, image, best)  # [B, T + 1, C + 1]
+    on_path = jax.nn.one_hot(best, model.num_labels + 1, dtype=jnp.int32).at[..., -1].set(0)  # [B, T, C + 1]
+    used = jnp.pad(jnp.cumsum(on_path, axis=1), ((0, 0), (1, 0), (0, 0))) > 0  # [B, T + 1, C + 1]
+    logits = jnp.where(used, LOG_ZERO, path.apply(own, method="scale") * scores)
+    return logits, jnp.pad(best, ((0, 0), (0, 1)), constant_values=model.num_labels)
+
+
+def joint_embedding_fn(model: Model, variables: dict, images: Array) -> tuple[Array, Array]:
+    """V_I I float32 [B, E] and the labels' rows of V [C, E]."""
+    image = model.apply(variables, images, train=False)["image"]
+    return image, variables["params"]["path"]["labels"][:-1]
 
 
 def predict_fn(model: Model, variables: dict, images: Array) -> Prediction:

@@ -1,0 +1,175 @@
+"""What a model looks at: gradients of scores by pixels, deconvolutions, attention weights, maps of the trunk.
+
+The model is asked through the head's contract alone. Images are looked at one by one: the memory is that of one image.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from types import ModuleType
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmlic.errors import UserError, unknown
+from jaxmlic.models.layers import rectifier
+
+Array = jax.Array
+
+ATTENTION = "attention_"  # beginning of the names of a model's attention maps
+NODES = 10  # a step's labels that deconvolutions start from: the others have little probability, hence little image
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """Where a recurrent head looks at each step.
+
+    Attributes:
+      maps: float32 [N, T, S, S], the largest absolute value of the colours.
+      taken: int [N, T], the token of each step; C is END, after which steps mean nothing.
+      probabilities: float32 [N, T], of these tokens.
+    """
+
+    maps: np.ndarray
+    taken: np.ndarray
+    probabilities: np.ndarray
+
+
+def saliency(
+    head: ModuleType, model: nn.Module, variables: dict, images: np.ndarray, labels: np.ndarray, form: str = "gradient"
+) -> np.ndarray:
+    """d score of a label / d pixel, float32 [N, S, S, 3], of images uint8 [N, S, S, 3] and a label each, int [N].
+
+    The score is the label's logit; of heads without, its highest log-probability over the steps. `form`: one of
+    `rectifier.RULES`, in place of the derivative of ReLUs.
+    """
+
+    def one(variables: dict, image: Array, label: Array) -> Array:
+        return jax.grad(lambda x: label_scores(head, model, variables, x[None])[0, label])(image)
+
+    with rectifier.backward(form):
+        return _each(jax.jit(one), variables, images, np.asarray(labels, np.int32))
+
+
+def step_attention(
+    head: ModuleType, model: nn.Module, variables: dict, images: np.ndarray, form: str = "gradient"
+) -> Steps:
+    """The pixels that each step of a head's own path depends on, of images uint8 [N, S, S, 3].
+
+    form: "gradient", of the log-probability of the token that the step takes; "deconvolution" (CNN-RNN, section 4.6),
+      the mean of the images synthesised from each label's node, each from the value of its softmax (or sigmoid), of
+      the NODES most probable ones; "guided", the same with guided backpropagation.
+
+    Raises UserError for a head that labels images in one step.
+    """
+    if not hasattr(head, "step_logits_fn"):
+        raise UserError(f"the head {_name(head)!r} labels images in one step: no attention of steps; it has saliency")
+
+    def one(variables: dict, image: Array) -> tuple[Array, Array, Array]:
+        def logits_of(image: Array) -> tuple[Array, Array]:
+            logits, taken = head.step_logits_fn(model, variables, image[None])
+            return logits[0], taken[0]  # [T, K], [T]
+
+        logits, pull, taken = jax.vjp(logits_of, image, has_aux=True)
+        log_probs = log_probabilities(logits, model.num_labels)
+        num_steps, num_tokens = logits.shape
+        if form == "gradient":
+            slopes = jax.vmap(jax.grad(lambda x, k: log_probabilities(x, model.num_labels)[k]))(logits, taken)
+            signals = (jnp.eye(num_steps)[:, :, None] * slopes[None])[:, None]  # [T, 1, T, K]
+        else:
+            best = jnp.argsort(-log_probs, axis=-1)[:, :NODES]  # [T, n]
+            values = jnp.exp(jnp.take_along_axis(log_probs, best, axis=-1))  # [T, n]
+            nodes = jax.nn.one_hot(best, num_tokens) * values[..., None]  # [T, n, K]
+            signals = jnp.eye(num_steps)[:, None, :, None] * nodes[:, :, None]  # [T, n, T, K]
+        images = jax.lax.map(lambda step: jax.lax.map(lambda s: pull(s)[0], step).mean(axis=0), signals)
+        own = jnp.take_along_axis(log_probs, taken[:, None], axis=-1)[:, 0]
+        return strength(images), taken, jnp.exp(own)
+
+    with rectifier.backward(form):
+        return Steps(*_each(jax.jit(one), variables, images))
+
+
+def label_scores(head: ModuleType, model: nn.Module, variables: dict, images: Array) -> Array:
+    """float32 [B, C]: the logits, or the labels' highest log-probabilities over the steps up to the path's END."""
+    if not hasattr(head, "step_logits_fn"):
+        return model.apply(variables, images, train=False)["logits"]
+    logits, taken = head.step_logits_fn(model, variables, images)
+    if logits.shape[-1] == model.num_labels:
+        return logits.max(axis=1)
+    ended = jnp.cumsum(taken == model.num_labels, axis=1) - (taken == model.num_labels) > 0  # [B, T]
+    log_probs = log_probabilities(logits, model.num_labels)[..., :-1]  # [B, T, C]
+    return jnp.where(ended[..., None], -jnp.inf, log_probs).max(axis=1)
+
+
+def log_probabilities(logits: Array, num_labels: int) -> Array:
+    """Of logits [..., K]: a softmax's where END is the last token (K = num_labels + 1), else each label's alone."""
+    return jax.nn.log_softmax(logits) if logits.shape[-1] == num_labels + 1 else jax.nn.log_sigmoid(logits)
+
+
+def strength(pixels: Array | np.ndarray) -> Array | np.ndarray:
+    """[..., 3] -> [...]: the largest absolute value of the colours, as Simonyan et al. (2014) show saliency."""
+    return abs(pixels).max(axis=-1)
+
+
+def attention_maps(head: ModuleType, model: nn.Module, variables: dict, images: np.ndarray) -> dict[str, np.ndarray]:
+    """{name: float32 [N, h, w]}: the weights over positions that the model gives out; UserError where it has none."""
+
+    def one(variables: dict, image: Array) -> dict[str, Array]:
+        outputs = model.apply(variables, image[None], train=False)
+        found = {name: outputs[name][0] for name in outputs if name.startswith(ATTENTION)}
+        if not found:
+            arrays = [name for name, value in outputs.items() if isinstance(value, jax.Array)]
+            steps = ", and attention of steps" if hasattr(head, "step_logits_fn") else ""
+            raise UserError(f"the head {_name(head)!r} has no attention maps; it has {', '.join(arrays)}{steps}")
+        return found
+
+    found = _each(jax.jit(one), variables, images)
+    return {name.removeprefix(ATTENTION): maps for name, maps in found.items()}
+
+
+def trunk_maps(model: nn.Module, variables: dict, images: np.ndarray, stage: str = "") -> tuple[str, np.ndarray]:
+    """A stage's name and its maps float32 [N, h, w, D]; "" for the last one. UserError for an unknown stage."""
+
+    def stages_of(image: Array) -> dict[str, Array]:
+        _, captured = model.apply(
+            variables,
+            image[None],
+            train=False,
+            capture_intermediates=lambda module, _: module.name == "trunk",
+            mutable=["intermediates"],
+        )
+        return captured["intermediates"]["trunk"]["__call__"][0][1]
+
+    names = jax.eval_shape(stages_of, images[0])
+    # jit sorts the keys, eval_shape does too: the last stage is the one with the fewest positions, then most channels.
+    name = stage or min(names, key=lambda n: (np.prod(names[n].shape[1:3]), -names[n].shape[-1]))
+    if name not in names:
+        raise unknown("stage", name, names)
+    return name, _each(jax.jit(lambda _, image: stages_of(image)[name][0].astype(jnp.float32)), variables, images)
+
+
+def joint_embedding(
+    head: ModuleType, model: nn.Module, variables: dict, images: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of images float32 [N, E] and of labels [C, E] in one space; UserError for a head without such a space."""
+    if not hasattr(head, "joint_embedding_fn"):
+        raise UserError(f"the head {_name(head)!r} has no space that images and labels share")
+
+    def one(variables: dict, image: Array) -> tuple[Array, Array]:
+        image_vectors, label_vectors = head.joint_embedding_fn(model, variables, image[None])
+        return image_vectors[0], label_vectors
+
+    image_vectors, label_vectors = _each(jax.jit(one), variables, images)
+    return image_vectors, label_vectors[0]
+
+
+def _name(head: ModuleType) -> str:
+    """As in config.head."""
+    return head.__name__.rpartition("heads.")[2]
+
+
+def _each(function: Callable, variables: dict, images: np.ndarray, *arrays: np.ndarray):
+    """function(variables, image float32 [S, S, 3], ...) of each image, numpy, stacked leaf by leaf."""
+    found = [function(variables, image, *rest) for image, *rest in zip(images.astype(np.float32), *arrays, strict=True)]
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *found)

@@ -45,6 +45,7 @@ GROUPS = {
         "plan": ("jaxmlic.cli.training.plan", "say what training would take, from shapes alone"),
         "sweep": ("jaxmlic.cli.training.sweep", "run every entry of an experiment's sweep() and tabulate them"),
         "reproduce": ("jaxmlic.cli.results.reproduce", "the papers' tables: commands, printed numbers and ours"),
+        "figures": ("jaxmlic.cli.results.figures", "draw the papers' figures from a run"),
         "convergence": ("jaxmlic.cli.results.convergence", "draw validation scores of runs against their epochs"),
         "noise-curves": (
             "jaxmlic.cli.results.noise_curves",

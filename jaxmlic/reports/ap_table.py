@@ -34,7 +34,8 @@ def text(report: dict, class_names: Sequence[str], labels: np.ndarray) -> str:
       ValueError: the three do not fit together.
     """
     rows = [
-        (name, f"{positives:,}", *map(percent, numbers)) for name, positives, *numbers in _by_ap(report, class_names, labels)
+        (name, f"{positives:,}", *map(percent, numbers))
+        for name, positives, *numbers in _by_ap(report, class_names, labels)
     ]
     lines = [table(rows, "<>", header=("class", "positives", "AP (%)", "P (%)", "R (%)"))]
     lines += ["", f"{_headline(report)}, {report['num_examples']:,} images"]
@@ -114,9 +115,7 @@ def _draw_bars(axes, rows: list[tuple[str, int, float, float, float]], mean_ap: 
         axes.axvline(100 * mean_ap, color="#E45756", linewidth=1.2, linestyle="--", zorder=2.5)
 
 
-def _rows(
-    report: dict, class_names: Sequence[str], labels: np.ndarray
-) -> list[tuple[str, int, float, float, float]]:
+def _rows(report: dict, class_names: Sequence[str], labels: np.ndarray) -> list[tuple[str, int, float, float, float]]:
     """(name, number of positives, AP, precision, recall; NaN where undefined) of each class, in column order."""
     labels, ap = np.asarray(labels), np.asarray(report["AP"])
     if labels.ndim != 2 or not len(class_names) == labels.shape[1] == len(ap):

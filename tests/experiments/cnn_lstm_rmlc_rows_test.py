@@ -6,10 +6,12 @@ from conftest import table_of, tiny_config
 from jaxmlic.configs import cnn_lstm_rmlc as experiment
 
 from jaxmlic import config as config_lib
+from jaxmlic import losses
 from jaxmlic.cli import main as cli
 from jaxmlic.data.prepare import writer
 from jaxmlic.errors import UserError
 from jaxmlic.experiments import sweep
+from jaxmlic.losses.named import check_options
 from jaxmlic.reports import noise_curves
 
 
@@ -84,7 +86,8 @@ def test_rows_that_stand_in_no_table(dataset):
     for name, (entry, config) in found.items():
         assert entry.from_scratch == (name.endswith("_random") or name in ("algorithm2", "hand_crafted"))
         if name.startswith("rmlc_released"):
-            assert dict(config.loss.options) == {"s": -0.8, "k": 5.0, "leak": 0.1}
+            assert dict(config.loss.options) == {"s": -0.8, "k": 5.0, "leak": 0.1, "rank": "sampled"}
+            assert check_options(losses.rmlc, config.loss.options)
             # SGD 0.01 with decay 1e-4 on a loss over 20: by lr g / 20 + lr d p = (lr / 20) (g + 20 d p).
             rates = (config.optim.name, config.optim.lr, config.optim.weight_decay)
             assert rates == ("sgd_nesterov", pytest.approx(5e-4), pytest.approx(2e-3))

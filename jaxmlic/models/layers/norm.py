@@ -107,9 +107,7 @@ def _affine_forward(
     return _affine(x, gain, offset, top, rule), (x, gain, offset)
 
 
-def _affine_backward(
-    top: float | None, rule: str, saved: tuple[Array, ...], grad: Array
-) -> tuple[Array, Array, Array]:
+def _affine_backward(top: float | None, rule: str, saved: tuple[Array, ...], grad: Array) -> tuple[Array, Array, Array]:
     x, gain, offset = saved
     if top is not None:
         y = x * gain + offset

@@ -1,0 +1,1 @@
+"""The papers' figures: functions of arrays that return matplotlib figures, and the catalogue of `jaxmlic figures`."""

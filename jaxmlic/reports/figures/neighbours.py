@@ -1,0 +1,61 @@
+"""Nearest labels of labels (Table 5 of CNN-RNN) and of images (Fig. 9) by the cosine of their vectors."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxmlic.reports.figures import canvas
+
+
+def nearest(
+    queries: np.ndarray, vectors: np.ndarray, count: int = 5, own: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of `vectors` [C, E] with the highest cosine to each of `queries` [N, E]: int [N, k], and the cosines.
+
+    own: int [N], a row that is left out for each query, itself. A vector of zeros has the cosine 0 with all.
+    """
+    cosines = _unit(queries) @ _unit(vectors).T  # [N, C]
+    if own is not None:
+        cosines[np.arange(len(own)), own] = -np.inf
+    count = min(count, len(vectors) - (own is not None))
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+    return order, np.take_along_axis(cosines, order, axis=1)
+
+
+def draw_table(labels: Sequence[str], neighbours: Sequence[Sequence[str]], title: str = ""):
+    """A line for each label: its nearest ones, the nearest first."""
+    figure = canvas.new(6.4, 0.7 + 0.26 * len(labels))
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    cells = [[label, ", ".join(names)] for label, names in zip(labels, neighbours, strict=True)]
+    table = axes.table(
+        cells, colLabels=["label", "nearest labels"], colWidths=[0.22, 0.78], cellLoc="left", bbox=(0, 0, 1, 1)
+    )
+    table.auto_set_font_size(False)
+    table.set_fontsize(8.5)
+    for (row, _), cell in table.get_celld().items():
+        cell.visible_edges = "B" if row else "TB"
+        cell.set_edgecolor("0.6")
+        cell.get_text().set_parse_math(False)
+        cell.get_text().set_fontweight("bold" if row == 0 else "normal")
+    axes.set_title(title, fontsize=9, parse_math=False)
+    return figure
+
+
+def draw_images(
+    pixels: np.ndarray, neighbours: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], title: str = ""
+):
+    """Each image uint8 [S, S, 3] with its nearest labels and its highest-scored ones below."""
+    figure, axes = canvas.grid(1, len(pixels), side=2.3, text=1.1)
+    for one, image, near, best in zip(axes[0], pixels, neighbours, predicted, strict=True):
+        canvas.picture(one, image)
+        text = f"nearest labels\n{canvas.lines(near)}\n\nhighest scores\n{canvas.lines(best)}"
+        one.text(0, -0.04, text, transform=one.transAxes, fontsize=8, va="top", parse_math=False)
+    figure.suptitle(title, fontsize=9, parse_math=False)
+    return figure
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    vectors = np.asarray(vectors, np.float64)
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)

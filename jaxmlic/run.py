@@ -236,8 +236,8 @@ class Run:
             part = pixels[start : start + self._batch_size]
             padded = np.resize(part, (self._batch_size, *part.shape[1:]))
             found = self._predict_step(self._restored.variables, sharding.put({"image": padded}, mesh)["image"])
-            parts.append(jax.tree.map(lambda x, n=len(part): sharding.gather(x)[:n], found))
-        return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+            parts.append(jax.tree.map(sharding.gather, found))
+        return jax.tree.map(lambda *xs: np.concatenate(xs)[: len(pixels)], *parts)
 
     def boxes(self, split: str) -> list[dict[str, np.ndarray]]:
         """The boxes of each image that `evaluate(split)` scores (see `RecordSource`); UserError without boxes."""

@@ -1,6 +1,7 @@
-"""Average precision, precision and recall of each class as text, CSV and a bar chart, made from a report of `jaxmlic.metrics.evaluate`.
+"""Average precision, precision and recall of each class as text, CSV and a bar chart.
 
-Every form names the protocol: papers mean different numbers by the same word.
+They are made from a report of `jaxmlic.metrics.evaluate`, and every form names the protocol: papers mean different
+numbers by the same word.
 """
 
 import csv
@@ -61,7 +62,9 @@ def write_csv(path: str | os.PathLike, report: dict, class_names: Sequence[str],
 
 
 def plot(path: str | os.PathLike, report: dict, class_names: Sequence[str], labels: np.ndarray) -> None:
-    """Draws the classes by AP as horizontal bars into a PNG, precision and recall as marks on them; of more than 60 classes the best 30 and the worst 30.
+    """Draws the classes by AP as horizontal bars into a PNG, with marks for precision and recall.
+
+    Of more than 60 classes the best 30 and the worst 30.
 
     Args:
       path: where the PNG goes.

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="jaxmlic figures",
         description="Draws a figure of the papers from a run: a png, and its numbers beside it as csv.",
-        epilog="jaxmlic figures --workdir=runs/coco --figure=step-attention --form=deconvolution zebra.jpg --out=fig10.png",
+        epilog="jaxmlic figures --workdir=runs/coco --figure=step-attention --form=deconvolution zebra.jpg",
     )
     parser.add_argument("--list", action="store_true", help="the figures, and whose they are")
     parser.add_argument("--workdir", help="folder of a `jaxmlic train`")

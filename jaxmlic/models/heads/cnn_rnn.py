@@ -306,7 +306,7 @@ def search(model: Model, variables: dict, images: Array) -> tuple[Array, ...]:
 
 
 def step_logits_fn(model: Model, variables: dict, images: Array) -> tuple[Array, Array]:
-    """Logits float32 [B, T + 1, C + 1] along the best path, and the tokens int32 [B, T + 1] on it, END after the last."""
+    """Logits float32 [B, T + 1, C + 1] along the best path, and its tokens int32 [B, T + 1], END after the last."""
     path = jax.lax.stop_gradient(search(model, variables, images)[0][:, 0])  # [B, T]
     outputs = model.apply(variables, images, train=False)
     decoder: Decoder = outputs["decoder"]

@@ -77,7 +77,8 @@ def draw(table: RecallByArea, title: str = ""):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
     lower.set_xticks(places, [_percent(edge) for edge in table.edges[1:]], fontsize=8)
-    lower.set_xlim(-0.6, len(places) - 0.4)
+    if len(there):
+        lower.set_xlim(there[0] - 0.6, there[-1] + 0.6)
     lower.set_xlabel("area of the bounding box, up to this share of the image (%)", fontsize=9)
     upper.set_title(title, fontsize=9, parse_math=False)
     return figure

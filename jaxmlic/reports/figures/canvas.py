@@ -10,6 +10,7 @@ from jaxmlic import storage
 COLOURS = ("#4C78A8", "#F58518", "#54A24B", "#E45756")
 MATCH, OTHER = "#1F5FBF", "#C8372D"  # labels that the truth has, and others
 _HEAT = "inferno"
+_SIDE, _LINE = 2.1, 0.15  # inches: of an image with a caption, and of a line of that
 _SHARE = 99.5  # percentile of a heat map that has its brightest colour: single pixels are far above the others
 
 
@@ -65,12 +66,33 @@ def heat(axes, values: np.ndarray, pixels: np.ndarray | None = None, title: str 
     axes.set_title(title, fontsize=8, parse_math=False)
 
 
-def lines(names: Sequence[str], width: int = 30) -> str:
-    """Names side by side, as few lines as `width` characters allow."""
+def captioned(pixels: Sequence[np.ndarray], captions: Sequence[Sequence[tuple[str, str]]], title: str = ""):
+    """Images [S, S, 3], five in a row, each with lines of (text, colour) below."""
+    columns = min(5, len(pixels))
+    rows = -(-len(pixels) // columns)
+    deepest = [max(map(len, captions[row * columns : (row + 1) * columns])) for row in range(rows)]
+    heights = [inches for lines in deepest for inches in (_SIDE, _LINE * lines + 0.1)]
+    figure = new(_SIDE * columns, sum(heights) + 0.35)
+    axes = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=heights)
+    for one in axes.flat:
+        one.set_axis_off()
+    for number, (image, own) in enumerate(zip(pixels, captions, strict=True)):
+        row, column = divmod(number, columns)
+        picture(axes[2 * row, column], image)
+        below = axes[2 * row + 1, column]
+        below.set_ylim(heights[2 * row + 1], 0)  # in inches from the top
+        for line, (text, colour) in enumerate(own):
+            below.text(0, _LINE * line, text, color=colour, fontsize=8, va="top", parse_math=False)
+    figure.suptitle(title, fontsize=8.5, parse_math=False)
+    return figure
+
+
+def lines(names: Sequence[str], width: int = 30) -> list[str]:
+    """Names side by side in lines of at most `width` characters, or of one name."""
     rows: list[str] = []
     for name in names:
         if rows and len(rows[-1]) + len(name) + 2 <= width:
             rows[-1] += f", {name}"
         else:
             rows.append(name)
-    return "\n".join(rows)
+    return rows

@@ -136,7 +136,7 @@ def _step_attention(run: Run, request: Request) -> Drawing:
         ends = np.flatnonzero(taken == end)
         length = ends[0] + 1 if len(ends) else len(taken)
         maps.append(own[:length])
-        titles.append([f"{t}: {tokens[k]} ({p:.2f})" for t, k, p in zip(range(1, length + 1), taken, values)])
+        titles.append([f"{t + 1}: {tokens[taken[t]]} ({values[t]:.2f})" for t in range(length)])
         rows += [(name, t + 1, tokens[taken[t]], float(values[t])) for t in range(length)]
     title = f"{run.config.head}: {request.form} at each step of its path, each map on its own scale"
     return Drawing(looks.draw_heat(pictures.pixels, maps, titles, title), rows)
@@ -145,10 +145,8 @@ def _step_attention(run: Run, request: Request) -> Drawing:
 def _saliency(run: Run, request: Request) -> Drawing:
     pictures, chosen = _pictures(run, request), _indices(run, request.labels)
     scores = np.asarray(run.predict_pixels(pictures.pixels).scores)
-    if chosen is None:
-        columns = metrics.top_k(scores, 3)  # [N, 3]
-    else:
-        columns = np.broadcast_to(chosen, (len(scores), len(chosen)))
+    # The three highest of each image where no labels are named: [N, n].
+    columns = metrics.top_k(scores, 3) if chosen is None else np.tile(chosen, (len(scores), 1))
     maps = [
         attribution.strength(run.saliency(pictures.pixels, column, request.form)) for column in columns.T
     ]  # a list over labels of [N, S, S]
@@ -165,8 +163,8 @@ def _stage_attention(run: Run, request: Request) -> Drawing:
     maps = run.attention_maps(pictures.pixels)
     stages = list(maps)
     # In units of the mean weight, 1 / (h w): 1 is attention to nothing in particular.
-    own = [[maps[stage][i] for stage in stages] for i in range(len(pictures.names))]
-    titles = [[f"{stage} (most: {one.max() * one.size:.1f}x mean)" for stage, one in zip(stages, row)] for row in own]
+    own = list(zip(*maps.values(), strict=True))  # of each image, its maps
+    titles = [[f"{stages[i]} (most: {one.max() * one.size:.1f}x mean)" for i, one in enumerate(row)] for row in own]
     title = f"{run.config.head}: attention weights of its stages, each map on its own scale"
     return Drawing(looks.draw_heat(pictures.pixels, own, titles, title, blur=0.0))
 

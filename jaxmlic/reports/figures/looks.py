@@ -49,21 +49,10 @@ def draw_annotations(
     Red ones may be in the image all the same: that is for the reader to see (Fig. 4 of Multi-order RNN). Without a
     truth all are black.
     """
-    columns = min(5, len(pixels))
-    figure, axes = canvas.grid(-(-len(pixels) // columns), columns, side=2.1, text=1.5)
-    step = 0.075
-    for number, one in enumerate(axes.flat[: len(pixels)]):
-        canvas.picture(one, pixels[number])
-        place = -0.06
+    captions = []
+    for number, names in enumerate(predicted):
         known = None if truth is None else set(truth[number])
-        if truth is not None:
-            for line in canvas.lines(sorted(known), 28).split("\n"):
-                one.text(0, place, line, transform=one.transAxes, fontsize=8, va="top", parse_math=False, color="0.35")
-                place -= step
-            place -= 0.02
-        for name in predicted[number][:MAX_LABELS] or ["(none)"]:
-            colour = "0.1" if known is None or name == "(none)" else canvas.MATCH if name in known else canvas.OTHER
-            one.text(0, place, name, transform=one.transAxes, fontsize=8, va="top", parse_math=False, color=colour)
-            place -= step
-    figure.suptitle(title, fontsize=9, parse_math=False)
-    return figure
+        lines = [(name, "0.1" if known is None else canvas.MATCH if name in known else canvas.OTHER) for name in names]
+        above = [] if known is None else [(line, "0.4") for line in canvas.lines(truth[number]) or ["(none)"]]
+        captions.append([*above, *lines[:MAX_LABELS]] if lines else [*above, ("(none)", "0.1")])
+    return canvas.captioned(pixels, captions, title)

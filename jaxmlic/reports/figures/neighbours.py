@@ -45,14 +45,12 @@ def draw_table(labels: Sequence[str], neighbours: Sequence[Sequence[str]], title
 def draw_images(
     pixels: np.ndarray, neighbours: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], title: str = ""
 ):
-    """Each image uint8 [S, S, 3] with its nearest labels and its highest-scored ones below."""
-    figure, axes = canvas.grid(1, len(pixels), side=2.3, text=1.1)
-    for one, image, near, best in zip(axes[0], pixels, neighbours, predicted, strict=True):
-        canvas.picture(one, image)
-        text = f"nearest labels\n{canvas.lines(near)}\n\nhighest scores\n{canvas.lines(best)}"
-        one.text(0, -0.04, text, transform=one.transAxes, fontsize=8, va="top", parse_math=False)
-    figure.suptitle(title, fontsize=9, parse_math=False)
-    return figure
+    """Each image uint8 [S, S, 3] with its nearest labels below, in blue, and its highest-scored ones in black."""
+    captions = [
+        [(line, colour) for names, colour in ((near, canvas.MATCH), (best, "0.1")) for line in canvas.lines(names)]
+        for near, best in zip(neighbours, predicted, strict=True)
+    ]
+    return canvas.captioned(pixels, captions, title)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

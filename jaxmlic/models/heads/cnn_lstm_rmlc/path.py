@@ -207,7 +207,7 @@ def loss_fn(
 
 
 def step_logits_fn(model: Model, variables: dict, images: Array) -> tuple[Array, Array]:
-    """Logits float32 [B, T + 1, C + 1] along the best path, and the tokens int32 [B, T + 1] on it, END after the last."""
+    """Logits float32 [B, T + 1, C + 1] along the best path, and its tokens int32 [B, T + 1], END after the last."""
     best = jax.lax.stop_gradient(predict_fn(model, variables, images).path)  # [B, T]
     image = model.apply(variables, images, train=False)["image"]
     own = {"params": variables["params"]["path"]}

@@ -94,12 +94,12 @@ def plot(path: str | os.PathLike, report: dict, class_names: Sequence[str], labe
 
 
 def _draw_bars(axes, rows: list[tuple[str, int, float, float, float]], mean_ap: float) -> None:
-    """Best at the top; AP in percent at the end of each bar, the number of positives beside the name."""
+    """Best at the top; AP in percent at the right, the number of positives beside the name."""
     places = np.arange(len(rows))
     percents = [100 * row[2] for row in rows]
-    bars = axes.barh(places, percents, height=0.72, color="#4C78A8", zorder=2)
-    on_white = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # so that the mAP line does not cross a number
-    axes.bar_label(bars, labels=[f"{p:.1f}" for p in percents], padding=4, fontsize=8, color="0.2", bbox=on_white)
+    axes.barh(places, percents, height=0.72, color="#4C78A8", zorder=2)
+    for place, value in zip(places, percents, strict=True):  # beyond 100, where no mark is
+        axes.text(110, place, f"{value:.1f}", fontsize=8, color="0.2", ha="right", va="center")
     names = [f"{shorten(name, _MAX_NAME)}  ({positives:,})" for name, positives, *_ in rows]
     for column, marker, colour, label in ((3, "|", "0.1", "precision"), (4, "o", "#F58518", "recall")):
         marks = [100 * row[column] for row in rows]
@@ -108,10 +108,12 @@ def _draw_bars(axes, rows: list[tuple[str, int, float, float, float]], mean_ap: 
     axes.set_yticks(places, names, fontsize=8.5, parse_math=False)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(rows) - 0.4, -0.6)  # the first row on top, without empty margins
-    axes.set_xlim(0, 108)  # room for the label of a bar at 100
+    axes.set_xlim(0, 111)
     axes.set_xticks(range(0, 101, 20))
     axes.tick_params(axis="x", labelsize=9)
-    axes.set_xlabel("AP, | precision, \u25cf recall (%); dashed: mAP; in brackets: number of positives", fontsize=9)
+    axes.set_xlabel(
+        "bar and number: AP, |: precision, \u25cf: recall (%); dashed: mAP; in brackets: positives", fontsize=9
+    )
     axes.grid(axis="x", color="0.9", zorder=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     if not np.isnan(mean_ap):

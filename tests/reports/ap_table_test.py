@@ -21,11 +21,16 @@ def report(protocol="all_point"):
 
 
 def body(table):
-    return [line.rsplit(maxsplit=2) for line in table.split("\n\n")[0].splitlines()[1:]]
+    return [line.rsplit(maxsplit=4) for line in table.split("\n\n")[0].splitlines()[1:]]
 
 
 def test_text_has_the_best_class_first():
-    rows = [["dog", "1", "100.00"], ["cat", "2", "83.33"], ["potted plant", "1", "25.00"], ["unicorn", "0", "-"]]
+    rows = [
+        ["dog", "1", "100.00", "25.00", "100.00"],
+        ["cat", "2", "83.33", "66.67", "100.00"],
+        ["potted plant", "1", "25.00", "25.00", "100.00"],
+        ["unicorn", "0", "-", "-", "-"],
+    ]
     assert body(ap_table.text(report(), NAMES, LABELS)) == rows
 
 
@@ -57,6 +62,7 @@ def test_csv_keeps_full_precision_and_the_protocol(tmp_path):
     ap = [float(row["AP"] or "nan") for row in rows]
     np.testing.assert_array_equal(ap, report("voc10")["AP"])
     assert math.isnan(ap[2])
+    assert [row["R"] for row in rows] == ["1.0", "1.0", "", "1.0"] and float(rows[0]["P"]) == 2 / 3
 
 
 def test_wrong_arguments():

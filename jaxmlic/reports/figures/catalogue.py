@@ -16,6 +16,7 @@ from jaxmlic.run import Pictures, Run
 NEAREST = 5
 LABELS = 12  # rows of a table of neighbours, where no labels are named
 FORMS = rectifier.RULES
+_FORM_NAMES = {"gradient": "gradient", "deconvolution": "deconvolution", "guided": "guided backpropagation"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _step_attention(run: Run, request: Request) -> Drawing:
         maps.append(own[:length])
         titles.append([f"{t + 1}: {tokens[taken[t]]} ({values[t]:.2f})" for t in range(length)])
         rows += [(name, t + 1, tokens[taken[t]], float(values[t])) for t in range(length)]
-    title = f"{run.config.head}: {request.form} at each step of its path, each map on its own scale"
+    title = f"{run.config.head}: {_FORM_NAMES[request.form]} at each step of its path, each map on its own scale"
     return Drawing(looks.draw_heat(pictures.pixels, maps, titles, title), rows)
 
 
@@ -154,7 +155,9 @@ def _saliency(run: Run, request: Request) -> Drawing:
         [f"{run.class_names[i]} ({score:.2f})" for i, score in zip(row, own[row], strict=True)]
         for row, own in zip(columns, scores, strict=True)
     ]
-    title = f"{run.config.head}: {request.form} of a label's score (in brackets), each map on its own scale"
+    title = (
+        f"{run.config.head}: {_FORM_NAMES[request.form]} of a label's score (in brackets), each map on its own scale"
+    )
     return Drawing(looks.draw_heat(pictures.pixels, list(zip(*maps, strict=True)), titles, title))
 
 

@@ -30,7 +30,8 @@ SIDES = {"cifar10": 256, "stl10": 96, **stand_ins.RMLC_SIDES}  # others: 448
 RMLC_SPLITS = ("voc2007", "nus_wide")  # divided anew by the paper
 RAMP, ASYMMETRIC = (("s", -0.75), ("k", 5.0)), (("gamma_neg", 4.0), ("clip", 0.05))
 STARTS = ("random", "ilsvrc")
-RELEASED = (("s", -0.8), ("k", 5.0), ("leak", 0.1))  # a tenth of the slope remains beyond the ramp's end
+# As [31] released it: a tenth of the slope remains beyond the ramp's end, ranks are WARP's sampled ones.
+RELEASED = (("s", -0.8), ("k", 5.0), ("leak", 0.1), ("rank", "sampled"))
 # Row of the tables -> its loss and the loss's options. Only the first has an LSTM; the last is not the paper's.
 ROWS = {
     "cnn_lstm_rmlc": ("rmlc", RAMP),

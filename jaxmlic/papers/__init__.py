@@ -78,7 +78,8 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A printed figure of results: `command` makes ours, "" where there is none, and `note` says what differs."""
+    """A printed figure, or a table that holds no metrics: `number` is the paper's ("Fig. 7"), `command` draws ours, and
+    `note` says what differs."""
 
     number: str
     title: str

@@ -15,7 +15,7 @@ def overview(found: Sequence[Paper]) -> str:
         for table in paper.tables:
             here = sum(row.entry != "" for row in table.rows)
             rows.append([f"{paper.name}/{table.number}", table.dataset, f"{here} of {len(table.rows)}", table.title])
-        rows += [[f"{paper.name} Fig. {figure.number}", "", "", figure.title] for figure in paper.figures]
+        rows += [[f"{paper.name}, {figure.number}", "", "", figure.title] for figure in paper.figures]
     return tables.table(rows, header=["table", "data", "rows here", "title"])
 
 
@@ -65,7 +65,7 @@ def markdown(paper: Paper, lines: Sequence, workdir: str, needs: Sequence[str]) 
         parts.append("\n".join(["```", *commands, "```"])) if commands else None
         parts += ["\n".join(f"- {note}" for note in notes)] if (notes := _notes(own)) else []
     if paper.figures:
-        rows = [f"- Fig. {figure.number}, {figure.title}: {_command(figure)}" for figure in paper.figures]
+        rows = [f"- {figure.number}, {figure.title}: {_command(figure)}" for figure in paper.figures]
         parts.append("\n".join(["## Figures", "", *rows]))
     return "\n\n".join(filter(None, parts)) + "\n"
 

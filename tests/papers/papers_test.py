@@ -9,8 +9,10 @@ import pytest
 
 from jaxmlic import config as config_lib
 from jaxmlic import metrics, papers
+from jaxmlic.cli import main as cli
 from jaxmlic.errors import UserError
 from jaxmlic.experiments import sweep
+from jaxmlic.reports.figures import catalogue
 
 FOLDER = os.environ.get("JAXMLIC_PAPERS")  # holds the papers' texts, NAME.txt
 ROWS = [(name, table, row) for name in papers.names() for table in papers.load(name).tables for row in table.rows]
@@ -147,3 +149,13 @@ def test_who_measured_what():
     for table, entry in (("2", "coco2014_pla"), ("2", "coco2014_mla"), ("3", "nus_wide_order_free")):
         assert list(rows["multi_order_rnn", table, entry].numbers)[3:] == ["OP", "OR", "OF1"]
     assert rows["mscnn_lce_mic", "VII", "diffusion_1000"].measured_by == "Iscen et al. 2019"
+
+
+@pytest.mark.parametrize("name", papers.names())
+def test_figures_are_drawn_by_commands_that_exist(name):
+    for figure in papers.load(name).figures:
+        program, command, *rest = figure.command.split()
+        assert program == "jaxmlic" and command in cli.COMMANDS, figure
+        drawn = [word.removeprefix("--figure=") for word in rest if word.startswith("--figure=")]
+        assert bool(drawn) == (command == "figures") and set(drawn) <= set(catalogue.FIGURES)
+    assert bool(papers.load(name).figures) == (name != "baseline_ensemble")  # its only figure is its method

@@ -9,10 +9,10 @@ from jaxmlic.reports.tables import shorten
 
 
 def find(name: str) -> list[papers.Table]:
-    """The parts of a printed table by "PAPER/NUMBER", such as "mscnn_lce_mic/V"; UserError for an unknown one."""
+    """The parts of a printed table by "PAPER/NUMBER", such as "PAPER/3"; UserError for an unknown one."""
     paper, slash, number = name.partition("/")
     if not slash:
-        raise UserError(f"--table={name}: PAPER/NUMBER, such as mscnn_lce_mic/V")
+        raise UserError(f"--table={name}: PAPER/NUMBER; jaxmlic reproduce --list shows them")
     tables = papers.load(paper).tables
     found = [table for table in tables if table.number == number]
     if not found:

@@ -230,5 +230,12 @@ def test_folds_of_single_label_data_on_a_feature_file(tmp_path, capsys):
     assert cli.run(["noise-curves", str(tmp_path / "runs"), "--metric=accuracy"]) == 0
     mean = 100 * np.mean(curves["softmax"][0.0])
     assert f"{mean:.2f}" in capsys.readouterr().out and len(curves["softmax"][0.0]) == 3
+    # The linear scorer of hand-crafted features, a row of its own.
+    argv = ["sweep", "--config=cnn_lstm_rmlc:dataset=mine,rows=others", "--only=hand_crafted"]
+    fields["data.noise_rate"] = 0.0
+    more = [f"--workdir={tmp_path / 'linear'}", *(f"--config.{key}={value}" for key, value in fields.items())]
+    assert cli.run(argv + more) == 0
+    assert float(table_of(tmp_path / "linear" / "runs.csv")[0]["accuracy"]) > 0.8
+    capsys.readouterr()
     assert cli.run(["data", "split", "mine", "--folds=37", *where]) == 2
     assert "--folds=37: from 2 to the number of images, 36" in capsys.readouterr().err

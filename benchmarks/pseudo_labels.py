@@ -9,7 +9,7 @@ First, the features of train and test (WEIGHTS is efficientnet_lite0_imagenet.np
           --config.pretrained=WEIGHTS
 
 For each number and seed: a stratified part of train is labelled (`jaxmlic data split --subset`), the rest gets labels
-from `improved` propagation, `diffusion`, or scikit-learn's LabelSpreading with k neighbours; a linear classifier is
+from `improved` or `soft` propagation, `diffusion`, or scikit-learn's LabelSpreading with k neighbours; a linear classifier is
 then trained on all of train with them (AdamW, the config's learning rate and decay), or on the labelled part `alone`,
 with the same number of steps. Two errors, each
 100 - accuracy with one label an image, else 100 - mAP over the classes with at least 5 positives:
@@ -44,6 +44,7 @@ from jaxmlic.reports import tables
 ALPHAS = (0.5, 0.9, 0.99)
 GRIDS = {
     "improved": [(k, None) for k in (5, 10, 20, 50)],
+    "soft": [(k, None) for k in (5, 10, 20, 50)],
     "diffusion": list(itertools.product((10, 20, 50), ALPHAS)),
     "spreading": list(itertools.product((10, 20, 50), ALPHAS)),
 }
@@ -76,7 +77,7 @@ class Problem:
 
     @functools.cache  # noqa: B019
     def graph(self, name: str, k: int) -> sparse.csr_array:
-        if name == "improved":
+        if name in ("improved", "soft"):
             indices, values = self.neighbours("euclidean")
             return propagation.heat_kernel_graph(indices[:, :k], values[:, :k])
         if name == "diffusion":
@@ -99,6 +100,8 @@ class Problem:
         graph, multi = self.graph(name, k), not self.options.single_label
         if name == "improved":
             return propagation.improved_label_propagation(graph, labels, multi_label=multi, strength=self.strength(k))
+        if name == "soft":
+            return propagation.soft_label_propagation(graph, labels, multi_label=multi, strength=self.strength(k))
         if name == "diffusion":
             return propagation.diffusion(graph, labels, multi_label=multi, alpha=alpha, tolerance=tolerance)
         return spreading(graph, labels, alpha, multi)
@@ -233,7 +236,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="of the classifier")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--decide", default="half", choices=DECISIONS, help="of many labels, as propagate's")
-    parser.add_argument("--methods", default="improved,diffusion,spreading,alone")
+    parser.add_argument("--methods", default="improved,soft,diffusion,spreading,alone")
     parser.add_argument("--workdir", required=True)
     options, overrides = parser.parse_known_args()
     Path(options.workdir).mkdir(parents=True, exist_ok=True)

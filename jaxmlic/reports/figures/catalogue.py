@@ -124,7 +124,8 @@ def _image_neighbours(run: Run, request: Request) -> Drawing:
     rows = [("image", "rank", "neighbour", "cosine", "highest_score")]
     for image, *columns in zip(pictures.names, names, cosines.tolist(), scored, strict=True):
         rows += [(image, rank, *cells) for rank, cells in enumerate(zip(*columns, strict=True), 1)]
-    title = f"{run.config.head}, {run.config.data.name}: labels nearest to the image's vector (blue), highest scores (black)"
+    what = "labels nearest to the image's vector (blue), highest scores (black)"
+    title = f"{run.config.head}, {run.config.data.name}: {what}"
     return Drawing(neighbours.draw_images(pictures.pixels, names, scored, title), rows)
 
 

@@ -10,9 +10,9 @@ First, the features of train and test (WEIGHTS is efficientnet_lite0_imagenet.np
 
 For each number and seed: a stratified part of train is labelled (`jaxmlic data split --subset`), the rest gets labels
 from `improved` or `soft` propagation, `diffusion`, or scikit-learn's LabelSpreading with k neighbours; a linear
-classifier is then trained on all of train with them (AdamW, the config's learning rate and decay), or on the labelled part `alone`,
-with the same number of steps. Two errors, each
-100 - accuracy with one label an image, else 100 - mAP over the classes with at least 5 positives:
+classifier is then trained on all of train with them (AdamW, the config's learning rate and decay), or on the labelled
+part `alone`, with the same number of steps. Two errors, each 100 - accuracy with one label an image, else 100 - mAP
+over the classes with at least 5 positives:
   rest  of the labels found for the unlabelled images of train (alone: of the classifier's labels for them)
   test  of the classifier on the test split
 k and alpha are those with the smallest error on a third of the labelled images, hidden for this. What is complete is

@@ -152,7 +152,8 @@ def plan_of(spec, name, mesh, seen):
         return None
     seen.add(key)
     first = sweep.config_of(spec, base, everything[entry.start_from], ()) if entry.start_from else None
-    return plan.make(config, mesh, first_stage=first)
+    # The size of a split of one's own is not known.
+    return plan.make(config, mesh, first_stage=first, images=500 if "few" in spec else None)
 
 
 PAPERS = ("cnn_rnn", "multi_order_rnn", "cnn_lstm_rmlc", "mscnn_lce_mic:dataset=coco2014", "baseline_ensemble")

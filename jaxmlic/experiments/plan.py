@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from jaxmlic import config as config_lib
 from jaxmlic import metrics, sharding
 from jaxmlic.data import benchmark_facts, datasets
-from jaxmlic.errors import UserError, unknown
+from jaxmlic.errors import UserError
 from jaxmlic.evaluation import scoring
 from jaxmlic.experiments import step_costs
 from jaxmlic.inputs import Source, open_source
@@ -147,7 +147,7 @@ def make(
         *_frozen_problems(config, model, source, multipliers, first_stage),
     ]
     needs = _needs(config, first_stage)
-    if not config.pretrained and not config.start_from and hasattr(trunks.get(config.model.trunk)[0], "torch_names"):
+    if not config.pretrained and not config.start_from and trunks.has_pretrained(config.model.trunk):
         notes.append("config.pretrained is empty: the trunk starts at random values")
     moving = {} if config.model.get("batch_norm") == "frozen" else state.batch_stats
     return Plan(
@@ -173,13 +173,12 @@ def make(
 def _sizes(config: ConfigDict, labels: int | None, images: int | None) -> tuple[int, int]:
     """C and the training examples: as given, of a prepared data set, or as known of a benchmark."""
     name, split = config.data.name, config.data.train_split
-    dataset = None
     if name in datasets.prepared(config.data.dir or None):
         dataset = datasets.load(name, config.data.dir or None)
         labels = labels or len(dataset.class_names)
         if images is None and split in dataset.split_names():
-            counted = (dataset.labels(split) == 1).any(1) if config.data.drop_empty else dataset.labels(split)
-            images = int(counted.sum()) if config.data.drop_empty else len(counted)
+            truth = dataset.labels(split)
+            images = int((truth == 1).any(1).sum()) if config.data.drop_empty else len(truth)
     if labels is None and name in benchmark_facts.FACTS:
         labels = benchmark_facts.FACTS[name].labels
     if images is None:
@@ -242,7 +241,7 @@ def _frozen_problems(config, model, source, multipliers, first_stage: ConfigDict
         other = contract.find(before.head).Model(model.num_labels, **before.model)
         theirs = state_lib.parameter_shapes(other, source.example())
         copied = {name for name, shape in mine.items() if theirs.get(name) == shape}
-    has_trunk_weights = bool(config.pretrained) or not hasattr(trunks.get(config.model.trunk)[0], "torch_names")
+    has_trunk_weights = bool(config.pretrained) or not trunks.has_pretrained(config.model.trunk)
     mistake, warning = starting_point.without_values(frozen, has_trunk_weights, copied)
     return [text for text in (mistake, warning) if text]
 
@@ -271,10 +270,3 @@ def _needs(config: ConfigDict, first_stage: ConfigDict | None) -> list[tuple[str
     elif first_stage is not None:
         needs.append(("the run of the entry that this one starts from", False))
     return needs
-
-
-def device(name: str) -> Device:
-    """The device of this name; UserError for an unknown one."""
-    if name not in DEVICES:
-        raise unknown("--device =", name, DEVICES)
-    return DEVICES[name]

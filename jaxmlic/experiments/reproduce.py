@@ -76,7 +76,7 @@ class Line:
     def reads_weights(self) -> bool:
         """Whether the runs' trunk starts from a file of weights."""
         trunk = self.config.model.get("trunk", "") if self.config is not None else ""
-        return bool(trunk) and hasattr(trunks.get(trunk)[0], "torch_names") and not self.entries[0].from_scratch
+        return bool(trunk) and trunks.has_pretrained(trunk) and not self.entries[0].from_scratch
 
     def our_number(self, name: str) -> tuple[float, float]:
         """Mean and standard deviation over the runs of a column of the table, as a fraction; NaN without runs."""

@@ -1,6 +1,6 @@
 """A paper's tables with ours beside the printed numbers: as text for a terminal, and as a page in Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -23,12 +23,7 @@ def text(paper: Paper, lines: Sequence, workdir: str, needs: Sequence[str]) -> s
     """The tables of `experiments.reproduce.Line`s, two lines a row: the paper's and ours."""
     parts = [f"{paper.title} ({', '.join(filter(None, (paper.authors, paper.venue)))})"]
     for table, own in _by_table(lines):
-        names = list(dict.fromkeys(name for line in own for name in line.row.numbers))
-        body = []
-        for line in own:
-            body.append([line.row.label, _who(line), *(_printed(line, name) for name in names)])
-            if line.entries:
-                body.append(["", _ours_title(line), *(_ours(line, name) for name in names)])
+        names, body = _body(own, lambda line: "")
         head = f"Table {table.number}. {table.title}: {table.dataset}, {table.split}"
         parts.append(f"{head}\n{tables.table(body, '<<>', header=['row', 'by', *map(_short, names)], indent=2)}")
         parts += [f"  {table.notes}"] if table.notes else []
@@ -49,12 +44,7 @@ def markdown(paper: Paper, lines: Sequence, workdir: str, needs: Sequence[str]) 
     if needs:
         parts.append("\n".join(["## What the runs need", "", *(f"- {need}" for need in needs)]))
     for table, own in _by_table(lines):
-        names = list(dict.fromkeys(name for line in own for name in line.row.numbers))
-        body = []
-        for line in own:
-            body.append([line.row.label, _who(line), *(_printed(line, name) for name in names)])
-            if line.entries:
-                body.append([f"`{_entry_names(line)}`", _ours_title(line), *(_ours(line, name) for name in names)])
+        names, body = _body(own, lambda line: f"`{_entry_names(line)}`")
         head = ["row", "by", *map(_short, names)]
         grid = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
         parts.append(
@@ -79,6 +69,17 @@ def _by_table(lines: Sequence) -> list[tuple]:
     for line in lines:
         found.setdefault(id(line.table), []).append(line)
     return [(own[0].table, own) for own in found.values()]
+
+
+def _body(lines: Sequence, ours: Callable[[object], str]) -> tuple[list[str], list[list[str]]]:
+    """The columns' names, and the cells of the printed rows with ours below each; `ours` is the first cell of those."""
+    names = list(dict.fromkeys(name for line in lines for name in line.row.numbers))
+    body = []
+    for line in lines:
+        body.append([line.row.label, _who(line), *(_printed(line, name) for name in names)])
+        if line.entries:
+            body.append([ours(line), _ours_title(line), *(_ours(line, name) for name in names)])
+    return names, body
 
 
 def _notes(lines: Sequence) -> list[str]:

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     for name in ("only", "weights"):
         if getattr(options, name) and not options.sweep:
             raise UserError(f"--{name} goes with --sweep")
-    devices = [plan.device(options.device)] if options.device else list(plan.DEVICES.values())
+    devices = [plan.DEVICES[options.device]] if options.device else list(plan.DEVICES.values())
     if jax.config.jax_num_cpu_devices < options.devices:
         jax.config.update("jax_num_cpu_devices", options.devices)
     mesh = sharding.make_mesh(jax.devices("cpu")[: options.devices])

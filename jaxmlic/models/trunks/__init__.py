@@ -55,6 +55,11 @@ def has_batch_norm(name: str) -> bool:
     return name in getattr(get(name)[0], "BATCH_NORM", ())
 
 
+def has_pretrained(name: str) -> bool:
+    """Whether there are pretrained weights that a trunk can start from."""
+    return hasattr(get(name)[0], "torch_names")
+
+
 def build(name: str, *, dtype: str, batch_norm: str) -> tuple[nn.Module, Callable[[jax.Array], jax.Array]]:
     """The trunk as a module named "trunk", for use inside a head's compact method, and its `preprocess`.
 

@@ -30,7 +30,7 @@ def load(path: str | Path, trunk: str, *, classifier: bool = False) -> dict[str,
     UserError if the file cannot be read, or does not hold exactly the trunk's arrays in their shapes.
     """
     module, fields = trunks.get(trunk)
-    if not hasattr(module, "torch_names"):
+    if not trunks.has_pretrained(trunk):
         raise UserError(f"trunk {trunk!r} has no pretrained weights to load; leave the path of weights empty")
     wanted, channels = _shapes(module, tuple(sorted(fields.items())))
     state = read_state(path)
@@ -67,13 +67,12 @@ def find(folder: str | Path, trunk: str) -> Path | None:
 
     Raises UserError for a folder that does not exist, and unless one file in it is this trunk's.
     """
-    module, _ = trunks.get(trunk)
-    if not hasattr(module, "torch_names"):
+    if not trunks.has_pretrained(trunk):
         return None
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"folder of weights {folder} does not exist")
-    bases = {name.removesuffix("_fc") for name in module.NAMES}
+    bases = {name.removesuffix("_fc") for name in trunks.get(trunk)[0].NAMES}
 
     def base_of(path: Path) -> str:
         stem = path.stem.lower().replace("-", "_").removeprefix("tf_")

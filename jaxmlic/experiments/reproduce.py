@@ -66,9 +66,10 @@ class Line:
         """The sweep that makes the row's runs, "" where there is none."""
         if not self.entries:
             return ""
-        # A fold's row is in a sweep of nothing else; the first stage of a second one has to run, too.
-        names = [*dict.fromkeys(e.start_from for e in self.entries if e.start_from), *(e.name for e in self.entries)]
-        only = "" if self.entries[0].part else f" --only={','.join(names)}"
+        # The folds of a row are a series; the first stage of a second one has to run, too.
+        own = dict.fromkeys(e.series if e.part else e.name for e in self.entries)
+        names = [*dict.fromkeys(e.start_from for e in self.entries if e.start_from), *own]
+        only = f" --only={','.join(names)}"
         weights = " --weights=DIR" if self.reads_weights else ""
         return f"jaxmlic sweep --config={self.spec} --workdir={workdir}/{self.dataset}{only}{weights}"
 

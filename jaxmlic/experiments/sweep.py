@@ -46,7 +46,8 @@ class Outcome:
 def entries(spec: str, only: Sequence[str] = ()) -> list[Entry]:
     """The entries of the experiment's `sweep()`, or `sweep(ARG)` if it takes one, or of those named in `only`.
 
-    A pair (name, overrides) is an entry, too; overrides may be text, more of the config's argument.
+    A name in `only` is an entry's or a series', which stands for all of its entries: its folds, its noise rates. A pair
+    (name, overrides) is an entry, too; overrides may be text, more of the config's argument.
     """
     module = config_lib.load_module(spec)
     if not hasattr(module, "sweep"):
@@ -57,12 +58,13 @@ def entries(spec: str, only: Sequence[str] = ()) -> list[Entry]:
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise UserError(f"{spec}: sweep() names {sorted(repeated)[0]!r} twice")
+    known = {*names, *(entry.series for entry in found)}
     for name in only:
-        if name not in names:
+        if name not in known:
             raise UserError(
                 f"--only={name}: sweep() has no such entry{did_you_mean(name, names)}; it has: {', '.join(names)}"
             )
-    return [entry for entry in found if not only or entry.name in only]
+    return [entry for entry in found if not only or entry.name in only or entry.series in only]
 
 
 def _entry(item: Entry | tuple[str, Mapping | str]) -> Entry:

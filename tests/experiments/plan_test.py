@@ -140,6 +140,18 @@ def test_the_command(capsys):
     assert "warp_random  cifar14  32     64" in out and "(1 of 1 entries)" in out
 
 
+def test_an_entry_that_cannot_be_planned_leaves_the_others(tmp_path, capsys):
+    text = (
+        "from jaxmlic.configs import quickstart\n"
+        "def get_config():\n    return quickstart.get_config()\n"
+        "def sweep():\n    return [('lost', {'data.name': 'birds'}), ('found', {'optim.lr': 0.1})]\n"
+    )
+    (tmp_path / "two.py").write_text(text)
+    assert cli.run(["plan", f"--config={tmp_path / 'two.py'}", "--sweep"]) == 2
+    out, err = capsys.readouterr()
+    assert "found  small_cnn" in out and "1 of 2 entries cannot be planned: lost: nothing is known of 'train'" in err
+
+
 def plan_of(spec, name, mesh, seen):
     """The plan of an entry; None where one like it, of the same model, size and groups, was made before."""
     base, everything = config_lib.load(spec), {entry.name: entry for entry in sweep.entries(spec)}

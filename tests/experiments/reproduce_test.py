@@ -146,6 +146,10 @@ def test_every_row_with_an_entry_has_a_command(tmp_path):
         for line in reproduce.lines_of(tables, tmp_path):
             assert bool(line.entries) == bool(line.row.entry), (name, line.row.label, line.notes)
             assert bool(line.command("runs")) == bool(line.entries)
+            if line.entries:  # the command runs these entries, and what they start from
+                only = line.command("runs").partition(" --only=")[2].split()[0].split(",")
+                wanted = {entry.name for entry in line.entries} | {entry.start_from for entry in line.entries}
+                assert {entry.name for entry in sweep.entries(line.spec, only)} == wanted - {""}
         assert paper.name == name and reproduce.needs(reproduce.lines_of(tables[:1], tmp_path))
 
 

@@ -105,6 +105,21 @@ def test_printed_tables_have_every_number():
     assert heights == {79.1, 81.5, 84.3, 78.5, 80.6, 81.8, 77.8, 80.1, 81.4}
 
 
+def test_our_numbers_are_bars_beside_the_printed_ones():
+    table = printed.find("mscnn_lce_mic/V")[0]
+    columns = len({column for row in table.rows for column in row.numbers})
+
+    def ours(of, row, column):
+        assert of is table and column in row.numbers
+        return row.numbers[column] - 10 if row is table.rows[0] else np.nan
+
+    axes = printed.draw([table], ours=ours).axes[0]
+    assert len(axes.patches) == 2 * columns * len(table.rows)
+    first = [bar for bar in axes.patches if round(bar.get_x() + bar.get_width() / 2) == 0]
+    heights = [bar.get_height() for bar in sorted(first, key=lambda bar: bar.get_x())]
+    assert np.allclose(np.subtract(heights[::2], heights[1::2]), 10)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of four steps on ten pictures with a box for each square, and its data set's folder."""

@@ -7,6 +7,7 @@ from jaxmlic.cli.parser import Parser
 from jaxmlic.errors import UserError, check_least
 from jaxmlic.experiments import reproduce
 from jaxmlic.reports import paper_page
+from jaxmlic.reports.figures import canvas, printed
 
 
 def main(argv: list[str]) -> int:
@@ -24,7 +25,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--train", action="store_true", help="run what is missing")
     parser.add_argument("--seeds", type=int, default=1, help="with --train: runs of each entry")
     parser.add_argument("--weights", metavar="DIR", help="folder with a weight file for each trunk")
-    parser.add_argument("--out", metavar="DIR", help="also write PAPER.csv and the page PAPER.md there")
+    parser.add_argument(
+        "--out", metavar="DIR", help="also write PAPER.csv, the page PAPER.md and, of one table, its bars as png there"
+    )
     options, overrides = parser.parse_known_args(argv)
     check_least("--seeds", options.seeds, 1)
     if options.list:
@@ -59,7 +62,17 @@ def main(argv: list[str]) -> int:
         stem = Path(options.out) / options.target.replace("/", "_table_")
         reproduce.write_csv(f"{stem}.csv", lines)
         storage.write_text(f"{stem}.md", paper_page.markdown(paper, lines, workdir, needed))
-        print(f"\nwritten: {stem}.csv and {stem}.md")
+        written = [f"{stem}.csv", f"{stem}.md"]
+        if "/" in options.target:
+            found = {(id(line.table), id(line.row)): line for line in lines}
+            figure = printed.draw(
+                list(tables),
+                f"{options.target}, printed, and ours on {', '.join(sorted({line.dataset for line in lines} - {''}))}",
+                lambda table, row, name: 100 * found[id(table), id(row)].our_number(name)[0],
+            )
+            canvas.save(figure, f"{stem}.png")
+            written.append(f"{stem}.png")
+        print(f"\nwritten: {', '.join(written)}")
     if failures:
         raise UserError(f"{len(failures)} runs failed: {'; '.join(failures)}")
     return 0

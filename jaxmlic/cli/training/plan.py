@@ -50,11 +50,16 @@ def main(argv: list[str]) -> int:
     def config_of(entry: config_lib.Entry):
         return sweep.config_of(options.config, config, entry, overrides, options.weights)
 
-    plans = {}
+    plans, unplanned = {}, []
     for number, entry in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {entry.name}", flush=True)
         own = config_of(entry)
         first = config_of(everything[entry.start_from]) if entry.start_from and not own.start_from else None
-        plans[entry.name] = (plan.make(own, mesh, first_stage=first, **sizes), own)
+        try:
+            plans[entry.name] = (plan.make(own, mesh, first_stage=first, **sizes), own)
+        except UserError as error:  # such as a data set of which nothing is known: the others are shown
+            unplanned.append(f"{entry.name}: {error}")
     print(plan_table.sweep_text(plans, devices))
+    if unplanned:
+        raise UserError(f"{len(unplanned)} of {len(chosen)} entries cannot be planned: {'; '.join(unplanned)}")
     return 2 if any(found.problems for found, _ in plans.values()) else 0

@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="experiment file with a sweep()")
     parser.add_argument("--workdir", required=True, help="gets a folder per entry and seed, sweep.csv and runs.csv")
     parser.add_argument("--seeds", type=int, default=1, help="runs per entry, with seeds config.seed, +1, ...")
-    parser.add_argument("--only", default="", help="comma-separated names of entries")
+    parser.add_argument("--only", default="", help="comma-separated names of entries or series")
     parser.add_argument(
         "--weights",
         metavar="DIR",

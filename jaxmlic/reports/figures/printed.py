@@ -1,4 +1,6 @@
-"""Bars of a table as a paper prints it: Figs. 5 and 6 of MSCNN-LCE-MIC, which draw Tables I, II and V."""
+"""Bars of a table as a paper prints it, and ours: Figs. 5 and 6 of MSCNN-LCE-MIC, which draw Tables I, II and V."""
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -20,22 +22,44 @@ def find(name: str) -> list[papers.Table]:
     return found
 
 
-def draw(tables: list[papers.Table], title: str = ""):
-    """A panel for each part: groups of bars for the rows, a bar for each of the table's columns."""
+def draw(
+    tables: list[papers.Table],
+    title: str = "",
+    ours: Callable[[papers.Table, papers.Row, str], float] | None = None,
+):
+    """A panel for each part: groups of bars for the rows, a bar for each of the table's columns.
+
+    ours: a row's number in a column as it was measured here, in percent, NaN without one: a hatched bar beside the
+      printed one.
+    """
     most = max(len(table.rows) for table in tables)
-    figure = canvas.new(max(5.5, 1.0 + 0.8 * most), 2.9 * len(tables))
+    names = max((_columns(table) for table in tables), key=len)
+    width = max(5.5, 1.0 + 0.8 * most)
+    legend_columns = max(1, int(width / (0.6 + 0.07 * max(map(len, names)) + 0.3 * (ours is not None))))
+    legend_rows = -(-len(names) * (1 + (ours is not None)) // legend_columns)
+    figure = canvas.new(width, (2.7 + 0.17 * legend_rows) * len(tables))
     for axes, table in zip(figure.subplots(len(tables), 1, squeeze=False)[:, 0], tables, strict=True):
-        columns = dict.fromkeys(column.name for row in table.rows for column in row.columns)
-        width = 0.85 / len(columns)
-        drawn = []
-        for place, column in enumerate(columns):
-            values = [row.numbers.get(column, np.nan) for row in table.rows]
-            colour = f"C{place % 10}"
-            at = np.arange(len(values)) + (place - (len(columns) - 1) / 2) * width
-            axes.bar(at, values, width, label=column, color=colour, zorder=2)
+        columns = _columns(table)
+        bars = [(column, {"label": column}, _printed(table, column)) for column in columns]
+        if ours is not None:
+            measured = {column: [ours(table, row, column) for row in table.rows] for column in columns}
+            hatched = {"hatch": "////", "edgecolor": "white", "alpha": 0.75}
+            bars = [
+                bar
+                for column, style, values in bars
+                for bar in (
+                    (column, style, values),
+                    (column, {"label": f"{column}, ours", **hatched}, measured[column]),
+                )
+            ]
+        thick, drawn = 0.85 / len(bars), []
+        for place, (column, style, values) in enumerate(bars):
+            colour = f"C{columns.index(column) % 10}"
+            at = np.arange(len(values)) + (place - (len(bars) - 1) / 2) * thick
+            axes.bar(at, values, thick, color=colour, zorder=2, **style)
             drawn += values
-        low = 10 * np.floor(np.nanmin(drawn) / 10) - 5
-        axes.set_ylim(max(0, low), min(100, np.nanmax(drawn) + 3))
+        low, high = max(0, 10 * np.floor(np.nanmin(drawn) / 10) - 5), np.nanmax(drawn)
+        axes.set_ylim(low, high + (high - low) * (0.03 + 0.09 * legend_rows))  # the legend is above the bars
         names = [shorten(row.label, 18) for row in table.rows]
         axes.set_xticks(np.arange(len(names)), names, fontsize=8, rotation=20, ha="right", parse_math=False)
         axes.set_ylabel("percent, cut below", fontsize=8)
@@ -44,6 +68,14 @@ def draw(tables: list[papers.Table], title: str = ""):
         axes.set_title(f"{table.dataset} {table.split}, {protocols}: {table.title}", fontsize=8.5, parse_math=False)
         axes.grid(axis="y", color="0.9", zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=7, frameon=False, ncols=len(columns) if len(columns) < 8 else 8, loc="upper left")
+        axes.legend(fontsize=7, frameon=False, ncols=legend_columns, loc="upper left")
     figure.suptitle(title, fontsize=9, parse_math=False)
     return figure
+
+
+def _columns(table: papers.Table) -> list[str]:
+    return list(dict.fromkeys(column.name for row in table.rows for column in row.columns))
+
+
+def _printed(table: papers.Table, column: str) -> list[float]:
+    return [row.numbers.get(column, np.nan) for row in table.rows]

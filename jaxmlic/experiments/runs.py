@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
-from jaxmlic import run, storage
+from jaxmlic import run, sharding, storage
 from jaxmlic.data import datasets
 from jaxmlic.errors import UserError
 from jaxmlic.inputs import compute, open_source
@@ -21,6 +21,7 @@ def store_features(config: ConfigDict, report: Callable[[str], None] = lambda li
 
     report: gets a line for each split.
     """
+    sharding.use_cpu_devices(config.train.cpu_devices, config.train.batch_size)  # before anything is computed
     dataset = datasets.load(config.data.name, config.data.dir or None)
     model = contract.find(config.head).Model(len(dataset.class_names), **config.model)
     names = state_lib.parameter_names(model, open_source(config).example())

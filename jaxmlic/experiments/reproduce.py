@@ -5,6 +5,7 @@ Runs of the data set D lie in WORKDIR/D/ENTRY/seedN, as `jaxmlic sweep --workdir
 
 import csv
 import dataclasses
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class Line:
       spec: `FILE[:ARG]` of the experiment for the data set that is used, "" where the method does not exist here.
       entries: of its sweep, several where parts of the data are one experiment, or the members of a fusion.
       configs: theirs.
+      overrides: "--config.x.y=value" of all of them.
       fused: the entries' scores are fused into one.
       protocol: by which ours are made.
       ours: metrics of each complete run, or fusion.
@@ -47,6 +49,7 @@ class Line:
     spec: str = ""
     entries: tuple[Entry, ...] = ()
     configs: tuple[ConfigDict, ...] = ()
+    overrides: tuple[str, ...] = ()
     fused: bool = False
     protocol: str = ""
     ours: tuple[dict, ...] = ()
@@ -70,8 +73,9 @@ class Line:
         own = dict.fromkeys(e.series if e.part else e.name for e in self.entries)
         names = [*dict.fromkeys(e.start_from for e in self.entries if e.start_from), *own]
         only = f" --only={','.join(names)}"
-        weights = " --weights=DIR" if self.reads_weights else ""
-        return f"jaxmlic sweep --config={self.spec} --workdir={workdir}/{self.dataset}{only}{weights}"
+        weights = ["--weights=DIR"] if self.reads_weights else []
+        more = "".join(f" {shlex.quote(text)}" for text in (*weights, *self.overrides))
+        return f"jaxmlic sweep --config={self.spec} --workdir={workdir}/{self.dataset}{only}{more}"
 
     @property
     def reads_weights(self) -> bool:
@@ -217,7 +221,7 @@ def _line(
             base = config_lib.load(spec, overrides)
             configs = tuple(sweep.config_of(spec, base, entry, overrides, weights) for entry in found)
             protocol = configs[0].eval.protocol if dataset else row.protocol
-            return Line(table, row, spec, tuple(found), configs, bool(members), protocol)
+            return Line(table, row, spec, tuple(found), configs, tuple(overrides), bool(members), protocol)
     return Line(table, row, notes=(f"no entry of {spec} does the same",))
 
 

@@ -132,6 +132,8 @@ def test_a_stand_in_has_the_rows_that_its_sweep_has(tmp_path):
     line = line_of("cnn_rnn/3", "WARP", tmp_path, dataset="corel5k")
     assert [entry.name for entry in line.entries] == ["corel5k_warp"] and line.protocol == "top5_forced"
     assert line.command("runs/x").startswith("jaxmlic sweep --config=cnn_rnn:dataset=corel5k --workdir=runs/x/corel5k ")
+    own = line_of("cnn_rnn/3", "WARP", tmp_path, dataset="corel5k", overrides=["--config.train.duration=5 epochs"])
+    assert own.command("runs/x").endswith(" --weights=DIR '--config.train.duration=5 epochs'")
     assert any(
         text.startswith("features: jaxmlic features --config=cnn_rnn:dataset=corel5k")
         for text in reproduce.needs([line])

@@ -65,7 +65,7 @@ def draw(
         axes.set_ylabel("percent, cut below", fontsize=8)
         axes.tick_params(axis="y", labelsize=8)
         protocols = ", ".join(dict.fromkeys(row.protocol for row in table.rows))
-        axes.set_title(f"{table.dataset} {table.split}, {protocols}: {table.title}", fontsize=8.5, parse_math=False)
+        axes.set_title(f"{table.dataset} {table.split}, {protocols}: {table.title}", fontsize=8, parse_math=False)
         axes.grid(axis="y", color="0.9", zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=7, frameon=False, ncols=legend_columns, loc="upper left")

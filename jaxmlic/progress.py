@@ -10,6 +10,8 @@ from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemai
 from rich.progress import Progress as Display
 from rich.text import Text
 
+from jaxmlic import distributed
+
 _LOG_SECONDS = 10.0  # between two lines in a log
 _DRAW_SECONDS = 0.1  # between two drawings of a bar
 
@@ -43,6 +45,8 @@ class Progress:
     ):
         self.label, self.total, self.unit, self.log_seconds = label, total, unit, log_seconds
         self.file = sys.stderr if file is None else file
+        if not distributed.is_main():  # the first process shows the progress of all
+            self.file = None
         self.done = self.first = done
         self.started = self.shown = time.monotonic()
         self.has_logged = False
@@ -112,7 +116,8 @@ class Progress:
         return f"{_rate(rate, self.unit)}  {clock(left)} left"
 
     def _print(self, text: str) -> None:
-        print(text, file=self.file, flush=True)
+        if self.file is not None:
+            print(text, file=self.file, flush=True)
 
 
 def _display(console: Console, unit: str, transient: bool) -> Display:

@@ -171,7 +171,7 @@ class Run:
         batch_size = min(self._batch_size, -(-len(paths) // mesh.size) * mesh.size)
         found, unreadable = [], {}
         for names, batch in self._photographs(list(map(Path, paths)), batch_size, unreadable):
-            pixels = sharding.put({"image": batch}, mesh)["image"]
+            pixels = sharding.place(batch, sharding.split(mesh))
             prediction = jax.tree.map(sharding.gather, self._predict_step(variables, pixels))
             steps = jax.tree.map(sharding.gather, self._trace_step(variables, pixels)) if trace else None
             for i, name in enumerate(names):
@@ -203,9 +203,17 @@ class Run:
         split = sharding.split(mesh)
         step = jax.jit(forward, in_shardings=(sharding.replicated(mesh), split), out_shardings=split)
         reader, parts = self._restored.source.eval_reader(view), []
-        for batch in loader.eval_batches(reader, self._batch_size, threads=self.config.data.threads):
-            found = step(self._restored.variables, eval_inputs(sharding.put(batch, mesh)))
-            parts.append(np.asarray(found)[batch["mask"]])
+        batches = loader.eval_batches(
+            reader,
+            self._batch_size,
+            threads=self.config.data.threads,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        for batch in batches:
+            arrays = sharding.put(batch, mesh)
+            found = step(self._restored.variables, eval_inputs(arrays))
+            parts.append(sharding.gather(found)[sharding.gather(arrays["mask"])])
         return np.concatenate(parts)
 
     def pictures(self, paths: Sequence[str | Path] = (), *, split: str | None = None, count: int = 4) -> Pictures:
@@ -235,7 +243,7 @@ class Run:
         for start in range(0, len(pixels), self._batch_size):
             part = pixels[start : start + self._batch_size]
             padded = np.resize(part, (self._batch_size, *part.shape[1:]))
-            found = self._predict_step(self._restored.variables, sharding.put({"image": padded}, mesh)["image"])
+            found = self._predict_step(self._restored.variables, sharding.place(padded, sharding.split(mesh)))
             parts.append(jax.tree.map(sharding.gather, found))
         return jax.tree.map(lambda *xs: np.concatenate(xs)[: len(pixels)], *parts)
 

@@ -7,6 +7,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxmlic import distributed
 from jaxmlic.errors import UserError
 
 
@@ -25,14 +26,17 @@ def use_cpu_devices(wanted: int, batch_size: int) -> None:
         raise UserError(f"config.train.cpu_devices = {wanted}; it is 0 (one per core) or a number of devices")
     if jax.config.jax_num_cpu_devices > 0:
         return
-    limit = wanted or cores()
-    jax.config.update("jax_num_cpu_devices", next(n for n in range(limit, 0, -1) if batch_size % n == 0))
+    limit, hosts = wanted or cores(), distributed.count()
+    fitting = (n for n in range(limit, 0, -1) if batch_size % (n * hosts) == 0)
+    jax.config.update("jax_num_cpu_devices", next(fitting, 1))
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """All devices (or the given ones) on one axis `data`. Auto axes: Linen's Embed fails under Explicit ones."""
+    """All devices (or the given ones) on one axis `data`, those of a process side by side, so that its part of a batch
+    is one piece. Auto axes: Linen's Embed fails under Explicit ones."""
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -52,6 +56,12 @@ def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in numeric.items()}
 
 
+def place(value: jax.typing.ArrayLike, sharding: NamedSharding) -> jax.Array:
+    """An array that every host has whole, as a global one."""
+    value = np.asarray(value)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
 def gather(array: jax.Array) -> np.ndarray:
     """A global array as numpy on every host."""
     if jax.process_count() == 1:
@@ -63,6 +73,6 @@ def gather_text(values: np.ndarray) -> np.ndarray:
     """Every host's text array [N] joined in host order, in the row order that `gather` gives."""
     if jax.process_count() == 1:
         return values
-    width = int(multihost_utils.process_allgather(np.int32(values.dtype.itemsize // 4)).max())
+    width = max(1, int(multihost_utils.process_allgather(np.int32(values.dtype.itemsize // 4)).max()))
     codes = values.astype(f"U{width}").view(np.uint32).reshape(len(values), width)
     return gather(codes).astype(np.uint32).view(f"U{width}").reshape(-1)

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from jaxmlic import distributed
 from jaxmlic.errors import UserError
 
 # What reading a damaged file can raise: numpy, zipfile and zlib each have their own.
@@ -32,7 +33,7 @@ DAMAGE = (
 def replacing(path: str | os.PathLike, mode: str = "wb", *, remedy: str = "", **options: Any) -> Iterator[IO]:
     """A file that takes the place of `path` when the block ends well; otherwise what was there stays.
 
-    Missing folders are made. The content is on disk before the name is.
+    Missing folders are made. The content is on disk before the name is. Of several processes the first one writes.
 
     Args:
       path: where the file shall lie.
@@ -43,6 +44,10 @@ def replacing(path: str | os.PathLike, mode: str = "wb", *, remedy: str = "", **
     Raises:
       UserError: it cannot be written.
     """
+    if not distributed.is_main():
+        with open(os.devnull, mode) as file:
+            yield file
+        return
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

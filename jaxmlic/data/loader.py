@@ -134,6 +134,8 @@ def train_iterator(
 ) -> grain.DatasetIterator:
     """Endless shuffled batches of this host; every epoch in another order, all from `seed`. Its state can be saved.
 
+    The global batch is drawn first and then divided, so it is the same on any number of hosts, and so is the state.
+
     Args:
       batch_size: global; this host yields batch_size / process_count examples.
       difficult: what an unknown label counts as: "ignore" (stays -1), "positive" or "negative".
@@ -151,11 +153,12 @@ def train_iterator(
     check_choice("data.difficult", difficult, DIFFICULT)
 
     def read(rows: np.ndarray) -> Batch:
-        batch = reader(rows)
+        batch = reader(rows[own])
         return batch | {"labels": np.where(batch["labels"] == -1, np.int8(DIFFICULT[difficult]), batch["labels"])}
 
-    rows = grain.MapDataset.range(len(reader)).seed(seed).shuffle()
-    rows = rows[process_index::process_count].repeat().batch(batch_size // process_count, drop_remainder=True)
+    share = batch_size // process_count
+    own = slice(process_index * share, (process_index + 1) * share)
+    rows = grain.MapDataset.range(len(reader)).seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True)
     options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=2 * max(1, threads))
     return iter(rows.map(read).to_iter_dataset(options))
 

@@ -11,7 +11,7 @@ import numpy as np
 from array_record.python import array_record_module
 from ml_collections import ConfigDict
 
-from jaxmlic import progress, sharding, storage
+from jaxmlic import distributed, progress, sharding, storage
 from jaxmlic.data import augment, datasets, loader
 from jaxmlic.errors import UserError
 from jaxmlic.inputs import cache
@@ -47,7 +47,8 @@ def compute(
     fields = cache.key_fields(config, dataset)
     folder = cache.folder_of(dataset, fields)
     views = Views.of(config)
-    forward, stages = _make_forward(config)
+    mesh = sharding.make_mesh()
+    forward, stages = _make_forward(config, mesh)
     for split, train in needed_splits(config).items():
         whole = loader.View(dataset, split, np.arange(dataset.count(split)))
         splits = cache.splits_there(folder, fields)
@@ -60,8 +61,9 @@ def compute(
         path = folder / cache.file_name(split)
         partial = path.with_suffix(".partial")
         try:
-            shape = _write(partial, whole, config, views if train else Views(), forward)
-            partial.replace(path)
+            shape = _write(partial, whole, _batches(whole, config, views if train else Views(), forward, mesh), config)
+            if distributed.is_main():
+                partial.replace(path)
             splits = cache.splits_there(folder, fields) | {split: shape}  # read anew: another process may have written
             storage.write_text(
                 folder / cache.MANIFEST, json.dumps({"key": fields, "splits": splits, "stages": stages}, indent=1)
@@ -69,7 +71,9 @@ def compute(
         except OSError as error:
             raise UserError(f"{folder}: the features cannot be written ({storage.reason(error)})") from None
         finally:
-            partial.unlink(missing_ok=True)
+            if distributed.is_main():
+                partial.unlink(missing_ok=True)
+        distributed.wait_for_all(f"features {split}")
         size = path.stat().st_size / 2**20
         report(f"{split}: {len(whole):,} images, {_described(splits[split])}, {size:,.1f} MiB")
     return folder
@@ -80,15 +84,19 @@ def _described(shape: list[int]) -> str:
     return f"{views} {'view' if views == 1 else 'views'} of {height} x {width} x {features}"
 
 
-def _make_forward(config: ConfigDict) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, list[int]]]:
-    """Jitted (float or uint8 images [B, S, S, 3]) -> features [B, h, w, D] in the storage dtype, over all devices.
+def _make_forward(
+    config: ConfigDict, mesh: jax.sharding.Mesh
+) -> tuple[Callable[[jax.Array], np.ndarray], dict[str, list[int]]]:
+    """(images float32 [B, S, S, 3], divided over the devices) -> features [B, h, w, D] in the storage dtype, numpy.
 
     And the shape [h, w, D] of each stage in them, where stages are stored.
     """
     trunk, preprocess = trunks.build(config.model.trunk, dtype=config.model.dtype, batch_norm=config.model.batch_norm)
     trunk = trunk.clone(name=None)
-    mesh = sharding.make_mesh()
-    variables = jax.device_put(pretrained.load(config.pretrained, config.model.trunk), sharding.replicated(mesh))
+    everywhere = sharding.replicated(mesh)
+    variables = jax.tree.map(
+        lambda value: sharding.place(value, everywhere), pretrained.load(config.pretrained, config.model.trunk)
+    )
     read, store = cache.reads(config), config.features.store
     dtype = cache.DTYPES[config.features.dtype]
 
@@ -118,50 +126,59 @@ def _make_forward(config: ConfigDict) -> tuple[Callable[[np.ndarray], np.ndarray
     # In the order of the record; a dict that went through JAX has its keys sorted.
     stages = {stage: list(shapes[stage].shape[1:]) for stage in cache.stage_names(config)} if store == "stages" else {}
     place = sharding.split(mesh)
-    step = jax.jit(forward, in_shardings=(sharding.replicated(mesh), place), out_shardings=place)
-    return lambda images: np.asarray(step(variables, jax.device_put(images, place))), stages
+    step = jax.jit(forward, in_shardings=(everywhere, place), out_shardings=place)
+    return lambda images: sharding.gather(step(variables, images)), stages
 
 
-def _write(path: Path, view: loader.View, config: ConfigDict, views: Views, forward: Callable) -> list[int]:
-    """Writes one split and returns the shape of a record."""
-    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-    shape = None
+def _write(path: Path, view: loader.View, batches: Iterator, config: ConfigDict) -> list[int]:
+    """Writes one split, of several processes the first one, and returns the shape of a record."""
+    writer, shape = None, None
+    if distributed.is_main():
+        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     try:
         with progress.Progress(f"features of {view.dataset.name}/{view.split}", len(view)) as bar:
-            for features, mask in _batches(view, config, views, forward):
+            for features, mask in batches:
                 if not np.isfinite(features.astype(np.float32)).all():
                     raise UserError(
                         f"features of {view.where()} do not fit config.features.dtype = {config.features.dtype!r} (or "
                         "are not finite): try 'bfloat16'"
                     )
                 shape = list(features.shape[1:])
-                for record in features[mask]:
+                for record in features[mask] if writer else ():
                     writer.write(record.tobytes())
                 bar.advance(int(mask.sum()))
     finally:
-        writer.close()
+        if writer:
+            writer.close()
     return shape
 
 
-def _batches(view: loader.View, config: ConfigDict, views: Views, forward) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(features [B, views, h, w, D], mask [B]) over the whole view, in order."""
+def _batches(
+    view: loader.View, config: ConfigDict, views: Views, forward: Callable, mesh: jax.sharding.Mesh
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(features [B, views, h, w, D], mask [B]) over the whole view, in order, on every process; each decodes a part."""
     size, data, rules = config.data.image_size, config.data, config.augment
-    batch_size = -(-config.train.batch_size // jax.device_count()) * jax.device_count()
+    batch_size = -(-config.train.batch_size // mesh.size) * mesh.size
     sides = [size] if views.count == 1 else [size, data.resize or size]
-    batches = [loader.eval_batches(ImageReader(view, side), batch_size, threads=data.threads) for side in sides]
-    whole = jax.jit(functools.partial(augment.whole, size=size))
+    own = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    batches = [loader.eval_batches(ImageReader(view, side), batch_size, threads=data.threads, **own) for side in sides]
+    divided = sharding.split(mesh)
+    # float32 for all: one program of the trunk, not one for uint8 and one for float32.
+    plain = jax.jit(lambda images: images.astype(jnp.float32), out_shardings=divided)
+    whole = jax.jit(functools.partial(augment.whole, size=size), out_shardings=divided)
     crop = jax.jit(
         lambda key, images: augment.crop_and_flip(
             key, images, size, flip=rules.flip, crop_area=rules.crop_area, crop_aspect=rules.crop_aspect
-        )
+        ),
+        out_shardings=divided,
     )
     for number, group in enumerate(zip(*batches, strict=True)):
-        images, key = group[-1]["image"], jax.random.fold_in(jax.random.key(config.seed), number)
-        parts = [group[0]["image"]]
+        first, last = sharding.put(group[0], mesh), sharding.put({"image": group[-1]["image"]}, mesh)
+        images, key = last["image"], jax.random.fold_in(jax.random.key(config.seed), number)
+        parts = [plain(first["image"])]
         if views.resampled:
             parts.append(whole(images, mirrored=np.zeros(batch_size, bool)))
         if views.flips:
             parts.append(whole(images, mirrored=np.ones(batch_size, bool)))
         parts += [crop(jax.random.fold_in(key, i), images) for i in range(views.crops)]
-        # float32 for all: one program of the trunk, not one for uint8 and one for float32.
-        yield np.stack([forward(np.asarray(part, np.float32)) for part in parts], axis=1), group[0]["mask"]
+        yield np.stack([forward(part) for part in parts], axis=1), sharding.gather(first["mask"])

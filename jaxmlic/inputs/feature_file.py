@@ -65,6 +65,10 @@ class FileSource(Source):
             f"{os.fspath(workdir)} was trained on {self.config.data.features_file}, so it cannot read photographs"
         )
 
+    def fingerprint(self, view: loader.View) -> str:
+        """Of the file's bytes."""
+        return storage.sha256(self.config.data.features_file)
+
     def check(self) -> None:
         """UserError for fields that features from a file leave without a meaning."""
         config = self.config

@@ -38,6 +38,10 @@ class Source(abc.ABC):
         """UserError where the run in `workdir`, trained on this source, has no trunk to read photographs with."""
         del workdir
 
+    def fingerprint(self, view: View) -> str:
+        """Changes when what is read for the images of a view does; "" where that is not known."""
+        return str(view.dataset.info.get("fingerprint", ""))
+
     def check_training(self, multipliers: dict[str, float | None]) -> None:
         """UserError where training would change what is stored. multipliers: of each parameter, None = frozen."""
         del multipliers

@@ -1,5 +1,6 @@
-"""Checkpoints: state, data position and score in one step folder (Orbax), the best and the last kept."""
+"""Checkpoints: state, data position and score in one step folder (Orbax), the best and the last two kept."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import grain
 import jax
 import orbax.checkpoint as ocp
 
+from jaxmlic import distributed, storage
 from jaxmlic.errors import UserError
 
 FOLDER = "checkpoints"
@@ -29,12 +31,17 @@ def _save_small_arrays_whole() -> None:
 _save_small_arrays_whole()
 
 
+class Damaged(UserError):
+    """A checkpoint that cannot be read."""
+
+
 class Checkpoints:
     """The checkpoints of one run folder.
 
     `metric` names the score that the best one has most of. Saves are synchronous up to the copy off the device and
     finish in the background; `close` waits. A checkpoint exists only once it is whole (Orbax renames it into place),
-    and older ones are removed only after that.
+    and older ones are removed only after that. The last two are kept, so that there is another where a file of the
+    last one was lost.
     """
 
     def __init__(self, workdir: str | Path, metric: str = "mAP", read_only: bool = False):
@@ -44,7 +51,7 @@ class Checkpoints:
             raise UserError(f"{workdir} holds no checkpoints; train there first: jaxmlic train --workdir={workdir} ...")
         best = _policy.BestN(get_metric_fn=lambda metrics: metrics[metric], n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_policy.AnyPreservationPolicy([_policy.LatestN(1), best]),
+            preservation_policy=_policy.AnyPreservationPolicy([_policy.LatestN(2), best]),
             best_fn=lambda metrics: metrics[metric],
             best_mode="max",
             **({"read_only": True, "create": False, "save_interval_steps": 0} if read_only else {}),
@@ -77,14 +84,51 @@ class Checkpoints:
     def restore(self, step: int, target: Any, iterator: Any | None = None) -> Any:
         """The state saved under `step`, laid out as `target` (arrays or ShapeDtypeStructs with shardings).
 
-        With `iterator`, its position is restored in place. Raises UserError when the checkpoint is of another model.
+        With `iterator`, its position is restored in place. Devices and hosts may be others than those that saved.
+
+        Raises:
+          Damaged: a file of it is missing or cannot be read.
+          UserError: it is of another model.
         """
         self._check_layout(step, target)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
-        items = {"state": ocp.args.StandardRestore(abstract)}
-        if iterator is not None:
-            items["data"] = grain.checkpoint.CheckpointRestore(iterator)
-        return self.manager.restore(step, args=ocp.args.Composite(**items))["state"]
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        try:
+            state = self.manager.restore(step, args=items)["state"]
+            if iterator is not None:
+                # All hosts read the same global batches, so any one's position is everybody's.
+                saved = min((self.folder / str(step) / "data").glob("process_*-of-*.json"))
+                iterator.set_state(json.loads(saved.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(step, error) from None
+        return state
+
+    def restore_latest(
+        self, target: Any, iterator: Any, report: Callable[[str], None] = lambda line: None
+    ) -> tuple[int, Any]:
+        """(step, state) of the last checkpoint that can be read; see `restore`.
+
+        Damaged ones after it are renamed, so that training can save these steps anew; `report` gets a line about each.
+        Raises Damaged where none can be read.
+        """
+        steps = sorted(self.manager.all_steps(), reverse=True)
+        for number, step in enumerate(steps):
+            state, mistake = None, ""
+            try:
+                state = self.restore(step, target, iterator)
+            except Damaged as error:
+                mistake = str(error)
+            mistakes = [text for text in distributed.texts(mistake) if text]
+            if not mistakes:
+                return step, state
+            if number + 1 == len(steps):
+                raise Damaged(mistakes[0])
+            report(f"{mistakes[0]}; continuing from step {steps[number + 1]}, and {step} becomes {step}.damaged")
+            if distributed.is_main():
+                (self.folder / str(step)).rename(self.folder / f"{step}.damaged")
+            distributed.wait_for_all(f"damaged {step}")
+            self.manager.reload()
+        raise UserError(f"{self.folder} holds no checkpoint")
 
     def _check_layout(self, step: int, target: Any) -> None:
         """Compares names and shapes before anything is read, so that a mismatch is one line of ours."""
@@ -93,9 +137,7 @@ class Checkpoints:
             try:
                 found = shapes(reader.metadata(folder / "state").item_metadata.tree)
             except (OSError, ValueError, AttributeError) as error:
-                raise UserError(
-                    f"checkpoint {folder} is damaged ({error}); remove that folder to use the other"
-                ) from None
+                raise self._damaged(step, error) from None
         wanted = shapes(target)
         lists = {
             "only in the model": sorted(wanted.keys() - found.keys()),
@@ -109,6 +151,10 @@ class Checkpoints:
                 f"checkpoint {folder} does not fit this model: {listed}; use the code and config that made it"
             )
 
+    def _damaged(self, step: int, error: Exception) -> Damaged:
+        why = " ".join(str(error).split())[:200]
+        return Damaged(f"checkpoint {self.folder / str(step)} is damaged ({why}); remove that folder to use the other")
+
     def close(self) -> None:
         """Waits for pending saves and lets go."""
         self.wait()
@@ -119,6 +165,9 @@ class Checkpoints:
             action()
         except Exception as error:  # the storage layers raise their own types around the system's error
             if not is_disk_full(error):
+                if distributed.count() > 1:
+                    why = storage.reason(error)
+                    raise UserError(f"{self.folder}: no checkpoint with the other processes ({why})") from None
                 raise
             whole = (int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
             last = max(whole, default=None)

@@ -1,20 +1,18 @@
 """The one loop for every system: trains, logs, validates, saves, and continues what a run folder holds."""
 
 import collections
-import contextlib
 import dataclasses
 import math
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmlic import metrics, progress, sharding, storage
+from jaxmlic import distributed, metrics, progress, sharding, storage
 from jaxmlic.data import datasets, loader
 from jaxmlic.errors import UserError
 from jaxmlic.evaluation import scoring
@@ -120,12 +118,24 @@ class Trainer:
         return {**plain, "val/protocol": numbers["protocol"], "val/best_threshold": float(threshold)}
 
     def fit(self) -> Outcome:
-        """Trains to the end, or until SIGTERM or Ctrl-C, which save first; continues what the run folder holds."""
-        run_folder.claim(self.workdir, self.config, self.train_view)
-        if jax.process_index() == 0:
-            notes = targets.keep(self.config, self.workdir, self.train_view)
-            print(*notes, sep="\n", end="\n" if notes else "")
-        readers = self.readers()
+        """Trains to the end, or until SIGTERM or Ctrl-C, which save first; continues what the run folder holds.
+
+        With several processes a signal to any of them stops all at one step.
+        """
+        distributed.check_same(run_folder.must_agree(self.config, self.train_view))
+        lock = distributed.all_or_none(lambda: run_folder.lock(self.workdir))
+        try:
+            return self._fit()
+        finally:
+            lock.close()
+
+    def _fit(self) -> Outcome:
+        record = self.source.fingerprint(self.train_view)
+        distributed.all_or_none(lambda: run_folder.claim(self.workdir, self.config, self.train_view, record))
+        notes = targets.keep(self.config, self.workdir, self.train_view)
+        print(*notes, sep="\n", end="\n" if notes else "")
+        distributed.wait_for_all("claimed")
+        readers = distributed.all_or_none(self.readers)
         iterator = loader.train_iterator(
             readers[0],
             self.config.train.batch_size,
@@ -140,20 +150,21 @@ class Trainer:
         start = checkpoints.latest() or 0
         state = self.initial_state(restored=start > 0)
         if start:
-            state = checkpoints.restore(start, state, iterator)
-        log = metrics_log.MetricsLog(self.workdir, start, active=jax.process_index() == 0)
+            start, state = checkpoints.restore_latest(state, iterator, report=print)
+        log = metrics_log.MetricsLog(self.workdir, start, active=distributed.is_main())
         batch = self.config.train.batch_size
         # In a log the lines are those of `log_every`.
         bar = progress.Progress("train", self.total * batch, "img", done=start * batch, log_seconds=math.inf)
         if start:
             bar.write(f"continuing {self.workdir} from step {start} of {self.total}")
         try:
-            with stop_signals() as stop:
+            with distributed.Stop() as stop:
                 state, outcome = self._loop(state, start, iterator, readers[1], checkpoints, log, bar, stop)
             checkpoints.wait()
             if outcome.finished:
                 best = checkpoints.best()
                 storage.write_json(Path(self.workdir) / run_folder.RESULT_FILE, self._result(best))
+                distributed.wait_for_all("result")
         finally:
             bar.close()
             log.close()
@@ -169,10 +180,11 @@ class Trainer:
         checkpoints: Checkpoints,
         log: metrics_log.MetricsLog,
         bar: progress.Progress,
-        stop: list[int],
+        stop: distributed.Stop,
     ) -> tuple[TrainState, Outcome]:
         pending, clock, clock_step = collections.deque(), time.monotonic(), step
-        while step < self.total and not stop:
+        stopped = stop.at(step)
+        while step < self.total and not stopped:
             state, scalars = self.train_step(state, sharding.put(next(iterator), self.mesh))
             pending.append(scalars)
             step += 1
@@ -200,11 +212,14 @@ class Trainer:
                     bar.write(f"step {step}: validation {self._headline(scores)}")
                     clock, clock_step = time.monotonic(), step
                 self._save(checkpoints, step, state, iterator, scores)
-        if stop:
+            stopped = stop.at(step)
+        if stopped:
             check_finite(state.guard, self.trainable)
             self._save(checkpoints, step, state, iterator, None)
-            bar.write(f"stopped at step {step} by {signal.Signals(stop[0]).name}; saved. The same command continues")
-        return state, Outcome(step, step == self.total, stop[0] if stop else None)
+            bar.write(
+                f"stopped at step {step} by {signal.Signals(stop.signal).name}; saved. The same command continues"
+            )
+        return state, Outcome(step, step == self.total, stop.signal)
 
     def _save(self, checkpoints: Checkpoints, step: int, state: TrainState, iterator: Iterator, scores: dict | None):
         name = self.config.eval.metric
@@ -231,32 +246,10 @@ class Trainer:
         return {"finished": True, "step": self.total, "best_step": best, **(scored[-1] if scored else {})}
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that fills with the SIGTERM or SIGINT received meanwhile; a second one acts as usual."""
-    received: list[int] = []
-    old = {}
-
-    def note(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, old[number])
-
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            old[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread: no handlers, as under a notebook's executor
-        pass
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
 def run(config: ConfigDict, workdir: str) -> Outcome:
     """Trains `config` in `workdir`; a complete run is left as it is."""
     sharding.use_cpu_devices(config.train.cpu_devices, config.train.batch_size)
-    trainer = Trainer(config, workdir)
+    trainer = distributed.all_or_none(lambda: Trainer(config, workdir))
     if run_folder.result(workdir) is not None:
         run_folder.claim(workdir, config, trainer.train_view)
         print(f"{workdir} is complete (step {trainer.total}); evaluate it with: jaxmlic evaluate --workdir={workdir}")

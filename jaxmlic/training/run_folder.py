@@ -2,22 +2,28 @@
 
 config.json      config, class names, a fingerprint of the training data, the classes trained
 metrics.jsonl    one row a report; tensorboard/ holds the same numbers
-checkpoints/     best and last (see jaxmlic.checkpoint)
+checkpoints/     the best and the last two (see jaxmlic.training.checkpoint)
 result.json      written when the training is complete
 scores/          score files and tables of `jaxmlic evaluate`
 pseudo_labels.npz, noise.npz  the labels that were trained on, where they are not the stored ones
+.lock            held while it is trained
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
+import importlib.metadata
 import json
+import os
+import socket
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
-from jaxmlic import storage
+from jaxmlic import distributed, storage
 from jaxmlic.data.loader import View
 from jaxmlic.errors import UserError
 from jaxmlic.labels.names import check_same_classes
@@ -25,12 +31,13 @@ from jaxmlic.training import targets
 from jaxmlic.training.checkpoint import FOLDER
 from jaxmlic.version import __version__
 
-CONFIG_FILE, RESULT_FILE, SCORES = "config.json", "result.json", "scores"
+CONFIG_FILE, RESULT_FILE, SCORES, LOCK = "config.json", "result.json", "scores", ".lock"
 
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What config.json holds. `trained_classes` are the names of the classes that the training split has, or None."""
+    """What config.json holds. `trained_classes` are the names of the classes that the training split has, or None;
+    `inputs` is the fingerprint of what its images were read from (`Source.fingerprint`), "" in older folders."""
 
     workdir: Path
     config: ConfigDict
@@ -38,6 +45,7 @@ class RunRecord:
     num_train: int
     fingerprint: str
     trained_classes: list[str] | None = None
+    inputs: str = ""
 
 
 def fingerprint(view: View) -> str:
@@ -51,10 +59,54 @@ def fingerprint(view: View) -> str:
     return digest.hexdigest()[:16]
 
 
-def claim(workdir: str | Path, config: ConfigDict, train: View) -> RunRecord:
+def must_agree(config: ConfigDict, train: View) -> dict[str, str]:
+    """What all processes of a run must have alike, as text by name: config, versions, data."""
+    packages = ("jaxmlic", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    values = {f"config.{name}": repr(value) for name, value in config_lib.flatten(config).items()}
+    values |= {f"the version of {name}": _version(name) for name in packages}
+    return values | {f"data set {train.dataset.name!r}, split {train.split!r}": fingerprint(train)}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # not installed, on the path
+        return ""
+
+
+def lock(workdir: str | Path) -> contextlib.AbstractContextManager:
+    """Keeps a second training out of the folder until it is closed, or its process ends in any way.
+
+    Raises UserError where there is another, and where the folder cannot be made.
+    """
+    if not distributed.is_main():
+        return contextlib.ExitStack()
+    path = Path(workdir) / LOCK
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({storage.reason(error)}); use another --workdir") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip()
+        file.close()
+        raise UserError(f"{workdir} is being trained by another process ({owner}); use another --workdir") from None
+    except OSError:  # a file system without locks
+        return file
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def claim(workdir: str | Path, config: ConfigDict, train: View, inputs: str = "") -> RunRecord:
     """Writes config.json into a new folder, or checks that the one there belongs to the same config and data.
 
     A folder without a checkpoint (of a start that ended on a mistake) counts as new: there is nothing to lose in it.
+    inputs: fingerprint of what is read for the training images.
 
     Raises:
       UserError: the folder is of another config (the message names the fields), other class names or other data, or
@@ -63,7 +115,7 @@ def claim(workdir: str | Path, config: ConfigDict, train: View) -> RunRecord:
     workdir = Path(workdir)
     names = list(train.dataset.class_names)
     trained = np.array(names)[targets.trained_classes(train)].tolist()
-    run = RunRecord(workdir, config, names, len(train), fingerprint(train), trained)
+    run = RunRecord(workdir, config, names, len(train), fingerprint(train), trained, inputs)
     begun = any(path.name.isdigit() for path in (workdir / FOLDER).glob("*"))
     if begun:
         if not (workdir / CONFIG_FILE).exists():
@@ -85,6 +137,11 @@ def claim(workdir: str | Path, config: ConfigDict, train: View) -> RunRecord:
                 f"{workdir} was trained on other examples or labels than data set {train.dataset.name!r} now holds; "
                 "use another --workdir or prepare the data as it was"
             )
+        if old.inputs and old.inputs != run.inputs:
+            raise UserError(
+                f"{workdir} was trained on other images or features than {config.data.features_file or 'the data set'} "
+                "now holds, under the same names and labels; use another --workdir or bring back what was there"
+            )
         return run
     storage.write_json(
         workdir / CONFIG_FILE,
@@ -95,6 +152,7 @@ def claim(workdir: str | Path, config: ConfigDict, train: View) -> RunRecord:
             "num_train": run.num_train,
             "fingerprint": run.fingerprint,
             "trained_classes": run.trained_classes,
+            "inputs": run.inputs,
         },
         remedy="use another --workdir",
     )
@@ -115,6 +173,7 @@ def load(workdir: str | Path) -> RunRecord:
             stored["num_train"],
             stored["fingerprint"],
             stored.get("trained_classes"),
+            stored.get("inputs", ""),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it or train in another --workdir") from None

@@ -180,4 +180,4 @@ def partition(params: dict, multipliers: dict[str, float | None]) -> tuple[dict,
 
 def _cast(values: dict, like: dict) -> dict:
     """`values` with the dtypes and the placement of `like`; the same names are the importer's promise."""
-    return jax.tree.map(lambda v, x: jax.device_put(jnp.asarray(v, x.dtype), x.sharding), values, like)
+    return jax.tree.map(lambda v, x: sharding.place(np.asarray(v, x.dtype), x.sharding), values, like)

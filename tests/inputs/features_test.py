@@ -338,7 +338,7 @@ def test_two_commands_at_the_same_time_keep_each_others_splits(data_dir, weights
     dataset = datasets.load("tiny", tmp_path)
     for name in ("one", "other"):
         datasets.write_named_split(dataset, name, {"part": np.arange(4)}, {})
-    monkeypatch.setattr(compute, "_make_forward", lambda config: (None, {}))
+    monkeypatch.setattr(compute, "_make_forward", lambda config, mesh: (None, {}))
 
     def write(path, view, *others):
         path.write_bytes(b"")

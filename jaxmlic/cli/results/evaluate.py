@@ -7,6 +7,7 @@ from jaxmlic.experiments.runs import evaluate
 
 def main(argv: list[str]) -> int:
     parser = Parser(
+        hosts=True,
         prog="jaxmlic evaluate",
         description="Scores a split with a run's best checkpoint; prints and writes the metrics of a named protocol.",
         epilog="protocols: " + "; ".join(f"{p.name} ({p.description})" for p in metrics.PROTOCOLS.values()),

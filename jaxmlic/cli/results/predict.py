@@ -17,7 +17,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(prog="jaxmlic predict", description="Labels photographs with a run's best checkpoint.")
+    parser = Parser(hosts=True, prog="jaxmlic predict", description="Labels photographs with a run's best checkpoint.")
     parser.add_argument("--workdir", required=True, help="folder of a `jaxmlic train`")
     parser.add_argument(
         "--threshold", default="0.5", help='probability, or "fitted" (on the validation part); default 0.5'

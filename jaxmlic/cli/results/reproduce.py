@@ -12,6 +12,7 @@ from jaxmlic.reports.figures import canvas, printed
 
 def main(argv: list[str]) -> int:
     parser = Parser(
+        hosts=True,
         prog="jaxmlic reproduce",
         description="A paper's tables: for each row the command, the files it needs, the printed number with protocol "
         "and source, and ours from the finished runs.",

@@ -12,6 +12,7 @@ from jaxmlic.experiments.self_training import run
 def main(argv: Sequence[str]) -> int:
     """`jaxmlic alternate`."""
     parser = Parser(
+        hosts=True,
         prog="jaxmlic alternate",
         description="Trains on a labelled part, labels the rest by propagation, trains on all of it, in rounds.",
         epilog="Config fields can be set for all rounds: --config.train.duration='5 epochs'.",

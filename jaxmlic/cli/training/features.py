@@ -9,6 +9,7 @@ from jaxmlic.experiments.runs import store_features
 def main(argv: list[str]) -> int:
     """`jaxmlic features`."""
     parser = Parser(
+        hosts=True,
         prog="jaxmlic features",
         description="Runs an experiment's frozen trunk once over its data set and keeps the features. Then train with "
         "the same --config and overrides and --config.data.source=features: hundreds of times faster.",

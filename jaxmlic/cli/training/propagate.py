@@ -74,6 +74,7 @@ def _band(text: str | None) -> tuple[float, ...]:
 def main(argv: Sequence[str]) -> int:
     """`jaxmlic propagate`."""
     parser = Parser(
+        hosts=True,
         prog="jaxmlic propagate",
         description="Labels the unlabelled images of a training split from the labelled ones near them. Train on the "
         "file with --config.data.pseudo_labels=FILE.",

@@ -10,6 +10,7 @@ from jaxmlic.experiments import beside_papers, sweep
 
 def main(argv: list[str]) -> int:
     parser = Parser(
+        hosts=True,
         prog="jaxmlic sweep",
         description="Runs the entries of an experiment's sweep(); complete runs are skipped, others continued.",
         epilog="Config fields can be set for all entries: --config.train.duration='5 epochs'.",

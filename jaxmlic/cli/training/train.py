@@ -10,6 +10,7 @@ from jaxmlic.training.loop import run
 
 def main(argv: list[str]) -> int:
     parser = Parser(
+        hosts=True,
         prog="jaxmlic train",
         description="Trains an experiment. A run folder that already holds part of it is continued.",
         epilog="Every field of the config can be set: --config.optim.lr=0.01 (see configs/common.py for all of them).",

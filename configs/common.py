@@ -34,7 +34,8 @@ def base() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.name = "scenes"  # a data set made by `jaxmlic data prepare`
-    config.data.dir = ""  # where data sets live; empty = $JAXMLIC_DATA or ~/.cache/jaxmlic/data
+    # Where data sets live; empty = $JAXMLIC_DATA or ~/.cache/jaxmlic/data. Those of gs:// and s3:// are copied here.
+    config.data.dir = ""
     config.data.train_split = "train"
     config.data.val_split = ""  # model selection; empty = carve `val_fraction` from train, stratified over labels
     config.data.val_fraction = 0.1  # 0 = no selection: the last checkpoint is the result

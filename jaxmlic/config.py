@@ -12,6 +12,7 @@ from types import ModuleType
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from jaxmlic import storage
 from jaxmlic.errors import UserError, did_you_mean, unknown
 
 SHARED = ("__init__", "common", "stand_ins")  # files in configs/ that are no experiments
@@ -168,6 +169,16 @@ def differences(old: Mapping, new: ConfigDict) -> list[str]:
         for key in sorted(old.keys() | new.keys())
         if key not in FREE_FIELDS and old.get(key) != new.get(key)
     ]
+
+
+def check_buckets(config: ConfigDict) -> None:
+    """UserError for a field that names a file or folder in a bucket which is not there or may not be read."""
+    for key, value in flatten(config).items():
+        if isinstance(value, str) and "://" in value:
+            try:
+                storage.to_path(value)
+            except UserError as error:
+                raise UserError(f"config.{key}: {error}") from None
 
 
 def from_dict(values: Mapping) -> ConfigDict:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmlic import metrics, sharding
+from jaxmlic import metrics, sharding, storage
 from jaxmlic.data import datasets, loader
 from jaxmlic.data.image import ImageError, decode_image
 from jaxmlic.errors import UserError
@@ -170,7 +170,7 @@ class Run:
         mesh, variables = self._restored.mesh, self._restored.variables
         batch_size = min(self._batch_size, -(-len(paths) // mesh.size) * mesh.size)
         found, unreadable = [], {}
-        for names, batch in self._photographs(list(map(Path, paths)), batch_size, unreadable):
+        for names, batch in self._photographs(list(map(storage.to_path, paths)), batch_size, unreadable):
             pixels = sharding.place(batch, sharding.split(mesh))
             prediction = jax.tree.map(sharding.gather, self._predict_step(variables, pixels))
             steps = jax.tree.map(sharding.gather, self._trace_step(variables, pixels)) if trace else None
@@ -225,11 +225,11 @@ class Run:
         side = self.config.data.image_size
         if paths:
             found, unreadable = [], {}
-            for _, batch in self._photographs(list(map(Path, paths)), 1, unreadable):
+            for _, batch in self._photographs(list(map(storage.to_path, paths)), 1, unreadable):
                 found.append(batch[0])
             for path, why in unreadable.items():
                 raise UserError(f"image {path} cannot be read ({why})")
-            return Pictures([Path(path).name for path in paths], np.stack(found))
+            return Pictures([storage.to_path(path).name for path in paths], np.stack(found))
         view = loader.find_view(self.config.data, self.dataset, self.config.seed, split or self.config.data.test_split)
         several = (view.labels == 1).sum(axis=1) > 1
         rows = np.sort(np.argsort(~several, kind="stable")[:count])

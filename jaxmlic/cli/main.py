@@ -10,6 +10,7 @@ from types import TracebackType
 
 import absl.logging
 
+from jaxmlic import storage
 from jaxmlic.errors import UserError, did_you_mean
 from jaxmlic.version import __version__
 
@@ -129,6 +130,12 @@ def run(argv: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output left (`| head`)
         sys.stderr.close()
         return 0
+    except Exception as error:
+        problem = storage.bucket_problem(error)
+        if problem is None:
+            raise
+        print(f"jaxmlic: {problem}", file=sys.stderr)
+        return 2
 
 
 def main() -> None:

@@ -4,6 +4,9 @@ A prepared data set is the folder `DATA_DIR/NAME/1.0.0` in tfds's standard layou
 `tfds.builder_from_directory(path).as_data_source(split)` reads it. Beside tfds's files it holds `jaxmlic.json` (class
 names, splits, where it came from), `labels-<split>.npz` (ids and labels in the order of the records) and, when images
 were left out on request, `skipped.csv`.
+
+A data set in a bucket is copied to this machine when it is opened, once for each version of its files, and read there:
+records are drawn in random order, thousands a second.
 """
 
 import functools
@@ -17,17 +20,19 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
+from jaxmlic import progress, storage
 from jaxmlic.data import named_splits as named
 from jaxmlic.data.records import RecordSource
 from jaxmlic.errors import UserError, did_you_mean
-from jaxmlic.storage import load_npz, reason
+from jaxmlic.storage import load_npz, reason, to_path
 
 VERSION = "1.0.0"  # of the layout of a prepared data set
+DERIVED = ("check/", "features/", "graph/")  # what other commands write into its folder
 
 
 def default_data_dir() -> Path:
     """Where prepared data sets live: $JAXMLIC_DATA, else ~/.cache/jaxmlic/data."""
-    return Path(os.environ.get("JAXMLIC_DATA") or Path.home() / ".cache" / "jaxmlic" / "data")
+    return to_path(os.environ.get("JAXMLIC_DATA") or Path.home() / ".cache" / "jaxmlic" / "data")
 
 
 def check_shard(path: Path, count: int) -> None:
@@ -46,7 +51,7 @@ def check_shard(path: Path, count: int) -> None:
 
 def prepared(data_dir: str | os.PathLike | None = None) -> list[str]:
     """Names of the data sets that are prepared in a folder, sorted."""
-    data_dir = Path(data_dir) if data_dir is not None else default_data_dir()
+    data_dir = to_path(data_dir) if data_dir else default_data_dir()
     return sorted(path.parent.parent.name for path in data_dir.glob(f"[!.]*/{VERSION}/jaxmlic.json"))
 
 
@@ -55,12 +60,13 @@ class Dataset:
 
     A split is a stored one, or "NAME/PART" of a named one (see `write_named_split`), as `split_names` lists them.
 
-    Attributes: `name`, `path` (its folder), `class_names`, `splits` ({stored split: count}), `has_boxes` and `info`
-    (all of jaxmlic.json).
+    Attributes: `name`, `path` (its folder on this machine), `home` (the same, or its folder in a bucket),
+    `class_names`, `splits` ({stored split: count}), `has_boxes` and `info` (all of jaxmlic.json).
     """
 
-    def __init__(self, path: Path, info: dict, splits: tfds.core.SplitDict):
+    def __init__(self, path: Path, info: dict, splits: tfds.core.SplitDict, home: Path | None = None):
         self.path = path
+        self.home = home or path
         self.info = info
         self.name = info["name"]
         self.class_names = tuple(info["class_names"])
@@ -70,6 +76,16 @@ class Dataset:
 
     def __repr__(self) -> str:
         return f"Dataset({self.name!r}, {len(self.class_names)} classes, {self.splits})"
+
+    def publish(self, path: Path) -> None:
+        """Copies a file that was written into `path` to `home`, where that is another place."""
+        if self.home != self.path:
+            storage.send_file(path, self.home / path.relative_to(self.path).as_posix())
+
+    def fetch(self, folder: Path) -> None:
+        """Copies what `home` holds of a folder inside `path`, where that is another place."""
+        if self.home != self.path:
+            storage.fetch_folder(self.home / folder.relative_to(self.path).as_posix(), prune=False)
 
     def split_names(self) -> list[str]:
         """The stored splits and all parts of named ones; UserError for a damaged file of them."""
@@ -187,7 +203,9 @@ def write_named_split(
         "overwrite": overwrite,
         "folds": folds,
     }
-    return named.write(dataset.path, name, parts, info, **options)
+    path = named.write(dataset.path, name, parts, info, **options)
+    dataset.publish(path)
+    return path
 
 
 def _damaged(path: Path, why: str) -> UserError:
@@ -195,29 +213,54 @@ def _damaged(path: Path, why: str) -> UserError:
     return UserError(f"{path}: damaged ({why}): run `jaxmlic data prepare {name}` again with --overwrite")
 
 
-def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
+def _copy(home: Path, records: bool) -> Path:
+    """The local copy of a data set's folder in a bucket, with what is missing in it."""
+
+    def wanted(name: str) -> bool:
+        return not name.startswith(DERIVED) and (records or ".array_record" not in name)
+
+    bar = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal bar
+        if total and bar is None:
+            bar = progress.Progress(f"copying {home}", -(-total >> 20), unit="MiB")
+        if bar is not None:
+            bar.advance((done >> 20) - bar.done)
+
+    try:
+        return storage.fetch_folder(home, wanted, show)
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def load(name: str, data_dir: str | os.PathLike | None = None, *, records: bool = True) -> Dataset:
     """Open a prepared data set.
 
     Args:
       name: its name.
       data_dir: the folder of all data sets; None is `default_data_dir()`.
+      records: whether `source` will be called; without it only labels are copied from a bucket.
 
     Raises:
       UserError: there is no data set of that name, or its folder is damaged.
     """
-    data_dir = Path(data_dir) if data_dir is not None else default_data_dir()
-    path = data_dir / name / VERSION
-    if not path.is_dir():
+    data_dir = to_path(data_dir) if data_dir else default_data_dir()
+    home = path = data_dir / name / VERSION
+    if not (path / "jaxmlic.json").exists() if storage.is_bucket(path) else not path.is_dir():
         known = prepared(data_dir)
         listed = f"it holds {', '.join(known)}" if known else "it holds none"
         raise UserError(
             f"no data set {name!r} in {data_dir}{did_you_mean(name, known)} ({listed}): "
             f"run `jaxmlic data prepare {name} --source=...`"
         )
+    if storage.is_bucket(home):
+        path = _copy(home, records)
     try:
         info = json.loads((path / "jaxmlic.json").read_text(encoding="utf-8"))
         splits = tfds.builder_from_directory(path).info.splits
-        dataset = Dataset(path, info, splits)
+        dataset = Dataset(path, info, splits, home)
         counts = {split: splits[split].num_examples for split in info["splits"]}
     except FileNotFoundError as error:
         raise _damaged(path, f"{os.path.basename(error.filename or '')} is missing") from None

@@ -4,14 +4,13 @@ The model is initialised and its training step traced and lowered at the config'
 """
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
-from jaxmlic import metrics, sharding
+from jaxmlic import metrics, sharding, storage
 from jaxmlic.data import benchmark_facts, datasets
 from jaxmlic.errors import UserError
 from jaxmlic.evaluation import scoring
@@ -234,7 +233,7 @@ def _frozen_problems(config, model, source, multipliers, first_stage: ConfigDict
     frozen = [name for name, rate in multipliers.items() if rate is None]
     mine = state_lib.parameter_shapes(model, source.example())
     before = first_stage
-    if before is None and config.start_from and Path(config.start_from).is_dir():
+    if before is None and config.start_from and storage.to_path(config.start_from).is_dir():
         before = run_folder.load(config.start_from).config
     copied = set()
     if before is not None:
@@ -263,7 +262,7 @@ def _needs(config: ConfigDict, first_stage: ConfigDict | None) -> list[tuple[str
     for field in ("pretrained", "data.pseudo_labels"):
         path = config_lib.flatten(config)[field]
         if path:
-            needs.append((f"config.{field}: {path}", Path(path).expanduser().is_file()))
+            needs.append((f"config.{field}: {path}", storage.to_path(path).is_file()))
     if config.start_from:
         there = run_folder.result(config.start_from) is not None
         needs.append((f"config.start_from: the run in {config.start_from}", there))

@@ -4,8 +4,6 @@ Features come from the best checkpoint of a run, or from what `jaxmlic features`
 are those of `jaxmlic.propagation`.
 """
 
-from pathlib import Path
-
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -61,6 +59,7 @@ def propagate(
     UserErrors as its parts.
     """
     method.check()
+    storage.check_writable(storage.to_path(out).parent)
     found = None if workdir is None else run_lib.load(workdir, config.data.dir or None)
     dataset = found.dataset if found else datasets.load(config.data.name, config.data.dir or None)
     view = loader.select(config.data, dataset, split)
@@ -75,7 +74,7 @@ def propagate(
         ),
     )
     numbers = info | quality(result, view.stored_labels, known, method.single_label)
-    storage.write_json(Path(out).with_suffix(".json"), numbers)
+    storage.write_json(storage.to_path(out).with_suffix(".json"), numbers)
     lines = []
     if method.decide == "half" and not (result.labels[~known] == 1).any():
         lines.append(

@@ -123,7 +123,7 @@ def lines_of(
       weights: the folder of weights that they were made with.
     """
     lines = [_line(table, row, dataset, argument, overrides, weights) for table in tables for row in table.rows]
-    return [_with_runs(line, Path(workdir)) if line.entries else line for line in lines]
+    return [_with_runs(line, storage.to_path(workdir)) if line.entries else line for line in lines]
 
 
 def train(
@@ -145,7 +145,7 @@ def train(
         groups.setdefault((line.spec, line.dataset), {}).update(dict.fromkeys(names))
     for (spec, dataset), names in groups.items():
         if names:
-            folder = Path(workdir) / dataset
+            folder = storage.to_path(workdir) / dataset
             outcome = sweep.run(
                 spec, folder, seeds=seeds, only=list(names), overrides=overrides, weights=weights, report=report
             )

@@ -42,6 +42,7 @@ def evaluate(
 
     Raises UserError for a folder without a run, another model's checkpoint, class names that differ.
     """
+    storage.check_writable(workdir)
     found = run.load(workdir, data_dir)
     result = found.evaluate(split, protocol)
     scores, numbers = result.scores, result.numbers

@@ -14,6 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
+from jaxmlic import storage
 from jaxmlic.config import Entry
 from jaxmlic.errors import UserError
 from jaxmlic.experiments import sweep
@@ -56,7 +57,7 @@ def run(
     if config.data.pseudo_labels:
         raise UserError("config.data.pseudo_labels: each round makes its own; leave it empty")
     method.check()
-    folder, rows = Path(workdir), []
+    folder, rows = storage.to_path(workdir), []
     configs = rounds_of(config, folder, labelled, split, rounds)
     if open_source(config).is_stored:
         for one in configs[:2]:

@@ -148,7 +148,7 @@ def run(
       weights: a folder with a weight file for each trunk.
       report: called with a line before each run, and with each failure.
     """
-    base, workdir = config_lib.load(spec, overrides), Path(workdir)
+    base, workdir = config_lib.load(spec, overrides), storage.to_path(workdir)
     everything = entries(spec)
     chosen = {entry.name for entry in entries(spec, only)}
     plan: list[tuple[Entry, ConfigDict]] = []
@@ -245,13 +245,13 @@ def write(workdir: str | Path, rows: Sequence[dict]) -> None:
     keys = [k for k, v in rows[0].items() if isinstance(v, float) and k not in (*FIELDS, "threshold")] if rows else []
     keys = [k for k in keys if all(k in one for one in rows)]  # rows of another protocol may lack one
     body = [["" if one[key] is None and key in FIELDS else one[key] for key in (*FIELDS, *keys)] for one in rows]
-    _write_csv(Path(workdir) / "runs.csv", [*FIELDS, *keys], body)
+    _write_csv(storage.to_path(workdir) / "runs.csv", [*FIELDS, *keys], body)
     header = ["entry", "runs", "protocol", *(f"{key} {what}" for key in keys for what in ("mean", "std"))]
     body = [
         [name, len(runs), runs[0]["protocol"], *(v for key in keys for v in tables.spread([one[key] for one in runs]))]
         for name, runs in pooled(rows).items()
     ]
-    _write_csv(Path(workdir) / "sweep.csv", header, body)
+    _write_csv(storage.to_path(workdir) / "sweep.csv", header, body)
 
 
 def fusion_commands(spec: str, workdir: str | Path, rows: Sequence[dict]) -> list[str]:
@@ -260,7 +260,7 @@ def fusion_commands(spec: str, workdir: str | Path, rows: Sequence[dict]) -> lis
     fused = module.ensembles(config_lib.find(spec)[1]) if hasattr(module, "ensembles") else {}
     files = {}
     for one in rows:
-        folder = folder_of(Path(workdir), one["entry"], one["seed"])
+        folder = folder_of(storage.to_path(workdir), one["entry"], one["seed"])
         files[one["seed"], one["entry"]] = str(folder / run_folder.SCORES / f"{one['split']}.npz")
     return [
         f"jaxmlic ensemble {' '.join(files[seed, name] for name in members)} --out={workdir}/{fusion}_seed{seed}.npz"

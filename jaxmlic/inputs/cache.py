@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -59,7 +58,7 @@ class CachedSource(Source):
 
     def eval_reader(self, view: loader.View) -> loader.RowReader:
         """View 0 of every image where it is stored and the weights are here to tell; otherwise photographs."""
-        if os.path.isfile(self.config.pretrained):
+        if storage.to_path(self.config.pretrained).is_file():
             fields = key_fields(self.config, view.dataset)
             if place(view, splits_there(folder_of(view.dataset, fields), fields), 1) is not None:
                 return CachedReader(view, self.config, train=False)
@@ -132,8 +131,9 @@ def key_fields(config: ConfigDict, dataset: datasets.Dataset) -> dict:
 def _weights_digest(path: str) -> str:
     """The SHA-256 of the file of weights, read once as long as it stays the same."""
     try:
-        stat = os.stat(path)
-        return _digest(path, stat.st_mtime_ns, stat.st_size)
+        local = storage.local_copy(path)
+        stat = local.stat()
+        return _digest(str(local), stat.st_mtime_ns, stat.st_size)
     except (OSError, UserError) as error:
         raise UserError(f"config.pretrained: {path} cannot be read ({storage.reason(error)})") from None
 
@@ -151,7 +151,9 @@ def stage_names(config: ConfigDict) -> tuple[str, ...]:
 def folder_of(dataset: datasets.Dataset, fields: dict) -> Path:
     """Where the features of this key lie, or will."""
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-    return dataset.path / FOLDER / f"{fields['trunk']}-{fields['image_size']}-{digest[:12]}"
+    folder = dataset.path / FOLDER / f"{fields['trunk']}-{fields['image_size']}-{digest[:12]}"
+    dataset.fetch(folder)
+    return folder
 
 
 def file_name(split: str) -> str:

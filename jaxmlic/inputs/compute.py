@@ -73,7 +73,10 @@ def compute(
         finally:
             if distributed.is_main():
                 partial.unlink(missing_ok=True)
+        dataset.publish(path)
+        dataset.publish(folder / cache.MANIFEST)
         distributed.wait_for_all(f"features {split}")
+        dataset.fetch(folder)
         size = path.stat().st_size / 2**20
         report(f"{split}: {len(whole):,} images, {_described(splits[split])}, {size:,.1f} MiB")
     return folder

@@ -26,15 +26,16 @@ def load(path: str) -> tuple[np.ndarray, np.ndarray]:
     came before.
     """
     try:
-        stat = os.stat(path)
+        local = storage.local_copy(path)
+        stat = local.stat()
     except OSError as error:
         raise UserError(f"config.data.features_file: {path!r} cannot be read ({error.strerror})") from None
-    return _load(path, stat.st_mtime_ns, stat.st_size)
+    return _load(path, str(local), stat.st_mtime_ns, stat.st_size)
 
 
 @functools.lru_cache(maxsize=2)
-def _load(path: str, *_: int) -> tuple[np.ndarray, np.ndarray]:
-    arrays = storage.load_npz(path, ("features", "ids"), (), what="file of features and ids")
+def _load(path: str, local: str, *_: int) -> tuple[np.ndarray, np.ndarray]:
+    arrays = storage.load_npz(local, ("features", "ids"), (), what="file of features and ids")
     features, ids = arrays["features"], arrays["ids"]
     if features.dtype.kind not in "fiu" or features.ndim not in (2, 4) or 0 in features.shape:
         kind = f"{features.dtype} {list(features.shape)}"

@@ -85,7 +85,7 @@ def word_vectors(
         return np.stack([_random(name, dim, seed) for name in names]), Lookup("random", {}, {}, ())
     readings = {name: _readings(name) for name in names}
     wanted = {word for of_name in readings.values() for words in of_name for word in words}
-    table = _read(ASSETS / "glove100.npz" if source == "glove100" else Path(source).expanduser(), wanted)
+    table = _read(ASSETS / "glove100.npz" if source == "glove100" else storage.local_copy(source), wanted)
     found, partial = {}, {}
     for name, of_name in readings.items():
         complete = (words for words in of_name if all(word in table for word in words))

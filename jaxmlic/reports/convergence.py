@@ -34,7 +34,7 @@ def curve(workdir: str | Path, metric: str = "mAP") -> tuple[np.ndarray, np.ndar
 
 def names_of(workdirs: Sequence[str | Path]) -> list[str]:
     """Short names that tell the runs apart: their paths without the folders and the ending that all share."""
-    parts = [Path(workdir).absolute().parts for workdir in workdirs]
+    parts = [storage.resolve(workdir).parts for workdir in workdirs]
     if len(parts) < 2:
         return [parts[0][-1]]
     shared = next((i for i, level in enumerate(zip(*parts, strict=False)) if len(set(level)) > 1), 0)

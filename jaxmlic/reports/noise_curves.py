@@ -6,6 +6,7 @@ tabulated, too.
 """
 
 import csv
+import io
 import textwrap
 from pathlib import Path
 
@@ -25,10 +26,9 @@ def read(folder: str | Path, metric: str) -> Curves:
 
     Raises UserError for a folder without runs.csv, for a file of an older version, and for a metric it does not have.
     """
-    path = Path(folder) / "runs.csv"
+    path = storage.to_path(folder) / "runs.csv"
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8"), newline="")))
     except (OSError, UnicodeDecodeError) as error:
         why = storage.reason(error)
         raise UserError(f"{path} cannot be read ({why}): give the --workdir of a `jaxmlic sweep`") from None

@@ -20,7 +20,7 @@ def write(path: str | Path, scores: ScoreFile, report: dict, facts: dict) -> str
     Raises:
       UserError: a file cannot be written.
     """
-    path = Path(path)
+    path = storage.to_path(path)
     score_file.save(path, scores)
     stem = f"{path.with_suffix('').as_posix()}.{report['protocol']}"
     storage.write_json(f"{stem}.json", scoring.as_json(report) | facts)

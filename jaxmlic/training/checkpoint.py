@@ -1,7 +1,12 @@
-"""Checkpoints: state, data position and score in one step folder (Orbax), the best and the last two kept."""
+"""Checkpoints: state, data position and score in one step folder (Orbax), the best and the last two kept.
+
+Into gs:// Orbax writes by itself; the object commit_success.txt, written last, makes a checkpoint whole. Into s3:// it
+cannot write, so there it works in a local folder, whose step folders are copied (see `storage.Mirror`).
+"""
 
 import json
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +40,20 @@ class Damaged(UserError):
     """A checkpoint that cannot be read."""
 
 
+def check_place(workdir: str | Path) -> None:
+    """UserError where checkpoints cannot be written: no permission in a bucket, several processes and s3://."""
+    storage.check_writable(workdir)
+    if _needs_mirror(workdir) and distributed.count() > 1:
+        raise UserError(
+            f"{workdir}: the checkpoints of {distributed.count()} processes cannot be written to s3://; use a "
+            "--workdir in gs:// or in a folder that all of them share"
+        )
+
+
+def _needs_mirror(workdir: str | Path) -> bool:
+    return str(workdir).startswith("s3:")
+
+
 class Checkpoints:
     """The checkpoints of one run folder.
 
@@ -45,8 +64,13 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, metric: str = "mAP", read_only: bool = False):
-        self.folder = Path(workdir).resolve() / FOLDER
+        self.folder = storage.resolve(workdir) / FOLDER
         self.metric = metric
+        self._mirror = storage.Mirror(self.folder) if _needs_mirror(workdir) else None
+        if self._mirror:
+            self._copying, self._copied = ThreadPoolExecutor(1), Future()
+            self._copied.set_result(None)
+            self._mirror.pull()
         if read_only and not self.folder.is_dir():
             raise UserError(f"{workdir} holds no checkpoints; train there first: jaxmlic train --workdir={workdir} ...")
         best = _policy.BestN(get_metric_fn=lambda metrics: metrics[metric], n=1, keep_checkpoints_without_metrics=False)
@@ -56,7 +80,8 @@ class Checkpoints:
             best_mode="max",
             **({"read_only": True, "create": False, "save_interval_steps": 0} if read_only else {}),
         )
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        self._local = self._mirror.path if self._mirror else self.folder  # where Orbax reads and writes
+        self.manager = ocp.CheckpointManager(self._local, options=options)
 
     def save(self, step: int, state: Any, iterator: Any, metrics: dict[str, float] | None = None) -> None:
         """Saves `state` (a tree of arrays) and the position of the grain `iterator` under `step`, once.
@@ -66,10 +91,20 @@ class Checkpoints:
         if step in self.manager.all_steps():
             return
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator))
+        if self._mirror:
+            self._copied.result()
         self._guarded(lambda: self.manager.save(step, args=args, metrics=metrics))
+        if self._mirror:
+            self._copied = self._copying.submit(self._copy)
+
+    def _copy(self) -> None:
+        self._guarded(self.manager.wait_until_finished)
+        self._mirror.push()
 
     def wait(self) -> None:
-        """Returns when everything saved so far is whole on disk."""
+        """Returns when everything saved so far is whole in the run folder."""
+        if self._mirror:
+            self._copied.result()
         self._guarded(self.manager.wait_until_finished)
 
     def latest(self) -> int | None:
@@ -97,7 +132,7 @@ class Checkpoints:
             state = self.manager.restore(step, args=items)["state"]
             if iterator is not None:
                 # All hosts read the same global batches, so any one's position is everybody's.
-                saved = min((self.folder / str(step) / "data").glob("process_*-of-*.json"))
+                saved = min((self._local / str(step) / "data").glob("process_*-of-*.json"))
                 iterator.set_state(json.loads(saved.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(step, error) from None
@@ -125,7 +160,7 @@ class Checkpoints:
                 raise Damaged(mistakes[0])
             report(f"{mistakes[0]}; continuing from step {steps[number + 1]}, and {step} becomes {step}.damaged")
             if distributed.is_main():
-                (self.folder / str(step)).rename(self.folder / f"{step}.damaged")
+                (self._local / str(step)).rename(self._local / f"{step}.damaged")
             distributed.wait_for_all(f"damaged {step}")
             self.manager.reload()
         raise UserError(f"{self.folder} holds no checkpoint")
@@ -135,7 +170,7 @@ class Checkpoints:
         folder = self.folder / str(step)
         with ocp.StandardCheckpointer() as reader:
             try:
-                found = shapes(reader.metadata(folder / "state").item_metadata.tree)
+                found = shapes(reader.metadata(self._local / str(step) / "state").item_metadata.tree)
             except (OSError, ValueError, AttributeError) as error:
                 raise self._damaged(step, error) from None
         wanted = shapes(target)
@@ -159,6 +194,8 @@ class Checkpoints:
         """Waits for pending saves and lets go."""
         self.wait()
         self.manager.close()
+        if self._mirror:
+            self._copying.shutdown()
 
     def _guarded(self, action: Callable[[], Any]) -> None:
         try:
@@ -169,7 +206,7 @@ class Checkpoints:
                     why = storage.reason(error)
                     raise UserError(f"{self.folder}: no checkpoint with the other processes ({why})") from None
                 raise
-            whole = (int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
+            whole = (int(p.name) for p in self._local.glob("*") if p.name.isdigit())
             last = max(whole, default=None)
             kept = "no earlier checkpoint" if last is None else f"the last good checkpoint is step {last}"
             raise UserError(

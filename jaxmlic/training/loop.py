@@ -6,12 +6,12 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxmlic import config as config_lib
 from jaxmlic import distributed, metrics, progress, sharding, storage
 from jaxmlic.data import datasets, loader
 from jaxmlic.errors import UserError
@@ -20,7 +20,7 @@ from jaxmlic.inputs import open_source
 from jaxmlic.models.heads import contract
 from jaxmlic.training import metrics_log, optim, run_folder, starting_point, targets
 from jaxmlic.training import state as state_lib
-from jaxmlic.training.checkpoint import Checkpoints
+from jaxmlic.training.checkpoint import Checkpoints, check_place
 from jaxmlic.training.state import TrainState
 from jaxmlic.training.step import check_finite, make_step_fn
 
@@ -163,7 +163,7 @@ class Trainer:
             checkpoints.wait()
             if outcome.finished:
                 best = checkpoints.best()
-                storage.write_json(Path(self.workdir) / run_folder.RESULT_FILE, self._result(best))
+                storage.write_json(storage.to_path(self.workdir) / run_folder.RESULT_FILE, self._result(best))
                 distributed.wait_for_all("result")
         finally:
             bar.close()
@@ -211,10 +211,12 @@ class Trainer:
                     log.write(step, scores)
                     bar.write(f"step {step}: validation {self._headline(scores)}")
                     clock, clock_step = time.monotonic(), step
+                log.flush()  # before the save: a run that continues there has the rows up to there
                 self._save(checkpoints, step, state, iterator, scores)
             stopped = stop.at(step)
         if stopped:
             check_finite(state.guard, self.trainable)
+            log.flush()
             self._save(checkpoints, step, state, iterator, None)
             bar.write(
                 f"stopped at step {step} by {signal.Signals(stop.signal).name}; saved. The same command continues"
@@ -249,6 +251,7 @@ class Trainer:
 def run(config: ConfigDict, workdir: str) -> Outcome:
     """Trains `config` in `workdir`; a complete run is left as it is."""
     sharding.use_cpu_devices(config.train.cpu_devices, config.train.batch_size)
+    distributed.all_or_none(lambda: (config_lib.check_buckets(config), check_place(workdir)))
     trainer = distributed.all_or_none(lambda: Trainer(config, workdir))
     if run_folder.result(workdir) is not None:
         run_folder.claim(workdir, config, trainer.train_view)

@@ -27,11 +27,12 @@ class MetricsLog:
         self.active = active
         if not active:
             return
-        self.path = Path(workdir) / METRICS_FILE
+        self.path = storage.to_path(workdir) / METRICS_FILE
         rows = [row for row in read(workdir) if row["step"] <= first_step]
         storage.write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-        self.file = self.path.open("a", encoding="utf-8")
-        self.events = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=first_step + 1)
+        self.file = storage.Appender(self.path)
+        self.outbox = storage.Outbox(storage.to_path(workdir) / "tensorboard")
+        self.events = SummaryWriter(str(self.outbox.path), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float | str]) -> None:
         """One row; numbers also go to TensorBoard. A value that is no number (NaN) is written as null."""
@@ -40,7 +41,6 @@ class MetricsLog:
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         try:
             self.file.write(json.dumps({"step": step, **plain}) + "\n")
-            self.file.flush()
         except OSError as error:
             why = storage.reason(error)
             raise UserError(f"{self.path}: cannot be written ({why}); free some space and run again") from None
@@ -48,15 +48,23 @@ class MetricsLog:
             if isinstance(value, int | float):
                 self.events.add_scalar(name, value, step)
 
+    def flush(self) -> None:
+        """Everything written so far is in the run folder, also where that is a bucket's."""
+        if self.active:
+            self.file.flush()
+            self.events.flush()
+            self.outbox.send()
+
     def close(self) -> None:
         if self.active:
             self.file.close()
             self.events.close()
+            self.outbox.send()
 
 
 def read(workdir: str | Path) -> list[dict]:
     """The rows of metrics.jsonl; a last line cut off by a kill is left out."""
-    path = Path(workdir) / METRICS_FILE
+    path = storage.to_path(workdir) / METRICS_FILE
     rows = []
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -77,11 +77,12 @@ def _version(package: str) -> str:
 def lock(workdir: str | Path) -> contextlib.AbstractContextManager:
     """Keeps a second training out of the folder until it is closed, or its process ends in any way.
 
+    There are no locks in buckets: there nobody is kept out.
     Raises UserError where there is another, and where the folder cannot be made.
     """
-    if not distributed.is_main():
+    if not distributed.is_main() or storage.is_bucket(workdir):
         return contextlib.ExitStack()
-    path = Path(workdir) / LOCK
+    path = storage.to_path(workdir) / LOCK
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
@@ -112,7 +113,7 @@ def claim(workdir: str | Path, config: ConfigDict, train: View, inputs: str = ""
       UserError: the folder is of another config (the message names the fields), other class names or other data, or
         has lost its config.json.
     """
-    workdir = Path(workdir)
+    workdir = storage.to_path(workdir)
     names = list(train.dataset.class_names)
     trained = np.array(names)[targets.trained_classes(train)].tolist()
     run = RunRecord(workdir, config, names, len(train), fingerprint(train), trained, inputs)
@@ -161,13 +162,13 @@ def claim(workdir: str | Path, config: ConfigDict, train: View, inputs: str = ""
 
 def load(workdir: str | Path) -> RunRecord:
     """The run in `workdir`; UserError if there is none or its config.json is damaged."""
-    path = Path(workdir) / CONFIG_FILE
+    path = storage.to_path(workdir) / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{path} does not exist; --workdir must be the folder of a `jaxmlic train`")
     try:
         stored = json.loads(path.read_text())
         return RunRecord(
-            Path(workdir),
+            path.parent,
             config_lib.from_dict(stored["config"]),
             list(stored["class_names"]),
             stored["num_train"],
@@ -181,5 +182,5 @@ def load(workdir: str | Path) -> RunRecord:
 
 def result(workdir: str | Path) -> dict | None:
     """What a complete training left in result.json; None while it is incomplete."""
-    path = Path(workdir) / RESULT_FILE
+    path = storage.to_path(workdir) / RESULT_FILE
     return json.loads(path.read_text()) if path.exists() else None

@@ -40,7 +40,7 @@ def training_views(
                 "config.data.val_fraction would measure on images whose labels are not known: with "
                 "config.data.pseudo_labels set it to 0, or name config.data.val_split"
             )
-        places = [Path(config.data.pseudo_labels).expanduser(), Path(workdir) / PSEUDO_LABELS]
+        places = [storage.to_path(config.data.pseudo_labels), storage.to_path(workdir) / PSEUDO_LABELS]
         if restored:
             places.reverse()
         train = label_file.attach(train, next((path for path in places if path.exists()), places[0]))
@@ -53,10 +53,10 @@ def keep(config: ConfigDict, workdir: str | Path, train: loader.View) -> list[st
     pseudo_labels.npz is a copy of the config's file. noise.npz has `ids` [N], `clean` and `noisy` int8 [N, C], in the
     order of the training examples.
     """
-    workdir = Path(workdir)
+    workdir = storage.to_path(workdir)
     if config.data.pseudo_labels:
-        source, copy = Path(config.data.pseudo_labels).expanduser(), workdir / PSEUDO_LABELS
-        if source.exists() and not (copy.exists() and copy.samefile(source)):
+        source, copy = storage.to_path(config.data.pseudo_labels), workdir / PSEUDO_LABELS
+        if source.exists() and storage.resolve(source) != storage.resolve(copy):
             with storage.replacing(copy) as file, source.open("rb") as original:
                 shutil.copyfileobj(original, file)
     if not config.data.noise_rate:

@@ -6,7 +6,6 @@ The exit status is 2 when a result on this data set would be wrong or could not 
 import argparse
 import json
 import os
-from pathlib import Path
 
 from jaxmlic.cli.parser import add_command
 from jaxmlic.data import datasets
@@ -14,7 +13,7 @@ from jaxmlic.data.check.duplicates import MAX_NEAR, NEAR
 from jaxmlic.data.check.report import check
 from jaxmlic.errors import UserError, writing
 from jaxmlic.reports import check_report
-from jaxmlic.storage import write_text
+from jaxmlic.storage import to_path, write_text
 
 
 def add_parser(commands) -> None:
@@ -37,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--workers={args.workers}: at least 1")
     if not 0 <= args.near <= MAX_NEAR:
         raise UserError(f"--near={args.near}: from 0 to {MAX_NEAR} of the 64 bits")
-    dataset = datasets.load(args.name, Path(args.data_dir).expanduser() if args.data_dir else None)
-    out = Path(args.out).expanduser() if args.out else dataset.path / "check"
+    dataset = datasets.load(args.name, args.data_dir)
+    out = to_path(args.out) if args.out else dataset.home / "check"
     with writing(out):  # a mistake in the folder shows before the work, not after it
         out.mkdir(parents=True, exist_ok=True)
     report = check(dataset, args.near, args.workers or len(os.sched_getaffinity(0)))

@@ -11,7 +11,7 @@ from jaxmlic.data import datasets
 from jaxmlic.errors import UserError, writing
 from jaxmlic.labels import graph as label_graph
 from jaxmlic.reports import graph_report
-from jaxmlic.storage import save_npz
+from jaxmlic.storage import save_npz, to_path
 
 THRESHOLDS = {"paper": 0.4, "ml_gcn": 0.4, "pmi": 0.1}
 REWEIGHT = 0.25
@@ -52,10 +52,10 @@ def run(args: argparse.Namespace) -> int:
     for option in ("threshold", "reweight"):
         if args.style == "identity" and getattr(args, option) is not None:
             raise UserError(f"--{option} changes nothing for --style=identity")
-    dataset = datasets.load(args.name, Path(args.data_dir).expanduser() if args.data_dir else None)
+    dataset = datasets.load(args.name, args.data_dir, records=False)
     graph = build(dataset, args.split, args.style, args.threshold, args.reweight)
     print(graph_report.text(graph))
-    out = Path(args.out).expanduser() if args.out else dataset.path / "graph"
+    out = to_path(args.out) if args.out else dataset.home / "graph"
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         save(out / "graph.npz", graph)

@@ -7,6 +7,7 @@ drawn here. The first two lead to a `table.Table`, whose images are then read, c
 import argparse
 import dataclasses
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from jaxmlic.cli.parser import add_command
 from jaxmlic.data import datasets
 from jaxmlic.data.prepare import benchmarks, folders
+from jaxmlic.data.prepare.beam.store import check_installed
 from jaxmlic.data.prepare.benchmarks import BENCHMARKS
 from jaxmlic.data.prepare.sources.archives import ARCHIVE_SUFFIXES
 from jaxmlic.data.prepare.sources.files import Files
@@ -22,6 +24,7 @@ from jaxmlic.data.prepare.tables import table
 from jaxmlic.data.prepare.tables.sheets import Options, find_tables
 from jaxmlic.errors import UserError, did_you_mean
 from jaxmlic.labels import stratify
+from jaxmlic.storage import is_bucket, to_path
 
 SCENES = "scenes"
 TABLE_OPTIONS = tuple(field.name for field in dataclasses.fields(Options))
@@ -70,6 +73,20 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a data set of this name")
     parser.add_argument("--skip-bad", action="store_true", help="leave out bad rows and images, and list them")
     parser.add_argument("--workers", type=int, help="threads (scenes: processes) that work at once (one per CPU)")
+    parser.add_argument(
+        "--shards",
+        type=int,
+        metavar="N",
+        help="files for the records of each split, each of as many rows (by size: 256 MiB a file)",
+    )
+    parser.add_argument(
+        "--beam",
+        action="store_true",
+        help="read and check the images on Apache Beam; they and --data-dir must be where every worker can open them",
+    )
+    parser.add_argument(
+        "--beam-options", metavar="TEXT", help='options of its runner, such as "--runner=FlinkRunner ..."'
+    )
     _add_table_options(parser)
     official = parser.add_argument_group("benchmarks")
     official.add_argument(
@@ -85,7 +102,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def _add_table_options(parser: argparse.ArgumentParser) -> None:
     own = parser.add_argument_group("tables")
-    own.add_argument("--images", help="folder of the images, if it is not the table's or its images/, JPEGImages/")
+    own.add_argument(
+        "--images", help="folder of the images, also in a bucket, if it is not the table's, its images/ or JPEGImages/"
+    )
     own.add_argument("--classes", help="class names, one a line, their order kept (classes.txt, words.txt, labels.txt)")
     own.add_argument("--file-column", help="column of the image's name (file, image, filename, name, path, id)")
     own.add_argument("--labels-column", help="column of the labels (labels, label, categories, tags, classes, words)")
@@ -97,14 +116,17 @@ def _add_table_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepares what the arguments ask for and prints a summary; raises UserError on a user's mistake."""
-    if args.workers is not None and args.workers < 1:
-        raise UserError(f"--workers={args.workers}: at least 1")
+    for option in ("workers", "shards"):
+        if getattr(args, option) is not None and getattr(args, option) < 1:
+            raise UserError(f"--{option}={getattr(args, option)}: at least 1")
     destination = Destination(
         args.name,
-        Path(args.data_dir).expanduser() if args.data_dir else datasets.default_data_dir(),
+        to_path(args.data_dir) if args.data_dir else datasets.default_data_dir(),
         args.workers or len(os.sched_getaffinity(0)),
         args.overwrite,
         args.skip_bad,
+        args.shards,
+        _beam_options(args),
     )
     stored = _prepare(args, destination)
     # A name on disk need not be UTF-8, and a terminal is.
@@ -112,8 +134,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _beam_options(args: argparse.Namespace) -> list[str] | None:
+    """Options for Beam, None without --beam; UserError where it is not installed."""
+    if not args.beam:
+        if args.beam_options:
+            raise UserError("--beam-options goes with --beam")
+        return None
+    check_installed()
+    return shlex.split(args.beam_options or "")
+
+
 def _prepare(args: argparse.Namespace, destination: Destination) -> Stored:
     name = args.name
+    for source in args.source or ():
+        if is_bucket(source):
+            raise UserError(f"--source={source}: tables and archives are read here: copy it (--images may stay)")
     if name in BENCHMARKS:
         if not args.source:
             raise UserError(
@@ -134,7 +169,7 @@ def _prepare(args: argparse.Namespace, destination: Destination) -> Stored:
             f"{name!r} is not built in{did_you_mean(name, known)} ({', '.join(known)}): "
             "give your own images with --source=DIR_OR_FILE"
         )
-    _refuse_options(args, (*TABLE_OPTIONS, "skip_bad", "class_order", "no_checksums"), name)
+    _refuse_options(args, (*TABLE_OPTIONS, "skip_bad", "class_order", "no_checksums", "shards", "beam"), name)
     chosen = {option: getattr(args, option) for option in SCENE_OPTIONS if getattr(args, option) is not None}
     return store_scenes(destination, chosen)
 
@@ -145,10 +180,15 @@ def _refuse_options(args: argparse.Namespace, useless: tuple[str, ...], what: st
         raise UserError(f"--{given.replace('_', '-')} means nothing for {what}: leave it out")
 
 
+def _scratch(destination: Destination) -> Path | None:
+    """Where large temporary files go: beside the data set, which has room for more than /tmp."""
+    return None if is_bucket(destination.data_dir) else destination.data_dir
+
+
 def _prepare_benchmark(args: argparse.Namespace, destination: Destination) -> Stored:
     """A benchmark from its owner's folders and archives."""
     options = {"class_order": args.class_order} if args.class_order else {}
-    with Files(args.source, scratch=destination.data_dir, checksums=not args.no_checksums) as files:
+    with Files(args.source, scratch=_scratch(destination), checksums=not args.no_checksums) as files:
         found = benchmarks.read(args.name, files, **options)
         info = {"source": [os.path.abspath(source) for source in files.sources], "options": options}
         return store_table(destination, found, info)
@@ -159,7 +199,7 @@ def _prepare_own(args: argparse.Namespace, destination: Destination) -> Stored:
     source = Path(args.source[0]).expanduser()
     archive = source.is_file() and source.name.lower().endswith(ARCHIVE_SUFFIXES)
     if archive or (source.is_dir() and not find_tables(source, required=False)[0]):
-        with Files([source], scratch=destination.data_dir, checksums=False) as files:
+        with Files([source], scratch=_scratch(destination), checksums=False) as files:
             if folders.is_class_folders(files):
                 _refuse_options(args, TABLE_OPTIONS, "class folders")
                 return store_table(destination, folders.read(files), {"source": os.path.abspath(source)})
@@ -175,7 +215,7 @@ def _prepare_own(args: argparse.Namespace, destination: Destination) -> Stored:
 
 def _summary(destination: Destination, stored: Stored) -> list[str]:
     """Lines that describe the data set now prepared."""
-    dataset = datasets.load(destination.name, destination.data_dir)
+    dataset = datasets.load(destination.name, destination.data_dir, records=False)
     if stored.already:
         return [f"{dataset.name}: already prepared in {stored.path} ({dataset.splits})"]
     total = sum(dataset.splits.values())

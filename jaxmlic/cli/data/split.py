@@ -70,7 +70,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the named split and prints a summary; raises UserError on a user's mistake."""
-    dataset = datasets.load(args.name, Path(args.data_dir).expanduser() if args.data_dir else None)
+    dataset = datasets.load(args.name, args.data_dir, records=False)
     _refuse_options(args)
     print("\n".join(existing(dataset) if args.list else divide(dataset, args)))
     return 0

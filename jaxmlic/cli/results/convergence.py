@@ -1,10 +1,10 @@
 """`jaxmlic convergence`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
+from jaxmlic import storage
 from jaxmlic.cli.parser import Parser
 from jaxmlic.errors import UserError
 from jaxmlic.reports import convergence
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     curves = {name: convergence.curve(run, options.metric) for name, run in zip(names, options.runs, strict=True)}
     if len(curves) < len(options.runs):
         raise UserError("convergence: a run is named twice")
-    out = Path(options.out)
+    out = storage.to_path(options.out)
     convergence.plot(out, curves, options.metric)
     convergence.write_csv(out.with_suffix(".csv"), curves, options.metric)
     for name, (epochs, values) in curves.items():

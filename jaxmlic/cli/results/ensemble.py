@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
+from jaxmlic import storage
 from jaxmlic.cli.parser import Parser
 from jaxmlic.errors import UserError
 from jaxmlic.evaluation import ensemble, scoring
@@ -27,10 +27,10 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--weights", help="one for each file, e.g. 0.3,0.7, scaled to sum to 1 (default: equal)")
     options = parser.parse_args(argv)
-    out = Path(options.out)
+    out = storage.to_path(options.out)
     if out.suffix != ".npz":
         raise UserError(f"--out={out}: a score file's name ends in .npz")
-    if out.resolve() in [Path(file).resolve() for file in options.files]:
+    if storage.resolve(out) in [storage.resolve(file) for file in options.files]:
         raise UserError(f"--out={out}: is one of the files to fuse; give another name")
     weights = None if options.weights is None else parse_weights(options.weights, len(options.files))
     found = ensemble.combine(options.files, protocol=options.protocol, space=options.space, weights=weights)

@@ -2,7 +2,6 @@
 
 import csv
 from collections.abc import Sequence
-from pathlib import Path
 
 from jaxmlic import run as run_lib
 from jaxmlic import storage
@@ -54,7 +53,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--figure={options.figure} is drawn of a run: add --workdir=RUN")
     if not options.workdir and not options.out:
         raise UserError("--out=FILE.png is missing")
-    out = Path(options.out) if options.out else Path(options.workdir) / "figures" / f"{options.figure}.png"
+    out = (
+        storage.to_path(options.out)
+        if options.out
+        else storage.to_path(options.workdir) / "figures" / f"{options.figure}.png"
+    )
     if out.suffix != ".png":
         raise UserError(f"--out={out}: a picture's name ends in .png")
     request = catalogue.Request(

@@ -1,8 +1,8 @@
 """`jaxmlic noise-curves`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from jaxmlic import storage
 from jaxmlic.cli.parser import Parser
 from jaxmlic.reports import noise_curves
 
@@ -18,11 +18,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", help="the picture, instead of RUNS/noise_curves.png")
     parser.add_argument("--title", help="of the picture, instead of one with the folder's name")
     options = parser.parse_args(argv)
-    folder, metric = Path(options.folder), options.metric
+    folder, metric = storage.to_path(options.folder), options.metric
     curves = noise_curves.read(folder, metric)
     print(noise_curves.text(curves, metric))
     if noise_curves.num_rates(curves) > 1:
-        out = Path(options.out) if options.out else folder / "noise_curves.png"
+        out = storage.to_path(options.out) if options.out else folder / "noise_curves.png"
         title = options.title or f"{metric} under label noise: {folder.resolve().name}"
         noise_curves.plot(out, curves, metric, title)
         print(f"\nwritten: {out}")

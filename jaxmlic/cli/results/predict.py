@@ -47,6 +47,7 @@ def predict(
       UserError: for a mistake before anything is predicted, and at the end for images that could not be read.
     """
     paths = find_images(images)
+    storage.check_writable(storage.to_path(out).parent if out else workdir)
     run = run_lib.load(workdir)
     bound, source = choose_threshold(run, threshold)
     found, unreadable = run.predict(paths, threshold=bound, trace=trace)
@@ -59,7 +60,7 @@ def predict(
     for one, steps in zip(found, traces, strict=False):
         print(f"{one.file}\n{trace_report.text(steps)}")
     print(f"threshold: {source}")
-    stem = Path(out) if out else run.workdir / "predictions"
+    stem = storage.to_path(out) if out else run.workdir / "predictions"
     if found:
         write_csv(stem.with_suffix(".csv"), found, run.class_names, source)
         limit = {"logit": None if decoded else bound, "source": source}
@@ -74,7 +75,7 @@ def predict(
 def find_images(arguments: Sequence[str]) -> list[Path]:
     """The files named, and the images directly in the folders named, in order. UserError for a missing path."""
     found = []
-    for path in map(Path, arguments):
+    for path in map(storage.to_path, arguments):
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
             if not inside:

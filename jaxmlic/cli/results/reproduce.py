@@ -1,7 +1,5 @@
 """`jaxmlic reproduce`."""
 
-from pathlib import Path
-
 from jaxmlic import papers, storage
 from jaxmlic.cli.parser import Parser
 from jaxmlic.errors import UserError, check_least
@@ -60,7 +58,7 @@ def main(argv: list[str]) -> int:
     needed = reproduce.needs(lines)
     print(paper_page.text(paper, lines, workdir, needed))
     if options.out:
-        stem = Path(options.out) / options.target.replace("/", "_table_")
+        stem = storage.to_path(options.out) / options.target.replace("/", "_table_")
         reproduce.write_csv(f"{stem}.csv", lines)
         storage.write_text(f"{stem}.md", paper_page.markdown(paper, lines, workdir, needed))
         written = [f"{stem}.csv", f"{stem}.md"]

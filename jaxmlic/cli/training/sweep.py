@@ -1,8 +1,7 @@
 """`jaxmlic sweep`."""
 
-from pathlib import Path
-
 from jaxmlic import config as config_lib
+from jaxmlic import storage
 from jaxmlic.cli.parser import Parser
 from jaxmlic.errors import UserError
 from jaxmlic.experiments import beside_papers, sweep
@@ -47,7 +46,8 @@ def main(argv: list[str]) -> int:
     commands = sweep.fusion_commands(options.config, options.workdir, outcome.rows)
     if commands:
         print("\n".join(["", "fusions of these runs:", *commands]))
-    print(f"\nwritten: {Path(options.workdir) / 'sweep.csv'} and {Path(options.workdir) / 'runs.csv'}")
+    folder = storage.to_path(options.workdir)
+    print(f"\nwritten: {folder / 'sweep.csv'} and {folder / 'runs.csv'}")
     if outcome.failures:
         raise UserError(f"{len(outcome.failures)} of {outcome.planned} runs failed: {'; '.join(outcome.failures)}")
     return 0

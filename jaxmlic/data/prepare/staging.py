@@ -23,7 +23,7 @@ def refuse_existing(name: str, data_dir: Path, overwrite: bool) -> None:
     target = data_dir / name
     if not target.exists():
         return
-    foreign = sorted(set(os.listdir(target)) - {VERSION}) if target.is_dir() else [name]
+    foreign = sorted({path.name for path in target.iterdir()} - {VERSION}) if target.is_dir() else [name]
     if foreign:
         raise UserError(
             f"{target} is there already and is not a prepared data set (it holds {foreign[0]!r}): "
@@ -34,6 +34,13 @@ def refuse_existing(name: str, data_dir: Path, overwrite: bool) -> None:
             f"{name!r} is already prepared, from another source or with other options, in {target}: "
             "add --overwrite to replace it, or choose another name"
         )
+
+
+def clear(folder: Path) -> None:
+    """Removes a data set's folder in a bucket; it is no data set from the first moment on."""
+    (folder / "jaxmlic.json").unlink(missing_ok=True)
+    if folder.exists():
+        folder.rmtree(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+import math
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxmlic import progress
+from jaxmlic import progress, storage
 from jaxmlic.data import datasets
 from jaxmlic.data.prepare import writer
+from jaxmlic.data.prepare.beam import store as beam_store
 from jaxmlic.data.prepare.checks import ImageChecker, is_utf8
-from jaxmlic.data.prepare.staging import refuse_existing
+from jaxmlic.data.prepare.staging import clear, refuse_existing
 from jaxmlic.data.prepare.tables.sheets import Problem
 from jaxmlic.data.prepare.tables.table import Table
 from jaxmlic.errors import UserError
@@ -18,13 +21,25 @@ from jaxmlic.errors import UserError
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a data set goes and how: `skip_bad` leaves bad rows out and lists them, `workers` work at once."""
+    """Where a data set goes and how.
+
+    Attributes:
+      name: of the data set.
+      data_dir: the folder of all data sets.
+      workers: threads or processes that work at once.
+      overwrite: replace one of that name.
+      skip_bad: leave bad rows out and list them.
+      shards: files for the records of each split, bounded by rows; None for files of about writer.SHARD_BYTES.
+      beam: options of Apache Beam, whose workers read the images then; None for this process.
+    """
 
     name: str
     data_dir: Path
     workers: int = 1
     overwrite: bool = False
     skip_bad: bool = False
+    shards: int | None = None
+    beam: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +67,10 @@ def store_table(destination: Destination, table: Table, info: dict) -> Stored:
     if no_text is not None:
         raise UserError(f"the class {no_text!r} is not UTF-8: rename it")
     skip_bad = destination.skip_bad
+    num_shards = destination.shards or (_shards_by_size(table) if destination.beam is not None else None)
     fingerprint = _table_fingerprint(table)
+    if num_shards:
+        fingerprint = _fingerprint(fingerprint, num_shards)
     if (not table.problems or skip_bad) and (path := _find_prepared(destination, fingerprint)):
         return Stored(path, already=True)
     refuse_existing(destination.name, destination.data_dir, destination.overwrite)
@@ -62,22 +80,23 @@ def store_table(destination: Destination, table: Table, info: dict) -> Stored:
         "fingerprint": fingerprint,
         "left_out": len(table.left_out),
     }
+    if destination.beam is not None:
+        return _store_by_beam(destination, table, info, num_shards)
     with ImageChecker(table, destination.workers, destination.name) as checker:
         if table.problems and not skip_bad:
             raise _refuse(table.problems + checker.remaining_problems(), destination)
         streams = {split: checker.stream(split) for split in table.splits}
         try:
-            path = writer.write(
-                destination.name,
-                destination.data_dir,
+            path = _write(
+                destination,
                 table.class_names,
                 streams if skip_bad else {split: _stop_at_problems(stream) for split, stream in streams.items()},
                 info,
                 table.has_boxes,
                 left_out=table.left_out + table.problems,
                 named_splits=table.named_splits,
-                overwrite=destination.overwrite,
                 resume=f"{fingerprint} {skip_bad}",
+                shard_ends=num_shards and {split: _ends(len(rows), num_shards) for split, rows in table.splits.items()},
             )
         except _BadRow as bad:
             raise _refuse([bad.problem, *checker.remaining_problems()], destination) from None
@@ -106,16 +125,60 @@ def store_scenes(destination: Destination, options: dict[str, int]) -> Stored:
                 yield example
                 bar.advance()
 
-        path = writer.write(
-            destination.name,
-            destination.data_dir,
+        path = _write(
+            destination,
             CLASS_NAMES,
             {split: stream(split, count) for split, count in layout.SPLITS.items()},
             {"source": "jaxmlic.data.prepare.scenes", "options": options, "fingerprint": fingerprint},
             has_boxes=True,
-            overwrite=destination.overwrite,
         )
     return Stored(path)
+
+
+def _write(destination: Destination, *args, **options) -> Path:
+    """`writer.write`; a data set for a bucket is made where its copy will be kept, and sent whole."""
+    name, data_dir = destination.name, destination.data_dir
+    if not storage.is_bucket(data_dir):
+        return writer.write(name, data_dir, *args, **options, overwrite=destination.overwrite)
+    storage.check_writable(data_dir)
+    home = data_dir / name / datasets.VERSION
+    shutil.rmtree(storage.copy_place(data_dir / name), ignore_errors=True)
+    made = writer.write(name, storage.copy_place(data_dir), *args, **options)
+    clear(home)
+    storage.send_folder(made, home, last="jaxmlic.json")
+    return home
+
+
+def _store_by_beam(destination: Destination, table: Table, info: dict, num_shards: int) -> Stored:
+    if table.problems and not destination.skip_bad:
+        raise _refuse(table.problems, destination)
+    storage.check_writable(destination.data_dir)
+    try:
+        path = beam_store.write(
+            destination.name,
+            destination.data_dir,
+            table,
+            info,
+            num_shards=num_shards,
+            options=destination.beam,
+            skip_bad=destination.skip_bad,
+            overwrite=destination.overwrite,
+        )
+    except beam_store.BadRows as bad:
+        raise _refuse(bad.problems, destination) from None
+    _problems_path(destination).unlink(missing_ok=True)
+    return Stored(path, notes=table.notes)
+
+
+def _shards_by_size(table: Table) -> int:
+    """How many shards of about writer.SHARD_BYTES the largest split has."""
+    sizes = [sum(getattr(row.image, "size", 0) for row in rows) for rows in table.splits.values()]
+    return max(1, math.ceil(max(sizes) / writer.SHARD_BYTES))
+
+
+def _ends(num_rows: int, num_shards: int) -> list[int]:
+    """Row n is in shard n * num_shards // num_rows, as with Beam: the number of the row behind each shard."""
+    return [-(-number * num_rows // num_shards) for number in range(1, num_shards + 1)]
 
 
 class _BadRow(Exception):

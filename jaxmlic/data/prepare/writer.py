@@ -1,7 +1,9 @@
 """Writes prepared data sets: a tfds builder that streams ArrayRecord shards without TensorFlow; see `datasets`."""
 
 import csv
+import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -20,6 +22,7 @@ from jaxmlic.errors import UserError, shorten
 from jaxmlic.storage import load_npz, replacing, save_npz
 
 SHARD_BYTES = 256 << 20
+RECORD_OPTIONS = "group_size:1,uncompressed"  # images are compressed already; the reader finds out by itself
 
 Example = Mapping[str, Any]
 """`id` text, `image` encoded bytes, `labels` int8 [C], and where the set has boxes `boxes`: a sequence of
@@ -74,15 +77,17 @@ class MultiLabelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
     _generate_examples = _split_generators  # tfds wants it to exist
 
     def write_split(
-        self, split: str, stream: Stream, folder: Path, journal: Journal
+        self, split: str, stream: Stream, folder: Path, journal: Journal, ends: Sequence[int] | None = None
     ) -> tuple[tfds.core.SplitInfo, dict, list[Problem]]:
-        """Write one split into `folder` (which exists), in shards of about SHARD_BYTES.
+        """Write one split into `folder` (which exists), in shards of about SHARD_BYTES or as `ends` says.
 
         Args:
           split: its name.
           stream: its examples.
           folder: where the shards go.
           journal: what an interrupted run completed; every completed shard is entered.
+          ends: for each shard the number of items of the stream, bad ones included, behind which it ends. One without
+            an example is left out.
 
         Returns:
           tfds's account of the split, {"ids": str [N], "labels": int8 [N, C]}, and what the stream left out.
@@ -91,26 +96,35 @@ class MultiLabelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
         last = str(shards[-1].ids[-1]) if shards else None
         items = iter(stream(last) if callable(stream) else stream)
         left_out = []  # behind the last example: a continued run will meet it again
-        while True:
-            shard, left_out = self._write_shard(folder, split, len(shards), items, left_out)
-            if shard is None:
+        taken = sum(len(shard.ids) + len(shard.left_out) for shard in shards)
+        for end in itertools.repeat(None) if ends is None else [end for end in ends if end > taken]:
+            part = items if end is None else itertools.islice(items, end - taken)
+            limit, taken = (SHARD_BYTES, taken) if end is None else (math.inf, end)
+            shard, left_out = self._write_shard(folder, split, len(shards), part, left_out, limit)
+            if shard is None and end is None:
                 break
+            if shard is None:
+                continue
             shards.append(shard)
             if journal.path is not None:
                 save_npz(_shard_arrays(folder, split, len(shards) - 1), {"ids": shard.ids, "labels": shard.labels})
                 journal.enter(split, [shard.entry() for shard in shards])
         if not shards:
             raise UserError(f"the split {split!r} of {self.name!r} has no examples")
-        info = tfds.core.SplitInfo(
-            name=split,
-            shard_lengths=[len(shard.ids) for shard in shards],
-            num_bytes=sum(shard.num_bytes for shard in shards),
-            filename_template=tfds.core.ShardedFileTemplate(
-                data_dir=folder, dataset_name=self.name, split=split, filetype_suffix="array_record"
-            ),
+        info = self.split_info(
+            split, folder, [len(shard.ids) for shard in shards], sum(shard.num_bytes for shard in shards)
         )
         arrays = {key: np.concatenate([getattr(shard, key) for shard in shards]) for key in ("ids", "labels")}
         return info, arrays, [problem for shard in shards for problem in shard.left_out] + left_out
+
+    def split_info(self, split: str, folder: Path, shard_lengths: list[int], num_bytes: int) -> tfds.core.SplitInfo:
+        """tfds's account of a split whose shards lie, or will lie, in a folder."""
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=folder, dataset_name=self.name, split=split, filetype_suffix="array_record"
+        )
+        return tfds.core.SplitInfo(
+            name=split, shard_lengths=shard_lengths, num_bytes=num_bytes, filename_template=template
+        )
 
     def _completed(self, split: str, folder: Path, journal: Journal) -> list["_Shard"]:
         """The shards that an interrupted run completed."""
@@ -125,21 +139,21 @@ class MultiLabelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
         return shards
 
     def _write_shard(
-        self, folder: Path, split: str, number: int, items: Iterator, left_out: list[Problem]
+        self, folder: Path, split: str, number: int, items: Iterator, left_out: list[Problem], limit: float
     ) -> tuple["_Shard | None", list[Problem]]:
-        """The next examples as one shard, None when there are none left; and what was left out behind the last one."""
+        """The next examples, of `limit` bytes or a little more, as one shard, None when there are none left; and what
+        was left out behind the last one."""
         ids, labels, size = [], [], 0
         within, behind = [], list(left_out)
         writer = None
         try:
-            while size < SHARD_BYTES and (item := next(items, None)) is not None:
+            while size < limit and (item := next(items, None)) is not None:
                 if isinstance(item, Problem):
                     behind.append(item)
                     continue
                 if writer is None:
                     path = folder / f"{split}.shard-{number}"
-                    # Images are compressed already; the reader finds out by itself.
-                    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+                    writer = array_record_module.ArrayRecordWriter(str(path), RECORD_OPTIONS)
                 if len(item["labels"]) != self.num_labels or ("boxes" in item) != self.has_boxes:
                     raise ValueError(f"the example {item['id']!r} does not fit {self.num_labels} classes and boxes")
                 record = serialize_example(item)
@@ -200,6 +214,7 @@ def write(
     named_splits: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     overwrite: bool = False,
     resume: str | None = None,
+    shard_ends: Mapping[str, Sequence[int]] | None = None,
 ) -> Path:
     """Write a data set, streaming its examples; it appears under its name only when it is complete.
 
@@ -217,6 +232,7 @@ def write(
       named_splits: {name: {part: ids}} for `write_named_split`; ids that were left out are passed over.
       overwrite: replace a data set of that name; the old one stays until the new one is complete.
       resume: a text that is the same only for the same source and options; None does not keep anything.
+      shard_ends: {split: `ends` of `MultiLabelBuilder.write_split`}.
 
     Returns:
       the folder DATA_DIR/NAME/1.0.0.
@@ -224,38 +240,51 @@ def write(
     Raises:
       UserError: a bad name, an empty split, an existing data set, no space left on the device.
     """
-    skipped = list(left_out)
+    skipped, ends = list(left_out), shard_ends or {}
     with staged(name, Path(data_dir), overwrite, resume) as (folder, journal):
         made = builder(name, folder.parent.parent, len(class_names), has_boxes)
         split_infos = []
         for split, stream in splits.items():
-            split_info, arrays, problems = made.write_split(split, stream, folder, journal)
+            split_info, arrays, problems = made.write_split(split, stream, folder, journal, ends.get(split))
             split_infos.append(split_info)
             skipped += problems
             save_npz(folder / f"labels-{split}.npz", arrays)
         _name_shards(folder, split_infos)
-        made.info.set_splits(tfds.core.SplitDict(split_infos))
-        made.info.write_to_directory(folder)
-        if skipped:
-            write_problems(folder / "skipped.csv", skipped)
-        described = {
-            "name": name,
-            "class_names": list(class_names),
-            "splits": {split_info.name: split_info.num_examples for split_info in split_infos},
-            "label_values": "1,0,-1",
-            "source": None,
-            "skipped": len(skipped),
-            "has_boxes": has_boxes,
-        }
-        described |= {**info, "skipped_rows": [astuple(problem) for problem in skipped]}
-        text = json.dumps(described, indent=1, ensure_ascii=False)
-        # Half a surrogate pair (a file's name that is not UTF-8) becomes an escape that JSON reads back.
-        (folder / "jaxmlic.json").write_bytes(text.encode("utf-8", "backslashreplace"))
-        if named_splits:
-            _write_named(folder, named_splits)
+        describe(folder, made, class_names, split_infos, info, skipped, named_splits)
         for leftover in [*folder.glob("*.shard-*.npz"), *folder.glob("journal.json")]:
             leftover.unlink()
     return Path(data_dir) / name / VERSION
+
+
+def describe(
+    folder: Path,
+    made: MultiLabelBuilder,
+    class_names: Sequence[str],
+    split_infos: Sequence[tfds.core.SplitInfo],
+    info: Mapping[str, Any],
+    skipped: Sequence[Problem],
+    named_splits: Mapping[str, Mapping[str, Sequence[str]]] | None,
+) -> None:
+    """Writes what describes the shards of a data set into its folder, where its labels-<split>.npz are already."""
+    made.info.set_splits(tfds.core.SplitDict(split_infos))
+    made.info.write_to_directory(folder)
+    if skipped:
+        write_problems(folder / "skipped.csv", skipped)
+    described = {
+        "name": made.name,
+        "class_names": list(class_names),
+        "splits": {split_info.name: split_info.num_examples for split_info in split_infos},
+        "label_values": "1,0,-1",
+        "source": None,
+        "skipped": len(skipped),
+        "has_boxes": made.has_boxes,
+    }
+    described |= {**info, "skipped_rows": [astuple(problem) for problem in skipped]}
+    text = json.dumps(described, indent=1, ensure_ascii=False)
+    # Half a surrogate pair (a file's name that is not UTF-8) becomes an escape that JSON reads back.
+    (folder / "jaxmlic.json").write_bytes(text.encode("utf-8", "backslashreplace"))
+    if named_splits:
+        _write_named(folder, named_splits)
 
 
 def _write_named(folder: Path, named_splits: Mapping[str, Mapping[str, Sequence[str]]]) -> None:

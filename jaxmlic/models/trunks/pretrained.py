@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmlic import storage
 from jaxmlic.errors import UserError
 from jaxmlic.models import trunks
 from jaxmlic.models.trunks.weight_files import read_state
@@ -69,7 +70,7 @@ def find(folder: str | Path, trunk: str) -> Path | None:
     """
     if not trunks.has_pretrained(trunk):
         return None
-    folder = Path(folder)
+    folder = storage.to_path(folder)
     if not folder.is_dir():
         raise UserError(f"folder of weights {folder} does not exist")
     bases = {name.removesuffix("_fc") for name in trunks.get(trunk)[0].NAMES}

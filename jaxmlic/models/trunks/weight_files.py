@@ -8,6 +8,7 @@ from typing import BinaryIO
 import numpy as np
 import safetensors
 
+from jaxmlic import storage
 from jaxmlic.errors import UserError
 from jaxmlic.models.trunks import torch_pickle
 
@@ -21,12 +22,13 @@ def read_state(path: str | Path) -> dict[str, np.ndarray]:
     The content decides the kind of file, and nothing in it is run. The arrays may be read-only.
     UserError, one line, if it cannot be read, whatever its bytes are.
     """
-    path = Path(path)
+    path = storage.to_path(path)
     if path.is_dir():
         raise UserError(f"{path}: a directory; give the file of weights in it")
+    local = storage.local_copy(path)
     try:
-        with path.open("rb") as file:
-            state = _read(file, path)
+        with local.open("rb") as file:
+            state = _read(file, local)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file of weights") from None
     except UserError as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmlic import storage
 from jaxmlic.data.prepare.sources.archives import ARCHIVE_SUFFIXES, DAMAGE, Tar, Zip, inside, verify
 from jaxmlic.errors import UserError
 
@@ -47,6 +48,26 @@ class LocalFile:
         except OSError:
             return []
         return [found.st_size, found.st_mtime_ns]
+
+
+@dataclass(frozen=True)
+class BucketFile:
+    """An object in a bucket; `version` is a text that changes when it does."""
+
+    path: str
+    size: int
+    version: str
+
+    def read(self) -> bytes:
+        """Its bytes; OSError."""
+        try:
+            return storage.to_path(self.path).read_bytes()
+        except Exception as error:
+            raise OSError(0, storage.bucket_problem(error) or storage.reason(error)) from None
+
+    def state(self) -> list:
+        """What changes when the object does."""
+        return [self.size, self.version]
 
 
 @dataclass(frozen=True)
@@ -120,7 +141,7 @@ class StoredPixels:
         return [self.offset, *self.file.state()]
 
 
-File = LocalFile | Member | Pixels | StoredPixels
+File = LocalFile | BucketFile | Member | Pixels | StoredPixels
 
 
 class Files:

@@ -5,7 +5,6 @@ one-hot columns mean and where each image lies; rows that are wrong are collecte
 What it decided on its own is in `Table.notes`, one phrase each, for the summary.
 """
 
-import errno
 import os
 import re
 from dataclasses import dataclass, field
@@ -13,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmlic.data.prepare.sources.files import File, LocalFile
+from jaxmlic.data.prepare.sources.files import File
 from jaxmlic.data.prepare.tables import annotations
 from jaxmlic.data.prepare.tables.annotations import Box, Encoder, Mistake
+from jaxmlic.data.prepare.tables.images import BucketImages, Images, find_images
 from jaxmlic.data.prepare.tables.sheets import (
-    IMAGE_SUFFIXES,
     Options,
     Problem,
     Raw,
@@ -29,8 +28,6 @@ from jaxmlic.data.prepare.tables.sheets import (
 from jaxmlic.errors import UserError
 
 __all__ = ["Options", "Problem", "Row", "Table", "read"]
-
-IMAGE_FOLDERS = ("", "images", "JPEGImages", "Images")
 
 
 @dataclass
@@ -86,7 +83,7 @@ def read(source: str | os.PathLike, options: Options | None = None) -> Table:
     if options.split_column is not None and len(tables) > 1:
         names = " and ".join(path.name for path, _ in tables)
         raise UserError(f"--split-column does not go with {names}, whose names are the splits: give --source one file")
-    images = _Images(folder, options.images)
+    images = find_images(folder, options.images)
     sheets = [read_sheet(path, split, options, values, images.has) for path, split in tables]
     problems = [problem for sheet in sheets for problem in sheet.problems]
     notes = [note for sheet in sheets for note in sheet.notes]
@@ -230,7 +227,7 @@ def _where(raw: Raw) -> str:
     return f"{raw.where[0]}:{raw.where[1]}"
 
 
-def _rows(sheets, encoder: Encoder, images: "_Images", problems: list[Problem]) -> list[tuple[Row, str]]:
+def _rows(sheets, encoder: Encoder, images: Images | BucketImages, problems: list[Problem]) -> list[tuple[Row, str]]:
     """Rows whose labels and image are good, with their splits."""
     rows, seen = [], {}
     for raw in (raw for sheet in sheets for raw in sheet.rows):
@@ -254,11 +251,11 @@ def _rows(sheets, encoder: Encoder, images: "_Images", problems: list[Problem]) 
         except Mistake as mistake:
             problems.append(Problem(*raw.where, str(mistake)))
             continue
-        rows.append((Row(raw.name, LocalFile(path), labels, boxes, raw.where), raw.split))
+        rows.append((Row(raw.name, images.file(path), labels, boxes, raw.where), raw.split))
     return rows
 
 
-def _add_boxes(path: Path, rows, encoder: Encoder, images: "_Images", problems) -> None:
+def _add_boxes(path: Path, rows, encoder: Encoder, images: Images | BucketImages, problems) -> None:
     """Add the boxes of a table with one box a row; an image with a wrong box is taken out of `rows`."""
     by_path = {row.image.path: row for row, _ in rows}
     spoiled = set()
@@ -277,60 +274,3 @@ def _add_boxes(path: Path, rows, encoder: Encoder, images: "_Images", problems) 
         except Mistake as mistake:
             problems.append(Problem(path.name, line, str(mistake)))
     rows[:] = [(row, split) for row, split in rows if row.image.path not in spoiled]
-
-
-class _Images:
-    """Finds images by the names in a table, with one listing per folder instead of a look-up per guess."""
-
-    def __init__(self, folder: Path, images: str | None):
-        if images is not None and not Path(images).is_dir():
-            raise UserError(f"{images}: no such folder: --images names the folder of the images")
-        roots = [images] if images is not None else [folder / name for name in IMAGE_FOLDERS]
-        self._roots = [os.path.abspath(root) for root in roots]
-        self._free = images is not None
-        self._listings = {}
-        self.looked_in = str(images) if images is not None else f"{folder} or its images/, JPEGImages/, Images/"
-
-    def _listing(self, folder: str) -> frozenset[str]:
-        if folder not in self._listings:
-            try:
-                with os.scandir(folder) as entries:
-                    self._listings[folder] = frozenset(entry.name for entry in entries if entry.is_file())
-            except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: NUL, half a surrogate pair
-                self._listings[folder] = frozenset()
-            except OSError as error:
-                if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-                    self._listings[folder] = frozenset()
-                    return self._listings[folder]
-                raise UserError(f"{folder}: cannot be listed ({error.strerror})") from None
-        return self._listings[folder]
-
-    def has(self, name: str) -> bool:
-        """Whether `find` finds it."""
-        try:
-            return bool(name) and self.find(name) is not None
-        except Mistake:
-            return False
-
-    def find(self, name: str) -> str | None:
-        """Absolute path of the image, None if there is none; Mistake if the name leads out of the folder."""
-        name = name.replace("\\", "/")
-        absolute = os.path.isabs(name) or re.match(r"[A-Za-z]:", name)
-        inside = False
-        for root in self._roots:
-            path = os.path.normpath(os.path.join(root, name))
-            if (absolute and not self._free) or not path.startswith(root.rstrip(os.sep) + os.sep):
-                continue
-            inside = True
-            folder, base = os.path.split(path)
-            listing = self._listing(folder)
-            if base in listing:
-                return path
-            if not base.lower().endswith(IMAGE_SUFFIXES):
-                for suffix in IMAGE_SUFFIXES:
-                    for spelling in (suffix, suffix.upper()):
-                        if base + spelling in listing:
-                            return path + spelling
-        if not inside:
-            raise Mistake(f"{name!r} leads out of the folder of the images: give that folder with --images")
-        return None

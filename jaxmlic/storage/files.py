@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import zipfile
@@ -14,6 +15,7 @@ import numpy as np
 
 from jaxmlic import distributed
 from jaxmlic.errors import UserError
+from jaxmlic.storage.paths import bucket_problem, is_bucket, to_path
 
 # What reading a damaged file can raise: numpy, zipfile and zlib each have their own.
 DAMAGE = (
@@ -33,7 +35,8 @@ DAMAGE = (
 def replacing(path: str | os.PathLike, mode: str = "wb", *, remedy: str = "", **options: Any) -> Iterator[IO]:
     """A file that takes the place of `path` when the block ends well; otherwise what was there stays.
 
-    Missing folders are made. The content is on disk before the name is. Of several processes the first one writes.
+    Missing folders are made. The content is on disk before the name is. In a bucket the content is gathered in memory
+    and written as one object, which appears whole. Of several processes the first one writes.
 
     Args:
       path: where the file shall lie.
@@ -48,6 +51,14 @@ def replacing(path: str | os.PathLike, mode: str = "wb", *, remedy: str = "", **
         with open(os.devnull, mode) as file:
             yield file
         return
+    path = to_path(path)
+    with (_object if is_bucket(path) else replacing_here)(path, mode, remedy=remedy, **options) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def replacing_here(path: str | os.PathLike, mode: str = "wb", *, remedy: str = "", **options: Any) -> Iterator[IO]:
+    """As `replacing`, for a path on this machine and by every process."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -63,6 +74,19 @@ def replacing(path: str | os.PathLike, mode: str = "wb", *, remedy: str = "", **
                 temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(_message(path, f"cannot be written ({reason(error)})", remedy)) from None
+
+
+@contextlib.contextmanager
+def _object(path: Path, mode: str, *, remedy: str, errors: str = "strict", newline: str | None = None) -> Iterator[IO]:
+    """As `replacing`, for a path in a bucket."""
+    file = io.BytesIO() if "b" in mode else io.StringIO(newline=newline)
+    yield file
+    content = file.getvalue()
+    try:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", errors))
+    except Exception as error:
+        why = bucket_problem(error) or reason(error)
+        raise UserError(_message(path, f"cannot be written ({why})", remedy)) from None
 
 
 def write_text(path: str | os.PathLike, text: str, *, remedy: str = "") -> None:
@@ -104,7 +128,7 @@ def load_npz(
     """
     try:
         # Opened here, because np.load leaves the file open when the archive is damaged.
-        with Path(path).open("rb") as file:
+        with _opened(path) as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise UserError(_message(path, f"no {what}, which is an .npz of several arrays", remedy))
@@ -122,11 +146,17 @@ def load_npz(
 def read_json(path: str | os.PathLike, *, what: str = "JSON file", remedy: str = "") -> Any:
     """The value of a JSON file. UserError where it is missing or damaged."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(to_path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(_message(path, f"no such {what}", remedy)) from None
     except (OSError, ValueError) as error:
         raise UserError(_message(path, f"cannot be read as a {what} ({reason(error)})", remedy)) from None
+
+
+def _opened(path: str | os.PathLike) -> IO[bytes]:
+    """A local file opened, or an object read whole: an .npz is read at many places."""
+    path = to_path(path)
+    return io.BytesIO(path.read_bytes()) if is_bucket(path) else path.open("rb")
 
 
 def sha256(path: str | os.PathLike) -> str:

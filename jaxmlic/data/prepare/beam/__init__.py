@@ -1,0 +1,1 @@
+"""`jaxmlic data prepare --beam`: images are read, checked and stored by the workers of an Apache Beam runner."""

@@ -21,7 +21,9 @@ def base() -> ConfigDict:
     config.model.pool = "avg"  # feature map -> vector: "avg", "max" or "avg_max" (both, side by side)
     config.model.dropout = 0.0  # on the pooled vector
     config.model.batch_norm = "train"  # "train": batch statistics; "frozen": running averages, never updated
-    config.model.dtype = "float32"  # compute: "float32" or "bfloat16"; parameters and logits stay float32
+    # "bfloat16": the trunk's convolutions, matrix products and feature map. Parameters, batch and group statistics,
+    # heads, logits, losses, gradients and the optimizer's state stay float32.
+    config.model.dtype = "float32"
     config.pretrained = ""  # weight file for the trunk; empty = from scratch
 
     # A run folder whose best checkpoint gives every parameter of the same name and shape (only the trunk's if its
@@ -103,6 +105,17 @@ def base() -> ConfigDict:
     config.train.eval_every = "1 epochs"  # scores on the validation split, and a checkpoint
     config.train.checkpoint_every = "100%"  # further checkpoints, for resuming
     config.train.log_every = "50 steps"
+    # Micro-batches that a step takes one after the other; their gradients are summed before the one update. The numbers
+    # are those of the whole batch, but for what counts over a batch: batch norm's statistics, losses with batch counts,
+    # draws of dropout.
+    config.train.accumulate = 1
+    # What the trunk computes again in the backward pass in place of keeping it: "none", "blocks" (a fourth more work),
+    # or "full" (half as much again; of each stage only its input is kept).
+    config.train.remat = "none"
+    config.train.shard_state = (
+        False  # parameters, optimizer state and averages divided over the devices, not replicated
+    )
+    config.train.prefetch = 2  # batches that wait on the devices
     # Without accelerator: devices to divide a batch over; 0 = one per core. Plain convolutions of small networks gain
     # (1.6x on 2 cores), depthwise ones lose (0.8x).
     config.train.cpu_devices = 1

@@ -25,6 +25,9 @@ FREE_FIELDS = (
     "train.log_every",
     "train.eval_batch_size",
     "train.cpu_devices",
+    "train.remat",
+    "train.shard_state",
+    "train.prefetch",
 )
 
 

@@ -18,7 +18,8 @@ from jaxmlic.evaluation.score_file import ScoreFile
 from jaxmlic.inputs import eval_inputs
 from jaxmlic.labels.names import check_same_classes
 from jaxmlic.models.heads import contract
-from jaxmlic.training import metrics_log, restore, targets
+from jaxmlic.training import restore, targets
+from jaxmlic.training.logs import metrics_log
 
 
 def load(workdir: str | Path, data_dir: str | Path | None = None) -> "Run":

@@ -1,6 +1,7 @@
 """Data parallelism: jit over a mesh with the one axis `data`."""
 
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,6 +10,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmlic import distributed
 from jaxmlic.errors import UserError
+
+SMALL = 1 << 14  # values; what is smaller costs more to gather than to keep
 
 
 def cores() -> int:
@@ -49,10 +52,28 @@ def split(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def divided(tree: Any, mesh: Mesh) -> Any:
+    """A sharding for every array of a tree (or its shape): the longest axis that the devices divide is divided.
+
+    Arrays of fewer than SMALL values, and those without such an axis, are replicated.
+    """
+
+    def place(leaf: Any) -> NamedSharding:
+        axes = [axis for axis, size in enumerate(leaf.shape) if size and size % mesh.size == 0]
+        if not axes or np.prod(leaf.shape) < SMALL:
+            return replicated(mesh)
+        longest = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * longest, "data"))
+
+    return jax.tree.map(place, tree)
+
+
 def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This host's part of a batch as global arrays divided over `data`; ids and other text stay behind."""
     sharding = split(mesh)
     numeric = {k: v for k, v in batch.items() if v.dtype.kind not in "OUS"}
+    if jax.process_count() == 1:
+        return jax.device_put(numeric, sharding)  # all at once
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in numeric.items()}
 
 

@@ -3,9 +3,11 @@
 import contextlib
 import ctypes
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from types import TracebackType
 
 import absl.logging
@@ -56,6 +58,8 @@ GROUPS = {
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
+# A start has a hundred programs that compile in less; JAX's own limit of 1 s leaves the small ones out as well.
+MIN_COMPILE_SECONDS = "0.1"
 LOOP_CLOSED = "Event loop is closed"
 
 
@@ -92,6 +96,22 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         for parameter, value in ((m_arena_max, 1), (m_mmap_max, 0), (m_trim_threshold, 2**31 - 1)):
             libc.mallopt(parameter, value)
+
+
+def keep_compiled_programs() -> None:
+    """Makes JAX keep compiled programs in ~/.cache/jaxmlic/xla, so that the next start does not compile them again.
+
+    $JAX_COMPILATION_CACHE_DIR names another folder, $JAXMLIC_COMPILATION_CACHE=off turns it off. It is only said here,
+    in the environment that JAX reads when a command imports it; the folder is made with the first program.
+    """
+    if os.environ.get("JAXMLIC_COMPILATION_CACHE", "").lower() in ("off", "0", "false"):
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+        return
+    folder = Path("~/.cache/jaxmlic/xla").expanduser()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if os.access(there, os.W_OK):
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", MIN_COMPILE_SECONDS)
 
 
 def usage() -> str:
@@ -141,5 +161,6 @@ def run(argv: Sequence[str]) -> int:
 def main() -> None:
     """Entry point of the `jaxmlic` script and of `python -m jaxmlic`."""
     keep_freed_memory()
+    keep_compiled_programs()
     quiet_libraries()
     sys.exit(run(sys.argv[1:]))

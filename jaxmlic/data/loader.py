@@ -13,11 +13,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmlic.data import datasets
+from jaxmlic.data.order import EpochOrder
 from jaxmlic.errors import UserError, check_choice
 from jaxmlic.labels.stratify import stratified_split
 
 Batch = dict[str, np.ndarray]
 
+_ENDLESS = 2**62  # steps
 DIFFICULT = {"ignore": -1, "positive": 1, "negative": 0}
 
 
@@ -152,15 +154,15 @@ def train_iterator(
         raise UserError(f"config.train.batch_size = {batch_size} cannot be divided over {process_count} hosts")
     check_choice("data.difficult", difficult, DIFFICULT)
 
-    def read(rows: np.ndarray) -> Batch:
-        batch = reader(rows[own])
+    order, share = EpochOrder(len(reader), seed), batch_size // process_count
+
+    def read(step: int) -> Batch:
+        first = step * batch_size + process_index * share  # this host's part of the global batch
+        batch = reader(order.rows(first, first + share))
         return batch | {"labels": np.where(batch["labels"] == -1, np.int8(DIFFICULT[difficult]), batch["labels"])}
 
-    share = batch_size // process_count
-    own = slice(process_index * share, (process_index + 1) * share)
-    rows = grain.MapDataset.range(len(reader)).seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True)
     options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=2 * max(1, threads))
-    return iter(rows.map(read).to_iter_dataset(options))
+    return iter(grain.MapDataset.range(_ENDLESS).map(read).to_iter_dataset(options))
 
 
 def eval_batches(

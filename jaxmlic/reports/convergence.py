@@ -8,7 +8,8 @@ import numpy as np
 
 from jaxmlic import storage
 from jaxmlic.errors import UserError
-from jaxmlic.training import metrics_log, run_folder
+from jaxmlic.training import run_folder
+from jaxmlic.training.logs import metrics_log
 
 _COLOURS = ("#4C78A8", "#F58518", "#54A24B", "#E45756", "#72B7B2", "#B279A2", "#9D755D", "#BAB0AC")
 _STYLES = ("-", "--", ":", "-.")

@@ -14,15 +14,16 @@ from ml_collections import ConfigDict
 from jaxmlic import config as config_lib
 from jaxmlic import distributed, metrics, progress, sharding, storage
 from jaxmlic.data import datasets, loader
-from jaxmlic.errors import UserError
+from jaxmlic.data.prefetch import PlacedBatches
 from jaxmlic.evaluation import scoring
 from jaxmlic.inputs import open_source
 from jaxmlic.models.heads import contract
-from jaxmlic.training import metrics_log, optim, run_folder, starting_point, targets
+from jaxmlic.training import optim, run_folder, starting_point, targets
 from jaxmlic.training import state as state_lib
 from jaxmlic.training.checkpoint import Checkpoints, check_place
+from jaxmlic.training.logs import goodput, metrics_log, profile
 from jaxmlic.training.state import TrainState
-from jaxmlic.training.step import check_finite, make_step_fn
+from jaxmlic.training.step import check_batch, check_finite, compiler_options, make_step_fn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +42,11 @@ class Trainer:
     config: ConfigDict
     workdir: str
     mesh: jax.sharding.Mesh = dataclasses.field(default_factory=sharding.make_mesh)
+    started: float = dataclasses.field(default_factory=time.monotonic)
 
     def __post_init__(self):
         config = self.config
-        if config.train.batch_size % self.mesh.size:
-            raise UserError(
-                f"config.train.batch_size = {config.train.batch_size} cannot be divided over {self.mesh.size} devices"
-            )
+        check_batch(config, self.mesh.size)
         scoring.check_rules(config)
         self.source = open_source(config)
         self.dataset = datasets.load(config.data.name, config.data.dir or None)
@@ -65,13 +64,21 @@ class Trainer:
             name: max(1, convert(config.train[f"{name}_every"], f"train.{name}_every"))
             for name in ("eval", "checkpoint", "log")
         }
-        place = sharding.replicated(self.mesh)
-        self.train_step = jax.jit(
-            make_step_fn(self.head, self.model, config, self.source, self.tx, self.multipliers, len(self.train_view)),
-            in_shardings=(place, sharding.split(self.mesh)),
-            out_shardings=(place, place),
-            donate_argnums=0,
+        examples, whole = len(self.train_view), sharding.replicated(self.mesh)
+        shapes = state_lib.abstract(
+            config, self.model, self.source.example(), examples, self.mesh, config.train.shard_state
         )
+        self.place = jax.tree.map(lambda x: x.sharding, shapes)  # of the state's arrays
+        self.train_step = jax.jit(
+            make_step_fn(self.head, self.model, config, self.source, self.tx, self.multipliers, examples, self.mesh),
+            in_shardings=(self.place, sharding.split(self.mesh)),
+            out_shardings=(self.place, whole),
+            donate_argnums=0,
+            compiler_options=compiler_options(config),
+        )
+        self.eval_variables = state_lib.eval_variables
+        if config.train.shard_state:
+            self.eval_variables = jax.jit(state_lib.eval_variables, out_shardings=whole)
         self.predict_step = scoring.make_predict_step(self.head, self.model, self.mesh)
 
     def initial_state(self, restored: bool = False) -> TrainState:
@@ -84,7 +91,7 @@ class Trainer:
         example, key = self.source.example(), jax.random.key(self.config.seed)
         init = jax.jit(
             lambda: state_lib.create(self.config, self.model, example, self.tx, self.multipliers, key),
-            out_shardings=sharding.replicated(self.mesh),
+            out_shardings=self.place,
             compiler_options=options,
         )
         state = init()
@@ -95,7 +102,7 @@ class Trainer:
             state, self.config, self.head, statistics, self.mesh, sorted(self.multipliers.keys() - set(self.trainable))
         )
         print(*notes, sep="\n", end="\n" if notes else "")
-        return state
+        return jax.device_put(state, self.place)
 
     def readers(self) -> tuple[loader.RowReader, loader.RowReader | None]:
         """Of the training and the validation examples."""
@@ -106,7 +113,7 @@ class Trainer:
         """Metrics on the validation examples, and the threshold that suits them best."""
         prediction, labels, _ = scoring.score(
             self.predict_step,
-            state_lib.eval_variables(state),
+            self.eval_variables(state),
             reader,
             self.mesh,
             batch_size=scoring.batch_size_for(self.config, self.mesh),
@@ -117,26 +124,28 @@ class Trainer:
         plain = {f"val/{k}": float(v) for k, v in numbers.items() if isinstance(v, float | np.floating)}
         return {**plain, "val/protocol": numbers["protocol"], "val/best_threshold": float(threshold)}
 
-    def fit(self) -> Outcome:
+    def fit(self, profiled: tuple[int | None, int] | None = None) -> Outcome:
         """Trains to the end, or until SIGTERM or Ctrl-C, which save first; continues what the run folder holds.
 
         With several processes a signal to any of them stops all at one step.
+        profiled: steps to trace, as `profile.parse` gives them.
         """
         distributed.check_same(run_folder.must_agree(self.config, self.train_view))
         lock = distributed.all_or_none(lambda: run_folder.lock(self.workdir))
         try:
-            return self._fit()
+            return self._fit(profiled)
         finally:
             lock.close()
 
-    def _fit(self) -> Outcome:
+    def _fit(self, profiled: tuple[int | None, int] | None) -> Outcome:
+        time_spent = goodput.Goodput(self.workdir, self.started, active=distributed.is_main())
         record = self.source.fingerprint(self.train_view)
         distributed.all_or_none(lambda: run_folder.claim(self.workdir, self.config, self.train_view, record))
         notes = targets.keep(self.config, self.workdir, self.train_view)
         print(*notes, sep="\n", end="\n" if notes else "")
         distributed.wait_for_all("claimed")
         readers = distributed.all_or_none(self.readers)
-        iterator = loader.train_iterator(
+        batches = loader.train_iterator(
             readers[0],
             self.config.train.batch_size,
             seed=self.config.seed,
@@ -145,12 +154,17 @@ class Trainer:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        iterator = PlacedBatches(batches, lambda batch: sharding.put(batch, self.mesh), self.config.train.prefetch)
         checkpoints = Checkpoints(self.workdir, self.config.eval.metric)
         # Where training starts: 1. the run folder's last checkpoint, 2. another run, 3. pretrained weights, 4. scratch.
         start = checkpoints.latest() or 0
         state = self.initial_state(restored=start > 0)
         if start:
             start, state = checkpoints.restore_latest(state, iterator, report=print)
+        if distributed.is_main():
+            run_folder.note_start(self.workdir, start)
+        time_spent.start(start)
+        trace = profile.Profile(profiled, self.workdir, start, active=distributed.is_main())
         log = metrics_log.MetricsLog(self.workdir, start, active=distributed.is_main())
         batch = self.config.train.batch_size
         # In a log the lines are those of `log_every`.
@@ -159,13 +173,19 @@ class Trainer:
             bar.write(f"continuing {self.workdir} from step {start} of {self.total}")
         try:
             with distributed.Stop() as stop:
-                state, outcome = self._loop(state, start, iterator, readers[1], checkpoints, log, bar, stop)
-            checkpoints.wait()
+                state, outcome = self._loop(
+                    state, start, iterator, readers[1], checkpoints, log, bar, stop, time_spent, trace
+                )
+            with time_spent.span("saving"):
+                checkpoints.wait()
+            bar.write(f"time: {time_spent.text()}")
             if outcome.finished:
                 best = checkpoints.best()
                 storage.write_json(storage.to_path(self.workdir) / run_folder.RESULT_FILE, self._result(best))
                 distributed.wait_for_all("result")
         finally:
+            trace.stop()
+            time_spent.close()
             bar.close()
             log.close()
             checkpoints.close()
@@ -181,16 +201,23 @@ class Trainer:
         log: metrics_log.MetricsLog,
         bar: progress.Progress,
         stop: distributed.Stop,
+        time_spent: goodput.Goodput,
+        trace: profile.Profile,
     ) -> tuple[TrainState, Outcome]:
         pending, clock, clock_step = collections.deque(), time.monotonic(), step
         stopped = stop.at(step)
         while step < self.total and not stopped:
-            state, scalars = self.train_step(state, sharding.put(next(iterator), self.mesh))
+            trace.before(step)
+            with time_spent.span("input"):
+                batch = next(iterator)
+            state, scalars = self.train_step(state, batch)
             pending.append(scalars)
             step += 1
             bar.advance(self.config.train.batch_size)
             if len(pending) > 2:  # let the host run two steps ahead, no further: batches wait in device memory
-                jax.block_until_ready(pending[-3])
+                jax.block_until_ready(pending[-3]["loss"])
+            if line := trace.after(step, scalars):
+                bar.write(line)
             end = step == self.total
             if step % self.every["log"] == 0 or end:
                 seconds, clock = time.monotonic() - clock, time.monotonic()
@@ -199,25 +226,30 @@ class Trainer:
                 pending.clear()
                 clock_step = step
                 check_finite(state.guard, self.trainable)
-                log.write(step, row)
+                log.write(step, row | time_spent.row())
                 bar.report(f"step {step}/{self.total}  epoch {row['epoch']:.2f}  loss {row['train/loss']:.4f}")
             # The last regular evaluation is left out where the final one follows soon.
             due = step % self.every["eval"] == 0 and self.total - step > self.every["eval"] / 2
             evaluates = val_reader is not None and (due or end)
             if evaluates or end or step % self.every["checkpoint"] == 0:
                 check_finite(state.guard, self.trainable)
-                scores = self.validate(state, val_reader) if evaluates else None
+                with time_spent.span("evaluation"):
+                    scores = self.validate(state, val_reader) if evaluates else None
                 if scores:
                     log.write(step, scores)
                     bar.write(f"step {step}: validation {self._headline(scores)}")
                     clock, clock_step = time.monotonic(), step
                 log.flush()  # before the save: a run that continues there has the rows up to there
-                self._save(checkpoints, step, state, iterator, scores)
+                with time_spent.span("saving"):
+                    self._save(checkpoints, step, state, iterator, scores)
+                time_spent.save(step)
             stopped = stop.at(step)
         if stopped:
             check_finite(state.guard, self.trainable)
             log.flush()
-            self._save(checkpoints, step, state, iterator, None)
+            with time_spent.span("saving"):
+                self._save(checkpoints, step, state, iterator, None)
+            time_spent.save(step)
             bar.write(
                 f"stopped at step {step} by {signal.Signals(stop.signal).name}; saved. The same command continues"
             )
@@ -248,8 +280,8 @@ class Trainer:
         return {"finished": True, "step": self.total, "best_step": best, **(scored[-1] if scored else {})}
 
 
-def run(config: ConfigDict, workdir: str) -> Outcome:
-    """Trains `config` in `workdir`; a complete run is left as it is."""
+def run(config: ConfigDict, workdir: str, profiled: tuple[int | None, int] | None = None) -> Outcome:
+    """Trains `config` in `workdir`; a complete run is left as it is. profiled: as in `Trainer.fit`."""
     sharding.use_cpu_devices(config.train.cpu_devices, config.train.batch_size)
     distributed.all_or_none(lambda: (config_lib.check_buckets(config), check_place(workdir)))
     trainer = distributed.all_or_none(lambda: Trainer(config, workdir))
@@ -257,7 +289,7 @@ def run(config: ConfigDict, workdir: str) -> Outcome:
         run_folder.claim(workdir, config, trainer.train_view)
         print(f"{workdir} is complete (step {trainer.total}); evaluate it with: jaxmlic evaluate --workdir={workdir}")
         return Outcome(trainer.total, True)
-    outcome = trainer.fit()
+    outcome = trainer.fit(profiled)
     if outcome.finished:
         found = run_folder.result(workdir)
         name = f"val/{config.eval.metric}"

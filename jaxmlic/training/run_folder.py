@@ -1,6 +1,9 @@
 """The run folder: what a training writes so that it can be resumed, evaluated, predicted with and explained.
 
-config.json      config, class names, a fingerprint of the training data, the classes trained
+config.json      config, class names, a fingerprint of the training data, the classes trained, and every start of the
+                 training: time, step, host, devices, command, versions, commit
+goodput.json     where the time went until the last saves
+profile/         a trace, where one was asked for
 metrics.jsonl    one row a report; tensorboard/ holds the same numbers
 checkpoints/     the best and the last two (see jaxmlic.training.checkpoint)
 result.json      written when the training is complete
@@ -13,7 +16,6 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
 import socket
@@ -23,7 +25,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
-from jaxmlic import distributed, storage
+from jaxmlic import distributed, provenance, storage
 from jaxmlic.data.loader import View
 from jaxmlic.errors import UserError
 from jaxmlic.labels.names import check_same_classes
@@ -61,17 +63,9 @@ def fingerprint(view: View) -> str:
 
 def must_agree(config: ConfigDict, train: View) -> dict[str, str]:
     """What all processes of a run must have alike, as text by name: config, versions, data."""
-    packages = ("jaxmlic", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     values = {f"config.{name}": repr(value) for name, value in config_lib.flatten(config).items()}
-    values |= {f"the version of {name}": _version(name) for name in packages}
+    values |= {f"the version of {name}": version for name, version in provenance.versions().items()}
     return values | {f"data set {train.dataset.name!r}, split {train.split!r}": fingerprint(train)}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # not installed, on the path
-        return ""
 
 
 def lock(workdir: str | Path) -> contextlib.AbstractContextManager:
@@ -154,10 +148,25 @@ def claim(workdir: str | Path, config: ConfigDict, train: View, inputs: str = ""
             "fingerprint": run.fingerprint,
             "trained_classes": run.trained_classes,
             "inputs": run.inputs,
+            "starts": _starts(workdir),
         },
         remedy="use another --workdir",
     )
     return run
+
+
+def note_start(workdir: str | Path, step: int) -> None:
+    """Adds a start, or a continuation from `step`, to config.json."""
+    path = storage.to_path(workdir) / CONFIG_FILE
+    storage.write_json(path, storage.read_json(path) | {"starts": [*_starts(workdir), provenance.start(step)]})
+
+
+def _starts(workdir: str | Path) -> list[dict]:
+    """Those of config.json; none where it is not there, damaged or older."""
+    try:
+        return list(storage.read_json(storage.to_path(workdir) / CONFIG_FILE).get("starts", []))
+    except (UserError, AttributeError, TypeError):
+        return []
 
 
 def load(workdir: str | Path) -> RunRecord:

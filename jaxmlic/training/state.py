@@ -113,15 +113,19 @@ def optimizer(
 
 
 def abstract(
-    config: ConfigDict, model: nn.Module, example: Inputs, examples: int, mesh: jax.sharding.Mesh
+    config: ConfigDict, model: nn.Module, example: Inputs, examples: int, mesh: jax.sharding.Mesh, divided: bool = False
 ) -> TrainState:
-    """Shapes, dtypes and (replicated) shardings of the state, to restore into."""
+    """Shapes, dtypes and shardings of the state, to restore into: replicated, or `divided` over the devices by rule
+    (parameters, optimizer state and averages; see `sharding.divided`)."""
     tx, multipliers, _, _ = optimizer(config, model, example, examples)
     abstract_state = jax.eval_shape(
         lambda variables: _state_of(config, tx, multipliers, variables), shapes(model, example)
     )
-    place = sharding.replicated(mesh)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract_state)
+    place = jax.tree.map(lambda _: sharding.replicated(mesh), abstract_state)
+    if divided:
+        large = {name: getattr(abstract_state, name) for name in ("params", "opt_state", "ema")}
+        place = place.replace(**sharding.divided(large, mesh))
+    return jax.tree.map(lambda x, p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=p), abstract_state, place)
 
 
 def with_trunk(state: TrainState, loaded: dict) -> TrainState:

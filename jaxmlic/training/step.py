@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,10 +11,12 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from jaxmlic import sharding
 from jaxmlic.data import augment
-from jaxmlic.errors import UserError
+from jaxmlic.errors import UserError, check_choice, check_least
 from jaxmlic.inputs import Inputs, Source
 from jaxmlic.models.heads import contract
+from jaxmlic.models.trunks import remat
 from jaxmlic.training import optim
 from jaxmlic.training.state import NonFinite, TrainState, partition
 
@@ -31,16 +34,20 @@ def loss_and_grads(
     inputs: Inputs,
     batch: dict,
     key: jax.Array,
+    count: jax.Array | None = None,
 ) -> tuple[jax.Array, dict, dict, dict]:
     """Mean loss over the examples that are not padding, scalars to log, new batch statistics, gradients by name.
 
     `batch["weight"]` float32 [B], where there is one, multiplies the examples' losses and not the number they are
     divided by, so that a batch of doubtful examples takes a small step.
     Only the trainable parameters are differentiated, so a frozen trunk costs its forward pass alone.
+
+    count: float32 [], what the sum of the losses is divided by, in place of the number of examples.
     """
     trainable, frozen = partition(state.params, multipliers)
     value_and_grad = jax.value_and_grad(
-        lambda trainable: loss_of(head, model, config, trainable, frozen, state, inputs, batch, key), has_aux=True
+        lambda trainable: loss_of(head, model, config, trainable, frozen, state, inputs, batch, key, count),
+        has_aux=True,
     )
     (loss, (scalars, batch_stats)), grads = value_and_grad(trainable)
     return loss, scalars, batch_stats, grads
@@ -56,6 +63,7 @@ def loss_of(
     inputs: Inputs,
     batch: dict,
     key: jax.Array,
+    count: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[dict, dict]]:
     """The loss of `loss_and_grads` as a function of the trainable parameters, with (scalars, batch statistics).
 
@@ -69,19 +77,75 @@ def loss_of(
         "batch_stats": state.batch_stats,
         "constants": state.constants,
     }
-    outputs, updates = model.apply(
-        variables,
-        inputs,
-        train=True,
-        labels=labels,
-        frozen_trunk=not any(name.startswith("trunk/") for name in trainable),
-        rngs={"dropout": key},
-        mutable=["batch_stats"],
-    )
+    with remat.level(config.train.remat):
+        outputs, updates = model.apply(
+            variables,
+            inputs,
+            train=True,
+            labels=labels,
+            frozen_trunk=not any(name.startswith("trunk/") for name in trainable),
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
     loss_key = jax.random.fold_in(key, LOSS_STREAM)
     per_example, scalars = contract.apply_loss(head, outputs, labels, config.loss, loss_key)
-    mean = jnp.sum(per_example * counted * batch.get("weight", 1.0)) / jnp.maximum(jnp.sum(counted), 1.0)
+    mean = jnp.sum(per_example * counted * batch.get("weight", 1.0)) / (count_of(batch) if count is None else count)
     return mean, (scalars, updates.get("batch_stats", state.batch_stats))
+
+
+def count_of(batch: dict) -> jax.Array:
+    """float32 []: the examples that are not padding, or 1."""
+    return jnp.maximum(jnp.sum(batch["mask"].astype(jnp.float32)), 1.0)
+
+
+def accumulated(grad_fn: Callable, parts: int, state: TrainState, inputs: Inputs, batch: dict, key: jax.Array) -> tuple:
+    """What `loss_and_grads` gives of a batch, from `parts` micro-batches one after the other.
+
+    A micro-batch takes every `parts`-th example, so that each device works on its own share of the batch. Batch
+    statistics pass from one to the next; logged scalars are means over them.
+
+    grad_fn: (state, inputs, batch, key, count) -> what `loss_and_grads` gives.
+    """
+
+    def divided(x: jax.Array) -> jax.Array:
+        return x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1)  # [parts, B / parts, ...]
+
+    def add(carry: tuple, part: tuple) -> tuple[tuple, dict]:
+        batch_stats, loss, grads = carry
+        number, inputs, batch = part
+        now = state.replace(batch_stats=batch_stats)
+        more, scalars, batch_stats, new = grad_fn(now, inputs, batch, jax.random.fold_in(key, number), count)
+        return (batch_stats, loss + more, jax.tree.map(jnp.add, grads, new)), scalars
+
+    count = count_of(batch)
+    batch = {name: batch[name] for name in ("labels", "mask", "weight") if name in batch}
+    part = jax.tree.map(divided, (inputs, batch))
+    shapes = jax.eval_shape(grad_fn, state, *jax.tree.map(lambda x: x[0], part), key, count)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[3])
+    start = (state.batch_stats, jnp.float32(0), zeros)
+    (batch_stats, loss, grads), scalars = jax.lax.scan(add, start, (jnp.arange(parts), *part))
+    return loss, jax.tree.map(lambda x: x.mean(axis=0), scalars), batch_stats, grads
+
+
+def check_batch(config: ConfigDict, devices: int) -> None:
+    """UserError unless `devices` and micro-batches divide the global batch."""
+    size, parts = config.train.batch_size, config.train.accumulate
+    check_least("train.accumulate", parts, 1)
+    check_least("train.prefetch", config.train.prefetch, 0)
+    whole = devices * parts
+    if size % whole:
+        among = f"{devices} devices" + (f" x {parts} micro-batches (config.train.accumulate)" if parts > 1 else "")
+        raise UserError(
+            f"config.train.batch_size = {size} cannot be divided over {among}; the next that can is "
+            f"{-(-size // whole) * whole}"
+        )
+
+
+def compiler_options(config: ConfigDict) -> dict[str, str] | None:
+    """Of the step: on the CPU, XLA would merge what `remat` computes again with what it computed before."""
+    if config.train.remat == "none" or jax.default_backend() != "cpu":
+        return None
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
 def make_step_fn(
@@ -92,21 +156,39 @@ def make_step_fn(
     tx: optax.GradientTransformation,
     multipliers: dict,
     examples: int,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Step:
     """The pure step (state, batch) -> (state, scalars); jit it, or wrap it as you like.
 
     Randomness is folded from config.seed and the state's step, so the step alone decides it. `examples`, the size of
     the training split, tells the epoch of a step.
+
+    mesh: needed for config.train.shard_state: parameters are gathered before they are used, gradients divided as the
+        optimizer's state is.
     """
     augment.check_mixup(config.augment.mixup)  # before the data are read
+    check_choice("train.remat", config.train.remat, remat.LEVELS)
+    divides = config.train.shard_state and mesh is not None
+
+    def grad_fn(*args: Any) -> tuple[jax.Array, dict, dict, dict]:
+        loss, scalars, batch_stats, grads = loss_and_grads(head, model, config, multipliers, *args)
+        if divides:
+            grads = jax.lax.with_sharding_constraint(grads, sharding.divided(grads, mesh))
+        return loss, scalars, batch_stats, grads
 
     def step_fn(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
         epoch = epoch_of(state.step, config.train.batch_size, examples)
         inputs, labels = source.training_inputs(augment_key, batch, epoch)
-        loss, scalars, batch_stats, grads = loss_and_grads(
-            head, model, config, multipliers, state, inputs, {**batch, "labels": labels}, dropout_key
-        )
+        batch, whole = {**batch, "labels": labels}, state
+        if divides:
+            whole = state.replace(params=jax.lax.with_sharding_constraint(state.params, sharding.replicated(mesh)))
+        if config.train.accumulate == 1:
+            loss, scalars, batch_stats, grads = grad_fn(whole, inputs, batch, dropout_key)
+        else:
+            loss, scalars, batch_stats, grads = accumulated(
+                grad_fn, config.train.accumulate, whole, inputs, batch, dropout_key
+            )
         return apply_gradients(config, tx, multipliers, state, loss, batch_stats, grads, scalars)
 
     return step_fn

@@ -12,7 +12,8 @@ from jaxmlic.cli.results import predict
 from jaxmlic.data import datasets
 from jaxmlic.evaluation import score_file
 from jaxmlic.experiments import runs
-from jaxmlic.training import metrics_log, run_folder
+from jaxmlic.training import run_folder
+from jaxmlic.training.logs import metrics_log
 
 
 @pytest.fixture(scope="module")

@@ -56,8 +56,13 @@ def test_seed_decides_the_order_and_threads_do_not(reader, key_of):
 def test_hosts_share_an_epoch_without_overlap(reader, key_of):
     hosts = [loader.train_iterator(reader, 8, seed=3, process_index=i, process_count=2) for i in range(2)]
     assert len(next(loader.train_iterator(reader, 8, seed=3, process_count=2))["image"]) == 4
-    seen = [row for host in hosts for row in epoch(host, 9, key_of)]
-    assert sorted(seen) == list(range(72))
+    seen = [epoch(host, 9, key_of) for host in hosts]
+    assert sorted(seen[0] + seen[1]) == list(range(72))
+    # The global batch is that of one host: its first half on the first, its second half on the second.
+    alone = epoch(loader.train_iterator(reader, 8, seed=3), 9, key_of)
+    for step in range(9):
+        batch = [row for host in seen for row in host[4 * step : 4 * step + 4]]
+        assert batch == alone[8 * step : 8 * step + 8]
 
 
 def test_the_position_can_be_saved_and_restored(reader, key_of):

@@ -12,8 +12,9 @@ from jaxmlic.evaluation import score_file
 from jaxmlic.experiments import sweep
 from jaxmlic.inputs import open_source
 from jaxmlic.models.heads import linear
-from jaxmlic.training import metrics_log, optim
+from jaxmlic.training import optim
 from jaxmlic.training import state as state_lib
+from jaxmlic.training.logs import metrics_log
 
 
 def load(arg=""):

@@ -12,7 +12,8 @@ from jaxmlic.cli import main as cli
 from jaxmlic.config import Entry
 from jaxmlic.errors import UserError
 from jaxmlic.experiments import beside_papers, sweep
-from jaxmlic.training import loop, metrics_log
+from jaxmlic.training import loop
+from jaxmlic.training.logs import metrics_log
 
 FILE = """
 from jaxmlic import config

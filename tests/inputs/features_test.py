@@ -23,9 +23,10 @@ from jaxmlic.inputs.images import ImageReader
 from jaxmlic.inputs.views import Views
 from jaxmlic.models import trunks
 from jaxmlic.models.trunks import pretrained
-from jaxmlic.training import loop, metrics_log
+from jaxmlic.training import loop
 from jaxmlic.training import state as state_lib
 from jaxmlic.training.checkpoint import Checkpoints
+from jaxmlic.training.logs import metrics_log
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from conftest import table_of
 from jaxmlic.cli import main as cli
 from jaxmlic.errors import UserError
 from jaxmlic.reports import convergence
-from jaxmlic.training import metrics_log
+from jaxmlic.training.logs import metrics_log
 
 
 def test_a_curve_is_the_validation_rows(finished_run):

@@ -19,7 +19,8 @@ from jaxmlic.evaluation import score_file
 from jaxmlic.inputs import feature_file
 from jaxmlic.models.trunks.weight_files import read_state
 from jaxmlic.propagation import label_file
-from jaxmlic.training import loop, metrics_log
+from jaxmlic.training import loop
+from jaxmlic.training.logs import metrics_log
 
 
 class Crash(Exception):

@@ -5,6 +5,7 @@ import signal
 
 from jaxmlic import config as config_lib
 from jaxmlic.cli.parser import Parser
+from jaxmlic.training.logs import profile
 from jaxmlic.training.loop import run
 
 
@@ -20,6 +21,12 @@ def main(argv: list[str]) -> int:
         "--config", required=True, metavar="FILE[:ARG]", help="experiment file, e.g. configs/quickstart.py:smoke"
     )
     parser.add_argument("--workdir", required=True, help="run folder, made if it does not exist")
+    parser.add_argument(
+        "--profile",
+        metavar="STEPS",
+        help="trace steps into WORKDIR/profile, for TensorBoard and Perfetto: FIRST:END, or a number of steps",
+    )
     options, overrides = parser.parse_known_args(argv)
-    outcome = run(config_lib.load(options.config, overrides), options.workdir)
+    profiled = None if options.profile is None else profile.parse(options.profile)
+    outcome = run(config_lib.load(options.config, overrides), options.workdir, profiled)
     return 128 + signal.SIGINT if outcome.stopped_by == signal.SIGINT else 0

@@ -5,6 +5,8 @@ A grey 32x32 image becomes 4x4 positions of 128 channels. Six 3x3 convolutions w
 maximum of 2x2 times a learned scale plus a learned bias, one of each per map, without an activation.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmlic.models.layers import conv, pixels, pooling, rectifier
+from jaxmlic.models.trunks import remat
 
 Array = jax.Array
 
@@ -75,12 +78,23 @@ class Trunk(nn.Module):
         pooling.check_image_size(x, STRIDE)
         stages = {}
         x = x.astype(self.dtype)
-        for name, channels in _LAYERS:
-            if name.startswith("C"):
-                size = (self.kernel, self.kernel)
-                x = nn.Conv(channels, size, dtype=self.dtype, kernel_init=conv.conv_init, name=name)(x)
-                x = nn.leaky_relu(x, self.slope) if self.slope else rectifier.relu(x)
-            else:
-                x = SubSampling(self.dtype, name=name)(x)
-            stages[name] = x
+        for first in range(0, len(_LAYERS), 3):
+            x, maps = remat.stage(partial(_run_stage, layers=_LAYERS[first : first + 3]), self, x)
+            stages |= maps
         return x, stages
+
+
+def _run_stage(trunk: Trunk, x: Array, layers: Sequence[tuple[str, int]]) -> tuple[Array, dict[str, Array]]:
+    """Two convolutions and a sub-sampling; and their maps by name."""
+    maps = {}
+    for name, channels in layers:
+        x = maps[name] = remat.block(partial(_run_layer, name=name, channels=channels), trunk, x)
+    return x, maps
+
+
+def _run_layer(trunk: Trunk, x: Array, name: str, channels: int) -> Array:
+    if name.startswith("S"):
+        return SubSampling(trunk.dtype, name=name)(x)
+    size = (trunk.kernel, trunk.kernel)
+    x = nn.Conv(channels, size, dtype=trunk.dtype, kernel_init=conv.conv_init, name=name)(x)
+    return nn.leaky_relu(x, trunk.slope) if trunk.slope else rectifier.relu(x)

@@ -6,6 +6,7 @@ epsilon 1e-3 and momentum 0.99, input (x - 127) / 128 in RGB.
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxmlic.models.layers import conv
 from jaxmlic.models.layers.norm import BatchNorm, check_batch_norm
+from jaxmlic.models.trunks import remat
 
 Array = jax.Array
 
@@ -118,9 +120,19 @@ class Trunk(nn.Module):
             STEM_CHANNELS, (3, 3), 2, use_bias=False, dtype=self.dtype, kernel_init=conv.conv_init, name="conv_stem"
         )(x)
         x = stages["stem"] = norm(relu6=True, name="bn0")(x)
-        for i, (stage, kernel, stride, expansion, channels) in enumerate(block_specs(self.variant)):
-            block = MBConv(kernel, stride, expansion, channels, frozen, self.dtype, name=f"blocks_{i}")
-            x = stages[f"stage{stage}"] = block(x, train)
+
+        def run_block(trunk: nn.Module, x: Array, i: int) -> Array:
+            return MBConv(*specs[i][1:], frozen, self.dtype, name=f"blocks_{i}")(x, train)
+
+        def run_stage(trunk: nn.Module, x: Array, blocks: Sequence[int]) -> Array:
+            for i in blocks:
+                x = remat.block(partial(run_block, i=i), trunk, x)
+            return x
+
+        specs = block_specs(self.variant)
+        for stage in range(1, len(_STAGES) + 1):
+            blocks = [i for i, spec in enumerate(specs) if spec[0] == stage]
+            x = stages[f"stage{stage}"] = remat.stage(partial(run_stage, blocks=blocks), self, x)
         x = conv.PointwiseConv(NUM_CHANNELS, self.dtype, name="conv_head")(x)
         x = stages["head"] = norm(relu6=True, name="bn1")(x)
         return x, stages

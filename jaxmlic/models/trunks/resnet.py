@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxmlic.models.layers import conv, rectifier
 from jaxmlic.models.layers.norm import BatchNorm, check_batch_norm
+from jaxmlic.models.trunks import remat
 
 Array = jax.Array
 
@@ -101,11 +102,19 @@ class Trunk(nn.Module):
         )(x.astype(self.dtype))
         x = stages["stem"] = _batch_norm(frozen or not train, relu=True, dtype=self.dtype, name="bn1")(x)
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        for layer, (width, repeats) in enumerate(zip(_WIDTHS, blocks, strict=True), start=1):
-            for i in range(repeats):
-                stride = 2 if layer > 1 and i == 0 else 1
-                x = Block(width, stride, bottleneck, frozen, self.dtype, name=f"layer{layer}_{i}")(x, train)
-            stages[f"layer{layer}"] = x
+
+        def run_block(trunk: nn.Module, x: Array, layer: int, i: int) -> Array:
+            stride = 2 if layer > 1 and i == 0 else 1
+            width = _WIDTHS[layer - 1]
+            return Block(width, stride, bottleneck, frozen, self.dtype, name=f"layer{layer}_{i}")(x, train)
+
+        def run_layer(trunk: nn.Module, x: Array, layer: int) -> Array:
+            for i in range(blocks[layer - 1]):
+                x = remat.block(partial(run_block, layer=layer, i=i), trunk, x)
+            return x
+
+        for layer in range(1, len(blocks) + 1):
+            x = stages[f"layer{layer}"] = remat.stage(partial(run_layer, layer=layer), self, x)
         return x, stages
 
 

@@ -4,7 +4,8 @@ The resolution falls early (24, 12, 6 for 48 pixels), because on a CPU wide laye
 multiply-adds per second of narrow layers on large ones, their gradients above all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxmlic.models.layers import conv
 from jaxmlic.models.layers.norm import GroupNorm
+from jaxmlic.models.trunks import remat
 
 Array = jax.Array
 
@@ -46,17 +48,25 @@ class Trunk(nn.Module):
         stages = {}
         x = x.astype(self.dtype)
         for stage, (width, convolutions) in enumerate(zip(self.widths, _CONVOLUTIONS, strict=True), start=1):
-            for i in range(convolutions):
-                name, stride = f"stage{stage}_{i}", 2 if i == 0 else 1
-                x = nn.Conv(
-                    width,
-                    (3, 3),
-                    stride,
-                    use_bias=False,
-                    dtype=self.dtype,
-                    kernel_init=conv.conv_init,
-                    name=f"{name}_conv",
-                )(x)
-                x = GroupNorm(relu=True, dtype=self.dtype, name=f"{name}_norm")(x)
-            stages[f"stage{stage}"] = x
+            layers = [partial(_run_layer, name=f"stage{stage}_{i}", width=width) for i in range(convolutions)]
+            x = stages[f"stage{stage}"] = remat.stage(partial(_run_stage, layers=layers), self, x)
         return x, stages
+
+
+def _run_stage(trunk: Trunk, x: Array, layers: Sequence[Callable]) -> Array:
+    for i, layer in enumerate(layers):
+        x = remat.block(partial(layer, stride=2 if i == 0 else 1), trunk, x)
+    return x
+
+
+def _run_layer(trunk: Trunk, x: Array, name: str, width: int, stride: int) -> Array:
+    x = nn.Conv(
+        width,
+        (3, 3),
+        stride,
+        use_bias=False,
+        dtype=trunk.dtype,
+        kernel_init=conv.conv_init,
+        name=f"{name}_conv",
+    )(x)
+    return GroupNorm(relu=True, dtype=trunk.dtype, name=f"{name}_norm")(x)

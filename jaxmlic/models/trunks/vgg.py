@@ -8,6 +8,7 @@ Source: Simonyan & Zisserman, "Very Deep Convolutional Networks" (2015), configu
 pooling of a head gives the output of the second fully connected layer.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 
 from jaxmlic.models.layers import conv, pooling, rectifier
 from jaxmlic.models.layers.norm import BatchNorm, check_batch_norm
+from jaxmlic.models.trunks import remat
 from jaxmlic.models.trunks.resnet import preprocess
 
 __all__ = [
@@ -81,12 +83,14 @@ class Trunk(nn.Module):
         stages = {}
         x = x.astype(self.dtype)
         for block, (channels, convolutions) in enumerate(_BLOCKS, start=1):
-            for n in range(1, convolutions + 1):
-                name = f"{block}_{n}"
+
+            def run_layer(trunk: nn.Module, x: Array, name: str, channels: int = channels) -> Array:
                 x = nn.Conv(channels, (3, 3), dtype=self.dtype, kernel_init=conv.conv_init, name=f"conv{name}")(x)
-                x = norm(name=f"bn{name}")(x) if self.batch_norm else rectifier.relu(x)
-                stages[f"conv{name}"] = x
-            x = nn.max_pool(x, (2, 2), (2, 2))
+                return norm(name=f"bn{name}")(x) if self.batch_norm else rectifier.relu(x)
+
+            names = [f"{block}_{n}" for n in range(1, convolutions + 1)]
+            x, maps = remat.stage(partial(_run_block, run_layer=run_layer, names=names), self, x)
+            stages |= maps
         stages["pool5"] = x
         if self.with_fc:
             x = pooling.adaptive_avg_pool(x, _FC_POOL)
@@ -101,6 +105,16 @@ class Trunk(nn.Module):
                 x = stages[name] = rectifier.relu(x)[:, None, None]  # [B, 1, 1, 4096]
                 x = nn.Dropout(_DROPOUT, deterministic=not train)(x)
         return x, stages
+
+
+def _run_block(
+    trunk: nn.Module, x: Array, run_layer: Callable[..., Array], names: Sequence[str]
+) -> tuple[Array, dict[str, Array]]:
+    """The layers of a block and its pool; and the layers' maps by name."""
+    maps = {}
+    for name in names:
+        x = maps[f"conv{name}"] = remat.block(partial(run_layer, name=name), trunk, x)
+    return nn.max_pool(x, (2, 2), (2, 2)), maps
 
 
 def torch_names(with_fc: bool = False, batch_norm: str | None = None) -> dict[tuple[str, ...], str]:

@@ -2,7 +2,7 @@
 
 import json
 
-from jaxmlic.training import metrics_log
+from jaxmlic.training.logs import metrics_log
 
 
 def test_rows_after_the_resumed_step_and_cut_off_lines_are_dropped(tmp_path):

@@ -1,0 +1,64 @@
+"""A trace of some steps, for TensorBoard's profiler and for Perfetto (ui.perfetto.dev)."""
+
+import os
+from pathlib import Path
+
+import jax
+
+from jaxmlic.errors import UserError
+
+FOLDER = "profile"
+FIRST = 5  # steps after the start that a bare number leaves out: the first ones compile
+
+
+def parse(text: str) -> tuple[int | None, int]:
+    """ "10:13" -> (10, 3), steps 10, 11 and 12; "3" -> (None, 3), three steps soon after the start.
+
+    Raises UserError for anything else.
+    """
+    first, colon, last = text.partition(":")
+    try:
+        start, count = (int(first), int(last) - int(first)) if colon else (None, int(first))
+    except ValueError:
+        count = 0
+    if count < 1 or (colon and start < 0):
+        raise UserError(f"--profile={text}: it is a number of steps, or FIRST:END such as 10:13 (steps 10, 11, 12)")
+    return start, count
+
+
+class Profile:
+    """Traces the steps that `parse` gives, into WORKDIR/profile; of several processes, the one that is `active`.
+
+    wanted: what `parse` gave, or None for no trace.
+    start: the step that training begins at.
+    """
+
+    def __init__(self, wanted: tuple[int | None, int] | None, workdir: str | os.PathLike, start: int, active: bool):
+        self.folder = Path(workdir) / FOLDER
+        self.first = self.end = -1
+        self.running = False
+        if wanted is not None and active:
+            first, count = wanted
+            self.first = start + FIRST if first is None else first
+            self.end = self.first + count
+
+    def before(self, step: int) -> None:
+        """Call it before each step: starts the trace at its first one."""
+        if step == self.first:
+            jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
+            self.running = True
+
+    def after(self, step: int, last: object) -> str:
+        """Call it after each step with what it gave: ends the trace after its last one, and then gives a line on it."""
+        if not self.running or step != self.end:
+            return ""
+        jax.block_until_ready(last)
+        return self.stop()
+
+    def stop(self) -> str:
+        """Ends a trace that runs, and gives a line on it."""
+        if not self.running:
+            return ""
+        self.running = False
+        jax.profiler.stop_trace()
+        return f"profile of steps {self.first} to {self.end - 1}: tensorboard --logdir={self.folder}, or Perfetto"

@@ -1,10 +1,10 @@
 """A trace of some steps, for TensorBoard's profiler and for Perfetto (ui.perfetto.dev)."""
 
 import os
-from pathlib import Path
 
 import jax
 
+from jaxmlic import storage
 from jaxmlic.errors import UserError
 
 FOLDER = "profile"
@@ -34,7 +34,7 @@ class Profile:
     """
 
     def __init__(self, wanted: tuple[int | None, int] | None, workdir: str | os.PathLike, start: int, active: bool):
-        self.folder = Path(workdir) / FOLDER
+        self.folder = storage.to_path(workdir) / FOLDER
         self.first = self.end = -1
         self.running = False
         if wanted is not None and active:

@@ -1,5 +1,6 @@
 """A run killed with SIGKILL at any step and started again ends with the same bits as one that never stopped."""
 
+import json
 import os
 import subprocess
 import sys
@@ -60,6 +61,11 @@ def test_killed_and_resumed_equals_never_stopped(finished_run, data_dir, tmp_pat
         for folder in (workdir, finished_run)
     ]
     assert rows[0] == rows[1]
+    starts = json.loads((workdir / "config.json").read_text())["starts"]
+    assert [start["step"] for start in starts][:2] == [0, 0] and 4 <= starts[2]["step"] <= starts[3]["step"] <= 12
+    assert len(starts) == 4 and sorted(start["time"] for start in starts) == [start["time"] for start in starts]
+    last = [row for row in metrics_log.read(workdir) if "goodput/steps" in row][-1]
+    assert last["goodput/redone"] > 0 and last["goodput/away"] > 0
     results = [(folder / "result.json").read_text() for folder in (workdir, finished_run)]
     assert results[0] == results[1]
 

@@ -456,3 +456,15 @@ def test_a_run_of_other_classes_gives_its_trunk_alone(finished_run, data_dir, tm
     trainer = loop.Trainer(wide, str(tmp_path / "wide"))
     with pytest.raises(UserError, match=r"config\.start_from: .* no parameter in common"):
         trainer.initial_state()
+
+
+def test_a_run_knows_where_it_came_from_and_where_its_time_went(finished_run):
+    (start,) = json.loads((finished_run / "config.json").read_text())["starts"]
+    assert start["step"] == 0 and start["hosts"] == 1
+    assert start["devices"] == {"platform": "cpu", "kind": "cpu", "number": 8}
+    assert start["versions"]["jax"] == jax.__version__ and "orbax-checkpoint" in start["versions"]
+    rows = [row for row in metrics_log.read(finished_run) if "goodput/steps" in row]
+    assert [row["step"] for row in rows] == [4, 8, 12, 16]
+    seconds = {key.removeprefix("goodput/"): value for key, value in rows[-1].items() if key.startswith("goodput/")}
+    assert all(seconds[kind] > 0 for kind in ("steps", "input", "evaluation", "saving", "compiling", "starting"))
+    assert seconds["redone"] == seconds["away"] == 0

@@ -58,9 +58,9 @@ class Goodput:
         Call it before the log drops the rows after that step: the last of them is the last sign of life.
         """
         self._close("starting")
-        before = self._read()
-        if step in before:
-            found = before[step]
+        before = {old: row for old, row in self._read().items() if old <= step}
+        if step and before:
+            found = before[max(before)]  # of an earlier step, where a kill came between a checkpoint and its entry
             for kind in KINDS:
                 self.seconds[kind] += found["seconds"].get(kind, 0.0)
             then, rows = sum(found["seconds"].values()), metrics_log.read(self.path.parent)
@@ -69,7 +69,7 @@ class Goodput:
             now = time.time() - (time.monotonic() - self.began)
             self.seconds["redone"] += redone
             self.seconds["away"] += max(0.0, now - found["time"] - redone)
-        self.saved = {old: row for old, row in before.items() if old <= step}
+        self.saved = before
         if step:
             self.save(step)
 
@@ -124,6 +124,7 @@ class Goodput:
 
     def _read(self) -> dict[int, dict]:
         try:
-            return {int(step): row for step, row in storage.read_json(self.path).items()}
-        except (UserError, ValueError, AttributeError):  # an older folder; what it holds is no more than a clock
+            rows = storage.read_json(self.path).items()
+            return {int(step): {"time": row["time"], "seconds": dict(row["seconds"])} for step, row in rows}
+        except (UserError, ValueError, KeyError, TypeError, AttributeError):  # older or damaged: no more than a clock
             return {}

@@ -1,0 +1,302 @@
+"""Several processes are one program: the same numbers on any division into hosts and devices, and one way to end."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import hosts
+import jax
+import numpy as np
+import pytest
+
+from jaxmlic.cli import main as cli
+from jaxmlic.data import datasets
+from jaxmlic.evaluation import score_file
+from jaxmlic.propagation import label_file
+from jaxmlic.training import run_folder
+from jaxmlic.training.checkpoint import Checkpoints
+
+STEPS = 10
+# A batch norm over the scores, dropout, crops, flips and mixup: all that could depend on the division of a batch.
+# Plain SGD, because Adam makes a whole step out of a gradient that is rounding alone.
+IMAGES = {
+    "config": "multi_order_rnn:dataset=tiny,method=released,trunk=small_cnn,size=16",
+    "model.embedding_size": 8,
+    "model.recurrent_size": 8,
+    "model.dropout": 0.2,
+    "loss.cnn_weight": 1.0,
+    "augment.crop_area": (0.7, 1.0),
+    "augment.mixup": "every_epoch",
+    "data.resize": 20,
+    "data.val_fraction": 0.25,
+    "optim.name": "sgd_nesterov",
+    "optim.lr": 0.02,
+    "optim.schedule": "constant",
+    "optim.groups": ((".*", 1.0),),
+    "train.batch_size": 8,
+    "train.duration": f"{STEPS} steps",
+    "train.eval_every": "5 steps",
+    "train.log_every": "1 steps",
+}
+LAYOUTS = [(1, 8), (2, 4), pytest.param((4, 2), marks=pytest.mark.slow)]  # processes and devices of each
+
+
+def options(data_dir, values=IMAGES, **more):
+    """The command-line options of a config."""
+    values = values | {"data.dir": str(data_dir)} | more
+    return [f"--config={values['config']}", *(f"--config.{k}={v}" for k, v in values.items() if k != "config")]
+
+
+def train(workdir, data_dir, processes, devices, values=IMAGES, **more):
+    hosts.run("train", f"--workdir={workdir}", *options(data_dir, values, **more), processes=processes, devices=devices)
+    return workdir
+
+
+def rows_of(workdir):
+    """The numbers of metrics.jsonl without those of the clock."""
+    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{k: v for k, v in row.items() if k != "img_per_s"} for row in map(json.loads, lines)]
+
+
+def assert_same_rows(found, expected, rtol=1e-5):
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            same = one[name] == value if value is None else one[name] == pytest.approx(value, rel=rtol, abs=1e-6)
+            assert same, (name, other["step"], one[name], value)
+
+
+@pytest.fixture(scope="module")
+def alone(data_dir, tmp_path_factory):
+    """The run of one process with one device. Do not write into it."""
+    return train(tmp_path_factory.mktemp("alone") / "run", data_dir, 1, 1)
+
+
+@pytest.fixture
+def copy(alone, tmp_path):
+    return shutil.copytree(alone, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_run_has_the_same_numbers_on_any_hosts_and_devices(layout, alone, data_dir, tmp_path):
+    workdir = train(tmp_path / "run", data_dir, *layout)
+    rows = rows_of(workdir)
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, STEPS + 1))
+    assert_same_rows(rows, rows_of(alone))
+    results = [json.loads((folder / "result.json").read_text()) for folder in (workdir, alone)]
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+
+
+SHARED = {key: value for key, value in IMAGES.items() if key.split(".")[0] in ("augment", "data", "optim", "train")}
+RECURRENT = {"model.embedding_size": 8, "model.recurrent_size": 8}
+SMALL_RMLC = {"config": "cnn_lstm_rmlc:dataset=tiny,head={},trunk=small_cnn,size=16", "model.pool": "avg"}
+RESNET = {"config": "linear:dataset=tiny,mode=finetune,size=32", "model.trunk": "resnet18", "data.resize": 36}
+SYSTEMS = {
+    "linear, trained batch norm": RESNET | {"model.batch_norm": "train"},
+    "linear, frozen batch norm, average": RESNET | {"model.batch_norm": "frozen", "optim.ema": 0.9},
+    "cnn_rnn": {"config": "cnn_rnn:dataset=tiny,trunk=small_cnn,size=16", "model.max_length": 2} | RECURRENT,
+    "cnn_rnn, mla": {"config": "cnn_rnn:dataset=tiny,method=mla,trunk=small_cnn,size=16", "model.max_length": 2}
+    | RECURRENT,
+    "multi_order_rnn": {"config": "multi_order_rnn:dataset=tiny,trunk=small_cnn,size=16"} | RECURRENT,
+    "multi_order_rnn, one order": {
+        "config": "multi_order_rnn:dataset=tiny,method=mo_rare_first,trunk=small_cnn,size=16"
+    }
+    | RECURRENT,
+    "cnn_lstm_rmlc.positions": SMALL_RMLC | {"model.units": (8, 4), "model.hidden": 0},
+    "cnn_lstm_rmlc.path": SMALL_RMLC | {"model.units": 8, "model.embedding": 6, "model.max_length": 3},
+    "cnn_lstm_rmlc.plain": SMALL_RMLC | {"model.hidden": 6},
+    "mscnn_lce_mic": {
+        "config": "mscnn_lce_mic:dataset=tiny,trunk=small_cnn,size=16",
+        **{"model.global_dim": 8, "model.gcn_hidden": 6, "model.gcn_dim": 10, "model.mfb_dim": 12},
+        **{"model.word_vectors": "random", "model.word_dim": 5},
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_has_the_same_numbers_on_two_hosts(system, data_dir, tmp_path):
+    values = SHARED | SYSTEMS[system]
+    values["config"] = values["config"].format(system.rpartition(".")[2])
+    folders = [
+        train(tmp_path / f"{processes}x{devices}", data_dir, processes, devices, values)
+        for processes, devices in ((1, 1), (2, 2))
+    ]
+    assert_same_rows(*map(rows_of, reversed(folders)))
+
+
+def test_evaluate_on_two_hosts_writes_the_same_score_file(alone, copy):
+    """29 images, which neither the hosts nor the batches of 8 divide."""
+    assert cli.run(["evaluate", f"--workdir={copy}"]) == 0
+    one = score_file.load(copy / "scores" / "test.npz")
+    shutil.rmtree(copy / "scores")
+    found = hosts.run("evaluate", f"--workdir={copy}", processes=2, devices=2)
+    two = score_file.load(copy / "scores" / "test.npz")
+    assert one.ids.tolist() == two.ids.tolist() == [f"test-{i:03d}" for i in range(29)]
+    np.testing.assert_array_equal(one.labels, two.labels)
+    np.testing.assert_allclose(one.scores, two.scores, atol=1e-5)
+    assert "mAP" in found[0].out and not found[1].out and "mAP" not in found[1].err  # process 0 prints
+
+
+def test_predict_on_two_hosts_gives_the_same_labels(copy, data_dir, tmp_path):
+    """Five photographs, one of which cannot be read: the exit status is that of the mistake, on both."""
+    records = datasets.load("tiny", data_dir).source("test")
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(records[number]["image"])
+    files = [str(tmp_path / f"{number}.png") for number in range(4)]
+    assert cli.run(["predict", f"--workdir={copy}", *files]) == 0
+    one = json.loads((copy / "predictions.json").read_text())
+    (copy / "predictions.json").unlink()
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with hosts.Job("predict", f"--workdir={copy}", *files, str(tmp_path / "bad.png"), processes=2) as job:
+        found = job.wait()
+    assert [process.status for process in found] == [2, 2], found
+    two = json.loads((copy / "predictions.json").read_text())
+    assert len(one["images"]) == len(two["images"]) == 4 and list(two["unreadable"]) == [str(tmp_path / "bad.png")]
+    for a, b in zip(one["images"], two["images"], strict=True):
+        assert (a["file"], a["labels"]) == (b["file"], b["labels"])
+        assert b["logits"] == pytest.approx(a["logits"], abs=1e-5)
+
+
+def test_propagate_on_two_hosts_writes_the_same_labels(alone, data_dir, tmp_path):
+    shutil.copytree(data_dir / "tiny", tmp_path / "tiny", ignore=shutil.ignore_patterns("features"))
+    dataset = datasets.load("tiny", tmp_path)
+    parts = {"labelled": np.arange(0, 72, 4), "rest": np.setdiff1d(np.arange(72), np.arange(0, 72, 4))}
+    datasets.write_named_split(dataset, "few", parts, {})
+    own = ["propagate", f"--workdir={alone}", f"--data-dir={tmp_path}", "--labelled=few/labelled", "--k=5"]
+    assert cli.run([*own, f"--out={tmp_path / 'one.npz'}"]) == 0
+    hosts.run(*own, f"--out={tmp_path / 'two.npz'}", processes=2, devices=2)
+    one, two = (label_file.load(tmp_path / name) for name in ("one.npz", "two.npz"))
+    assert one.ids.tolist() == two.ids.tolist()
+    np.testing.assert_array_equal(one.labels, two.labels)
+    np.testing.assert_allclose(one.scores, two.scores, atol=1e-4)
+    numbers = [json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json")]
+    assert numbers[0].keys() == numbers[1].keys()
+
+
+@pytest.fixture(scope="module")
+def light(data_dir, tmp_path_factory):
+    """Options of a linear layer on features from a file, for many short steps and a quick start."""
+    dataset, rng = datasets.load("tiny", data_dir), np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("features") / "features.npz"
+    ids = np.concatenate([dataset.ids(split) for split in ("train", "test")])
+    np.savez(path, ids=ids, features=rng.normal(size=(len(ids), 8)).astype(np.float32))
+    values = {"config": "quickstart", "data.source": "file", "data.features_file": path, "model.pool": "avg"}
+    values |= {"data.name": "tiny", "data.val_fraction": 0.25, "optim.ema": 0.9, "model.dropout": 0.2}
+    values |= {"train.batch_size": 8, "train.eval_every": "150 steps", "train.log_every": "1 steps"}
+    return options(data_dir, values | {"train.duration": "300 steps"})
+
+
+def stop(job, number):
+    """SIGTERM to one process of a job that trains; how the processes ended."""
+    hosts.wait_until(lambda: "step 3/" in job.printed(0))
+    job.signal(number)
+    return job.wait(60)
+
+
+def test_a_signal_to_one_host_stops_all_at_one_step_and_other_hosts_continue(light, tmp_path):
+    """1 process, then 2, then 1 with 2 devices; the rows are those of a run that was never stopped."""
+    hosts.run("train", f"--workdir={tmp_path / 'undisturbed'}", *light)
+    workdir, last = tmp_path / "run", 0
+    arguments = ["train", f"--workdir={workdir}", *light]
+    for processes in (1, 2):
+        with hosts.Job(*arguments, processes=processes) as job:
+            found = stop(job, processes - 1)
+        assert [one.status for one in found] == [0] * processes, found
+        step = Checkpoints(workdir, read_only=True).latest()
+        assert last < step < 300 and f"stopped at step {step} by SIGTERM" in found[0].err, found
+        assert all("Traceback" not in one.err for one in found)
+        last = step
+    hosts.run(*arguments, devices=2)
+    assert_same_rows(rows_of(workdir), rows_of(tmp_path / "undisturbed"), rtol=1e-4)
+    assert run_folder.result(workdir)["step"] == 300
+
+
+def test_a_lost_host_ends_the_others_with_one_line(light, tmp_path):
+    arguments = ["train", f"--workdir={tmp_path / 'run'}", *light, "--config.train.duration=1000000 steps"]
+    with hosts.Job(*arguments, processes=2) as job:
+        hosts.wait_until(lambda: "step 3/" in job.printed(0))
+        job.signal(1, signal.SIGKILL)
+        found = job.wait(150)
+    assert found[1].status == -signal.SIGKILL and found[0].status not in (0, None)
+    assert "Traceback" not in found[0].err and found[0].err.strip().splitlines()[-1].startswith("jaxmlic: ")
+
+
+def test_hosts_with_different_configs_are_refused(data_dir, tmp_path):
+    arguments = ["train", f"--workdir={tmp_path / 'run'}", *options(data_dir)]
+    with hosts.Job(*arguments, processes=2, own={1: ["--config.optim.lr=0.5"]}) as job:
+        found = job.wait()
+    for one in found:
+        last = one.err.strip().splitlines()[-1]
+        assert one.status == 2 and "Traceback" not in one.err, found
+        assert last.startswith("jaxmlic: config.optim.lr") and "0.02" in last and "0.5" in last and "process 1" in last
+    assert not (tmp_path / "run" / run_folder.CONFIG_FILE).exists()
+
+
+def test_a_batch_that_devices_do_not_divide_is_refused_on_all_hosts(data_dir, tmp_path):
+    with hosts.Job("train", f"--workdir={tmp_path / 'run'}", *options(data_dir), processes=2, devices=3) as job:
+        found = job.wait()
+    for one in found:
+        assert one.status == 2 and one.err.strip().splitlines()[-1].startswith("jaxmlic: config.train.batch_size = 8")
+
+
+def test_a_second_trainer_in_a_run_folder_is_refused(data_dir, tmp_path, capsys):
+    arguments = ["train", f"--workdir={tmp_path / 'run'}", *options(data_dir)]
+    with run_folder.lock(tmp_path / "run"):
+        assert cli.run(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "is being trained" in error and "--workdir" in error
+    with run_folder.lock(tmp_path / "run"):  # it was let go
+        pass
+
+
+def start(*arguments, seconds=60):
+    """Calls `distributed.start` in a process of its own."""
+    script = f"""
+import sys
+from jaxmlic import distributed
+from jaxmlic.errors import UserError
+try:
+    distributed.start({", ".join(arguments)})
+except UserError as error:
+    print(f"jaxmlic: {{error}}", file=sys.stderr)
+    sys.exit(2)
+"""
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=seconds)
+
+
+def test_a_port_in_use_is_one_line():
+    with socket.socket() as one:
+        one.bind(("", 0))
+        one.listen()
+        port = one.getsockname()[1]
+        found = start(f"'localhost:{port}', 2, 0, seconds=5")
+    assert found.returncode == 2 and found.stderr.count("\n") == 1 and str(port) in found.stderr
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["process 1 does not come", "process 0 does not come"])
+def test_processes_that_do_not_come_end_the_job(number):
+    port = hosts.free_port()
+    found = start(f"'localhost:{port}', 2, {number}, seconds=4")
+    assert found.returncode == 2 and found.stderr.count("\n") == 1, found.stderr
+    assert f"localhost:{port}" in found.stderr and ("not all of 2 processes", "did not come")[number] in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--coordinator=localhost:1", "--num-processes=2"], "--process-id is missing"),
+        (["--process-id=0"], "--coordinator, --num-processes is missing"),
+        (["--coordinator=localhost", "--num-processes=2", "--process-id=0"], "HOST:PORT"),
+        (["--coordinator=localhost:1", "--num-processes=2", "--process-id=2"], "--process-id=2 is not in 0 ... 1"),
+    ],
+)
+def test_mistakes_in_the_options_are_one_line(given, message, capsys):
+    assert cli.run(["evaluate", "--workdir=unused", *given]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error
+    assert jax.process_count() == 1

@@ -68,7 +68,7 @@ class FileSource(Source):
 
     def fingerprint(self, view: loader.View) -> str:
         """Of the file's bytes."""
-        return storage.sha256(self.config.data.features_file)
+        return storage.sha256(storage.local_copy(self.config.data.features_file))
 
     def check(self) -> None:
         """UserError for fields that features from a file leave without a meaning."""

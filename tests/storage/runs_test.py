@@ -134,9 +134,19 @@ def test_weights_features_and_pseudo_labels_are_read_there(bucket, data_dir):
     weights, known = np.ones(len(ids), np.float32), np.ones(len(ids), bool)
     file = label_file.PseudoLabelFile(ids, labels, weights, labels * 1.0, known, list(dataset.class_names), {})
     label_file.save(f"{bucket.url}/labels.npz", file)
-    overrides = {"data.pseudo_labels": f"{bucket.url}/labels.npz", "data.val_fraction": 0.0}
-    trainer = loop.Trainer(tiny_config(data_dir, **overrides), bucket.run)
-    np.testing.assert_array_equal(trainer.train_view.labels, labels)
+    every = np.concatenate([dataset.ids(split) for split in dataset.splits])
+    storage.save_npz(path, {"features": rng.random((len(every), 4)), "ids": every})
+    overrides = {
+        "data.pseudo_labels": f"{bucket.url}/labels.npz",
+        "data.source": "file",
+        "data.features_file": path,
+        "data.val_fraction": 0.0,
+        "train.duration": "2 steps",
+    }
+    assert loop.run(tiny_config(data_dir, **overrides), f"{bucket.url}/runs/file").finished
+    kept = label_file.load(f"{bucket.url}/runs/file/pseudo_labels.npz")
+    np.testing.assert_array_equal(kept.labels, labels)
+    assert jaxmlic.load(f"{bucket.url}/runs/file").evaluate().scores.scores.shape == (29, 3)
 
 
 def test_a_missing_object_is_one_line(bucket, capsys):

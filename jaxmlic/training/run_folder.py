@@ -134,7 +134,7 @@ def claim(workdir: str | Path, config: ConfigDict, train: View, inputs: str = ""
             )
         if old.inputs and old.inputs != run.inputs:
             raise UserError(
-                f"{workdir} was trained on other images or features than {config.data.features_file or 'the data set'} "
+                f"{workdir} was trained on other images or features than its data set or features file "
                 "now holds, under the same names and labels; use another --workdir or bring back what was there"
             )
         return run

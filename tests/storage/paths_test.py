@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import buckets
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from jaxmlic import storage
 from jaxmlic.cli import main as cli
 from jaxmlic.errors import UserError
 from jaxmlic.storage import paths
+from jaxmlic.training.logs import profile
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +134,13 @@ def test_a_folder_is_whole_with_its_listing_alone(shelf):
     storage.write_text(f"{shelf}/checkpoints/16/values", "six")
     third.pull()  # cut short later: Orbax will miss it
     assert not (third.path / "16" / "values").exists()
+
+
+def test_a_profile_goes_into_the_bucket(shelf, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trace = profile.Profile((0, 1), f"{shelf}/run", 0, active=True)
+    trace.before(0)
+    assert f"{shelf}/run/profile" in trace.after(1, jnp.ones(3) * 2)
+    names = [name.rpartition("/")[2] for name in storage.listing(f"{shelf}/run/profile")]
+    assert "perfetto_trace.json.gz" in names and any(name.endswith(".xplane.pb") for name in names)
+    assert list(tmp_path.iterdir()) == []

@@ -45,7 +45,8 @@ class Profile:
     def before(self, step: int) -> None:
         """Call it before each step: starts the trace at its first one."""
         if step == self.first:
-            jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
+            self.outbox = storage.Outbox(self.folder)
+            jax.profiler.start_trace(self.outbox.path, create_perfetto_trace=True)
             self.running = True
 
     def after(self, step: int, last: object) -> str:
@@ -61,4 +62,5 @@ class Profile:
             return ""
         self.running = False
         jax.profiler.stop_trace()
+        self.outbox.send()
         return f"profile of steps {self.first} to {self.end - 1}: tensorboard --logdir={self.folder}, or Perfetto"

@@ -18,7 +18,7 @@ from jaxmlic.experiments import step_costs
 from jaxmlic.inputs import Source, open_source
 from jaxmlic.models import trunks
 from jaxmlic.models.heads import contract
-from jaxmlic.training import run_folder, starting_point, step
+from jaxmlic.training import optim, run_folder, starting_point, step
 from jaxmlic.training import state as state_lib
 
 UTILISATION = 0.4  # of a device's peak: what well-fed convolutional networks reach
@@ -51,11 +51,14 @@ class Plan:
       inputs: what the model reads, as text.
       batch, devices: the global batch and what it is divided over.
       parameters, trainable: numbers of values.
-      state_bytes: parameters, statistics, optimizer state, averages and gradients: on every device.
+      state_bytes: parameters, statistics, optimizer state, averages and gradients that a device holds; where they are
+        divided, its share of them and the gathered parameters.
       activation_bytes: the part of a batch on one device, what the backward pass keeps of the forward one, and twice
         the largest value, before XLA fuses anything: an upper bound.
       flops: of a training step over the global batch.
-      collective_bytes: gradients and batch statistics that are summed over the devices in a step.
+      collective_bytes: gradients and batch statistics that are summed over the devices in a step, once for each
+        micro-batch.
+      gathered_bytes: parameters that a step gathers from all devices, where the state is divided.
       collectives: {kind: (number, bytes)} of the compiled step, empty where it was not compiled.
       steps: of the whole training.
       needs: files and data that must be there, each with whether it is.
@@ -74,6 +77,7 @@ class Plan:
     activation_bytes: int
     flops: float
     collective_bytes: int
+    gathered_bytes: int
     collectives: dict[str, tuple[int, int]]
     steps: int
     needs: tuple[tuple[str, bool], ...]
@@ -113,29 +117,35 @@ def make(
       UserError: a config that cannot be built: unknown names, groups that match nothing, a batch that the devices do
         not divide, a data set of which nothing is known.
     """
-    if config.train.batch_size % mesh.size:
-        raise UserError(
-            f"config.train.batch_size = {config.train.batch_size} cannot be divided over {mesh.size} devices; "
-            f"the next that can is {-(-config.train.batch_size // mesh.size) * mesh.size}"
-        )
+    step.check_batch(config, mesh.size)
     scoring.check_rules(config)
     labels, images = _sizes(config, labels, images)
     source, notes = _source(config)
     head = contract.find(config.head)
     model = head.Model(labels, **config.model)
     tx, multipliers, _, total = state_lib.optimizer(config, model, source.example(), images)
-    state = state_lib.abstract(config, model, source.example(), images, mesh)
+    state = state_lib.abstract(config, model, source.example(), images, mesh, config.train.shard_state)
     batch = _batch(config, source, labels, mesh)
-    place = sharding.replicated(mesh)
-    train_step = jax.jit(
-        step.make_step_fn(head, model, config, source, tx, multipliers, images),
-        in_shardings=(place, sharding.split(mesh)),
-        out_shardings=(place, place),
-        donate_argnums=0,
-    )
-    lowered = train_step.lower(state, batch)
+    place = jax.tree.map(lambda x: x.sharding, state)
+
+    def lower(config: ConfigDict) -> jax.stages.Lowered:
+        return jax.jit(
+            step.make_step_fn(head, model, config, source, tx, multipliers, images, mesh),
+            in_shardings=(place, sharding.split(mesh)),
+            out_shardings=(place, sharding.replicated(mesh)),
+            donate_argnums=0,
+            compiler_options=step.compiler_options(config),
+        ).lower(state, batch)
+
+    lowered, parts = lower(config), config.train.accumulate
+    # XLA counts the body of a loop once.
+    counted = lowered if parts == 1 else lower(config_lib.override(config, {"train.accumulate": 1}))
+    part = {
+        name: jax.ShapeDtypeStruct((x.shape[0] // parts, *x.shape[1:]), x.dtype, sharding=x.sharding)
+        for name, x in batch.items()
+    }
     trainable, _ = state_lib.partition(state.params, multipliers)
-    kept, largest = step_costs.activations(head, model, config, source, multipliers, state, batch)
+    kept, largest = step_costs.activations(head, model, config, source, multipliers, state, part)
     prediction = jax.eval_shape(
         lambda variables, inputs: head.predict_fn(model, variables, inputs),
         state_lib.eval_variables(state),
@@ -148,6 +158,8 @@ def make(
     needs = _needs(config, first_stage)
     if not config.pretrained and not config.start_from and trunks.has_pretrained(config.model.trunk):
         notes.append("config.pretrained is empty: the trunk starts at random values")
+    divided = {k: x for k, x in optim.flatten(state.params).items() if not x.sharding.is_fully_replicated}
+    gathered = step_costs.bytes_of(divided)
     moving = {} if config.model.get("batch_norm") == "frozen" else state.batch_stats
     return Plan(
         labels=labels,
@@ -157,10 +169,11 @@ def make(
         devices=mesh.size,
         parameters=step_costs.values(state.params),
         trainable=step_costs.values(trainable),
-        state_bytes=step_costs.bytes_of(state) + step_costs.bytes_of(trainable),
+        state_bytes=step_costs.bytes_on_a_device((state, trainable)) + gathered,
         activation_bytes=(kept + 2 * largest + step_costs.bytes_of(batch)) // mesh.size,
-        flops=float((lowered.cost_analysis() or {}).get("flops", float("nan"))),
-        collective_bytes=(step_costs.bytes_of(trainable) + step_costs.bytes_of(moving)) if mesh.size > 1 else 0,
+        flops=float((counted.cost_analysis() or {}).get("flops", float("nan"))),
+        collective_bytes=parts * (step_costs.bytes_of(trainable) + step_costs.bytes_of(moving)) if mesh.size > 1 else 0,
+        gathered_bytes=gathered,
         collectives=step_costs.collectives(lowered.compile().as_text()) if compile_step else {},
         steps=total,
         needs=tuple(needs),

@@ -1,6 +1,5 @@
 """What a training step costs, read off its trace and its compiled program."""
 
-import functools
 import re
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -26,21 +25,38 @@ def activations(
     state: state_lib.TrainState,
     batch: dict[str, jax.ShapeDtypeStruct],
 ) -> tuple[int, int]:
-    """Bytes of the forward pass's values that the backward pass reads (all that are no arguments themselves), and of
-    the largest value of the forward pass."""
+    """Bytes of the forward pass's values that the backward pass reads (all that are no arguments themselves), with the
+    largest part that it computes again (`config.train.remat`), and of the largest value of the forward pass."""
     trainable, frozen = state_lib.partition(state.params, multipliers)
 
-    def forward(trainable: dict, frozen: dict, state: state_lib.TrainState, batch: dict) -> Callable:
+    def loss(trainable: dict, frozen: dict, state: state_lib.TrainState, batch: dict) -> jax.Array:
         key = jax.random.key(0)
         inputs, labels = source.training_inputs(key, batch, jnp.int32(0))
         examples = {**batch, "labels": labels}
-        loss = functools.partial(step.loss_of, head, model, config)
-        return jax.vjp(lambda t: loss(t, frozen, state, inputs, examples, key)[0], trainable)[1]
+        return step.loss_of(head, model, config, trainable, frozen, state, inputs, examples, key)[0]
 
-    jaxpr = jax.make_jaxpr(forward)(trainable, frozen, state.replace(params={}), batch).jaxpr
-    arguments = {*jaxpr.invars, *jaxpr.constvars}
-    kept = {var for var in jaxpr.outvars if not isinstance(var, Literal) and var not in arguments}
-    return sum(_size(var.aval) for var in kept), max(map(_size, _outputs(jaxpr)), default=0)
+    def forward(trainable: dict, *rest: dict) -> Callable:
+        return jax.vjp(lambda t: loss(t, *rest), trainable)[1]
+
+    arguments = trainable, frozen, state.replace(params={}), batch
+    jaxpr = jax.make_jaxpr(forward)(*arguments).jaxpr
+    given = {*jaxpr.invars, *jaxpr.constvars}
+    kept = {var for var in jaxpr.outvars if not isinstance(var, Literal) and var not in given}
+    again = 0 if config.train.remat == "none" else _recomputed(jax.make_jaxpr(loss)(*arguments).jaxpr)
+    return sum(_size(var.aval) for var in kept) + again, max(map(_size, _outputs(jaxpr)), default=0)
+
+
+def _recomputed(jaxpr: Jaxpr) -> int:
+    """Bytes of the values of the largest part that a backward pass computes again, what it computes again inside of
+    that part included."""
+    most = 0
+    for equation in jaxpr.eqns:
+        inner = list(jaxprs_in_params(equation.params))
+        own = 0
+        if equation.primitive.name in ("checkpoint", "remat", "remat2"):
+            own = sum(_size(var.aval) for part in inner for row in part.eqns for var in row.outvars)
+        most = max(most, own + max(map(_recomputed, inner), default=0))
+    return most
 
 
 def _outputs(jaxpr: Jaxpr) -> Iterator[jax.core.ShapedArray]:
@@ -63,6 +79,13 @@ def values(tree: object) -> int:
 def bytes_of(tree: object) -> int:
     """Their bytes."""
     return sum(map(_size, jax.tree.leaves(tree)))
+
+
+def bytes_on_a_device(tree: object) -> int:
+    """The bytes of them that one device holds, by their shardings."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+    )
 
 
 _ITEM = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "f16": 2, "bf16": 2, "s8": 1, "u8": 1, "pred": 1, "s64": 8, "u64": 8}

@@ -84,6 +84,8 @@ def _collectives(plan) -> str:
     if plan.devices == 1:
         return "none: one device"
     computed = f"all-reduce of gradients and batch statistics, {plan.collective_bytes / 1e6:.1f} MB"
+    if plan.gathered_bytes:
+        computed += f"; all-gather of parameters, {plan.gathered_bytes / 1e6:.1f} MB"
     counted = ", ".join(f"{kind} {number} ({size / 1e6:.1f} MB)" for kind, (number, size) in plan.collectives.items())
     return computed + (f"; compiled: {counted}" if counted else "")
 

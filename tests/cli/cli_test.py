@@ -1,5 +1,6 @@
 """The command line: help, exit statuses, both ways to start a command."""
 
+import os
 import subprocess
 import sys
 
@@ -34,6 +35,10 @@ def test_overview_and_version(capsys):
         (["trian"], "unknown command 'trian' (did you mean 'train'?)"),
         (["train"], "train: the following arguments are required: --config, --workdir; see jaxmlic train --help"),
         (["train", "--config=quickstart", "--workdir=x", "stray"], "cannot read 'stray'"),
+        (
+            ["train", "--config=quickstart", "--workdir=x", "--profile=5:2"],
+            "--profile=5:2: it is a number of steps, or",
+        ),
         (["evaluate", "--workdir=nowhere"], "nowhere/config.json does not exist"),
     ],
 )
@@ -72,3 +77,27 @@ sys.excepthook(RuntimeError, RuntimeError("another thing"), None)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "Event loop is closed" not in done.stderr
     assert "something else" in done.stderr and "another thing" in done.stderr
+
+
+def test_compiled_programs_are_kept_in_the_home_folder(monkeypatch, tmp_path):
+    """Only by the environment that JAX reads later: nothing is made before there is a program."""
+    variables = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE", "JAXMLIC_COMPILATION_CACHE")
+
+    def environment(**given):
+        for name in variables:
+            monkeypatch.setenv(name, "")  # so that what is set below is undone
+            monkeypatch.delenv(name)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        cli.keep_compiled_programs()
+        return {name: os.environ[name] for name in variables if name in os.environ}
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / ".cache/jaxmlic/xla")}
+    assert environment() == folder
+    assert environment(JAX_COMPILATION_CACHE_DIR="mine") == {"JAX_COMPILATION_CACHE_DIR": "mine"}
+    off = environment(JAXMLIC_COMPILATION_CACHE="off")
+    assert off == {"JAXMLIC_COMPILATION_CACHE": "off", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(os, "access", lambda *_: False)  # a home that cannot be written
+    assert environment() == {}

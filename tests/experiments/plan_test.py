@@ -43,6 +43,35 @@ def test_a_device_more_halves_what_is_not_replicated(mesh):
     assert one.collective_bytes == 0
 
 
+def test_levers_in_a_plan():
+    """Divided state: a share of it, and parameters gathered. Micro-batches: fewer activations, the same FLOPs, more
+    sums. Rematerialisation: fewer activations for more FLOPs."""
+    mesh = sharding.make_mesh(jax.devices()[:4])
+    base = {"model.trunk": "small_cnn_wide", "train.batch_size": 16}
+    plans = {
+        name: plan.make(linear(**base, **more), mesh, labels=5, images=80, compile_step=name == "shard_state")
+        for name, more in {
+            "none": {},
+            "shard_state": {"train.shard_state": True},
+            "accumulate": {"train.accumulate": 4},
+            "blocks": {"train.remat": "blocks"},
+        }.items()
+    }
+    none, shard = plans["none"], plans["shard_state"]
+    kernels = none.parameters - 4_000  # norms and biases stay whole
+    assert shard.gathered_bytes == pytest.approx(4 * kernels, rel=0.05) and none.gathered_bytes == 0
+    # Parameters, two moments and gradients: a fourth each, and the gathered parameters.
+    assert shard.state_bytes == pytest.approx(4 * kernels * (4 / 4 + 1), rel=0.05)
+    assert none.state_bytes == pytest.approx(4 * none.parameters * 4, rel=0.05)
+    number, counted = shard.collectives["all-gather"]
+    assert number > 0 and counted == pytest.approx(shard.gathered_bytes, rel=0.05)
+    assert plans["accumulate"].activation_bytes < 0.4 * none.activation_bytes
+    assert plans["accumulate"].flops == none.flops == shard.flops
+    assert plans["accumulate"].collective_bytes == 4 * none.collective_bytes
+    assert plans["blocks"].activation_bytes < none.activation_bytes
+    assert 1.1 * none.flops < plans["blocks"].flops < 1.5 * none.flops
+
+
 def test_flops_of_vgg16_are_those_of_its_layers(mesh):
     """A frozen VGG16 costs its forward pass: 15.47e9 multiply-adds an image at 224 px, as its paper's layers give."""
     layers = [(224, 3, 64), (224, 64, 64), (112, 64, 128), (112, 128, 128), (56, 128, 256), (56, 256, 256)]

@@ -64,7 +64,7 @@ class Goodput:
             for kind in KINDS:
                 self.seconds[kind] += found["seconds"].get(kind, 0.0)
             then, rows = sum(found["seconds"].values()), metrics_log.read(self.path.parent)
-            signs = [sum(row[PREFIX + kind] for kind in KINDS) for row in rows if PREFIX + "steps" in row]
+            signs = [sum(row.get(PREFIX + kind, 0.0) for kind in KINDS) for row in rows if PREFIX + "steps" in row]
             redone = max(0.0, max(signs, default=0.0) - then)
             now = time.time() - (time.monotonic() - self.began)
             self.seconds["redone"] += redone

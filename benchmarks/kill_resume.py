@@ -2,13 +2,14 @@
 
     python benchmarks/kill_resume.py --folder=DIR [--kills=100] [--terms=20] [--minutes=60] [--seed=0]
 
-A linear layer with dropout on made features of 96 images, so that a start is quick: 60 steps of AdamW with averaged
-parameters, a checkpoint every 5 steps, a row of metrics.jsonl every step.
+A linear layer with dropout on made features of 96 images, so that a start is quick: 400 steps of AdamW with
+averaged parameters, a checkpoint every 5 steps, a row of metrics.jsonl every step.
 Three parts, in turn, until each has its number or the minutes are over:
-  one process      SIGKILL at a time drawn uniformly from the length of the undisturbed training, or, every second time,
-                   in a save (as soon as Orbax's unfinished folder shows);
+  one process      SIGKILL: every third time in a save (as soon as Orbax's unfinished folder shows, after a few saves
+                   that are let be), else within 3 s of the first step, or, every fourth of those, within its start;
   one of two       the same, of one of two processes; the other one has 20 s to end by itself before it is killed, too;
-  SIGTERM          to one of two processes, after its first step; both have to save one step and leave within 30 s.
+  SIGTERM          to one of two processes, within 3 s of the first step; both have to save one step and leave within
+                   30 s.
 A training that was killed is started again with the same command, until one start reaches the end. Then its last
 checkpoint is compared bit by bit, and its metrics.jsonl row by row, with those of the undisturbed training of so many
 processes; a difference ends the script with status 1. Processes are forked after the imports, so that a start is quick.
@@ -42,21 +43,21 @@ from jaxmlic.data.prepare import writer
 from jaxmlic.training import loop  # noqa: F401  (imported before the forks)
 from jaxmlic.training.checkpoint import Checkpoints
 
-STEPS = 60
+STEPS = 400
 CONFIG = {
     "data.name": "noise",
     "data.source": "file",
     "data.val_fraction": 0.25,
     "train.batch_size": 8,
     "train.duration": f"{STEPS} steps",
-    "train.eval_every": "20 steps",
+    "train.eval_every": "100 steps",
     "train.checkpoint_every": "5 steps",
     "train.log_every": "1 steps",
     "model.dropout": 0.2,
     "model.pool": "avg",
     "optim.ema": 0.9,
 }
-END_SECONDS, LEAVE_SECONDS, HUNG_SECONDS = 20, 30, 300
+STRIKE_SECONDS, END_SECONDS, LEAVE_SECONDS, HUNG_SECONDS = 3, 20, 30, 300
 
 
 @dataclasses.dataclass
@@ -132,10 +133,11 @@ def one_training(folder: Path, wanted: Undisturbed, what: signal.Signals, c: Cou
     """A training with signals, from its first start to its end, which is compared with the undisturbed one's."""
     workdir = folder / "runs" / f"{what.name}{wanted.count}"
     shutil.rmtree(workdir, ignore_errors=True)
+    log_of(folder, workdir).unlink(missing_ok=True)
     for number in range(1000):
         processes = begin(folder, workdir, wanted.count)
-        in_save = what == signal.SIGKILL and number % 2 == 1
-        hit = strike(processes, workdir, what, in_save, draw, wanted.seconds)
+        in_save = what == signal.SIGKILL and number % 3 == 2
+        hit = strike(processes, folder, workdir, what, in_save, draw)
         if not hit:
             statuses = wait(processes, HUNG_SECONDS)
             check(statuses == [0] * wanted.count, workdir, f"statuses {statuses}")
@@ -160,21 +162,23 @@ def one_training(folder: Path, wanted: Undisturbed, what: signal.Signals, c: Cou
 
 
 def strike(
-    processes: list["Process"], workdir: Path, what: signal.Signals, in_save: bool, draw: random.Random, length: float
+    processes: list["Process"], folder: Path, workdir: Path, what: signal.Signals, in_save: bool, draw: random.Random
 ) -> bool:
     """Sends the signal to one process at its moment; False where the training ended before."""
-    target, moment = draw.choice(processes), time.monotonic() + draw.uniform(0, length)
-    skip = draw.randrange(6)  # saves that are let be
+    target, wait_seconds, log = draw.choice(processes), draw.uniform(0, STRIKE_SECONDS), log_of(folder, workdir)
+    early = what == signal.SIGKILL and draw.random() < 0.25
+    skip = draw.randrange(12)  # saves that are let be
+    begun, moment = log.stat().st_size, time.monotonic() + 2 * wait_seconds if early else None
     seen: set[str] = set()
-    while time.monotonic() < moment or in_save or what == signal.SIGTERM:
+    while moment is None or time.monotonic() < moment or in_save:
         if any(process.status() is not None for process in processes):
             return False
         if in_save:
             seen |= unfinished(workdir)
             if len(seen) > skip:
                 break
-        if what == signal.SIGTERM and time.monotonic() >= moment and len(rows_of(workdir)) > 0:
-            break
+        elif moment is None and b"\nstep " in log.read_bytes()[begun:]:
+            moment = time.monotonic() + wait_seconds
         time.sleep(0.001)
     return target.send(what)
 
@@ -214,16 +218,22 @@ class Process:
             time.sleep(0.001)
 
 
+def log_of(folder: Path, workdir: Path) -> Path:
+    """What all processes of a training print."""
+    return folder / "runs" / f"{workdir.name}.log"
+
+
 def begin(folder: Path, workdir: Path, count: int) -> list[Process]:
     """Starts the training on so many processes."""
     fields = CONFIG | {"data.dir": str(folder / "data"), "data.features_file": str(folder / "features.npz")}
     argv = ["train", "--config=quickstart", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in fields.items())]
     several = ["--coordinator=localhost:" + str(free_port()), f"--num-processes={count}"] if count > 1 else []
-    log = folder / "runs" / f"{workdir.name}.log"
+    log = log_of(folder, workdir)
     log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        file.write(f"--- {count} process(es)\n")
     return [
-        fork(lambda i=i: cli.run([*argv, *several, *([f"--process-id={i}"] if several else [])]), log)
-        for i in range(count)
+        fork(lambda i=i: run([*argv, *several, *([f"--process-id={i}"] if several else [])]), log) for i in range(count)
     ]
 
 
@@ -236,8 +246,13 @@ def fork(action, log: Path) -> Process:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    cli.quiet_libraries()
     sys.exit(action())
+
+
+def run(argv: list[str]) -> None:
+    """The command, as from a shell."""
+    sys.argv = ["jaxmlic", *argv]
+    cli.main()
 
 
 def wait(processes: list[Process], seconds: float) -> list[int | None]:
@@ -276,7 +291,8 @@ def rows_of(workdir: Path) -> list[dict]:
     """The rows of metrics.jsonl without those of the clock."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []  # the last may be half a row
-    return [{k: v for k, v in json.loads(line).items() if k != "img_per_s"} for line in lines]
+    rows = map(json.loads, lines)
+    return [{k: v for k, v in row.items() if k != "img_per_s" and not k.startswith("goodput/")} for row in rows]
 
 
 def check(good: bool, workdir: Path, what: str) -> None:

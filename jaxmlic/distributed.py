@@ -24,6 +24,7 @@ Result = TypeVar("Result")
 
 START_SECONDS = 300  # until all processes have found each other
 _TCP_SECONDS = 1.0
+_LAST_WORDS_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +236,27 @@ def check_same(values: Mapping[str, str]) -> None:
                     f"{name} differs between the processes: {mine!r} on process 0, {theirs!r} on process {number}; "
                     "start all of them with the same"
                 )
+
+
+def describe_loss(error: Exception) -> str:
+    """A line for an error that came of another process that is gone; "" for any other error."""
+    text = " ".join(str(error).split())
+    signs = ("Gloo", "Connection closed", "Connection reset", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat")
+    if count() == 1 or not any(sign in text for sign in signs):
+        return ""
+    return (
+        f"process {index()} of {count()} lost another one, whose own output tells why; the same commands continue from "
+        f"the last checkpoint ({text[:200]})"
+    )
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process of several without waiting for the others, which may wait for it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if is_main():  # the others end with it: let them print first
+        time.sleep(_LAST_WORDS_SECONDS)
+    os._exit(status)
 
 
 class Stop:

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-SECONDS = 240  # of a job; a machine with busy cores takes a minute for what a free one does in ten seconds
+SECONDS = 400  # of a job; a machine with busy cores takes a minute for what a free one does in ten seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +81,14 @@ class Job:
         assert all(one.status is not None for one in found), found
         return found
 
+    def wait_until(self, condition: Callable[[], bool], seconds: float = SECONDS) -> None:
+        """Returns once the condition holds; AssertionError after `seconds`, or where a process has ended."""
+        end = time.monotonic() + seconds
+        while not condition():
+            ended = any(process.poll() is not None for process in self.processes)
+            assert not ended and time.monotonic() < end, [self.printed(i) for i in range(len(self.processes))]
+            time.sleep(0.05)
+
     def _file(self, number: int, kind: str) -> Path:
         return Path(self._folder.name) / f"{number}.{kind}"
 
@@ -90,11 +99,3 @@ def run(*arguments: str, seconds: float = SECONDS, **options: object) -> list[En
         found = job.wait(seconds)
     assert all(one.status == 0 for one in found), found
     return found
-
-
-def wait_until(condition, seconds: float = SECONDS) -> None:
-    """Returns once `condition()` is true; AssertionError after `seconds`."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.05)

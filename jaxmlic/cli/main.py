@@ -5,6 +5,7 @@ import ctypes
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +13,7 @@ from types import TracebackType
 
 import absl.logging
 
-from jaxmlic import storage
+from jaxmlic import distributed, storage
 from jaxmlic.errors import UserError, did_you_mean
 from jaxmlic.version import __version__
 
@@ -151,6 +152,9 @@ def run(argv: Sequence[str]) -> int:
         sys.stderr.close()
         return 0
     except Exception as error:
+        if lost := distributed.describe_loss(error):
+            print(f"jaxmlic: {lost}", file=sys.stderr)
+            return 1
         problem = storage.bucket_problem(error)
         if problem is None:
             raise
@@ -163,4 +167,13 @@ def main() -> None:
     keep_freed_memory()
     keep_compiled_programs()
     quiet_libraries()
-    sys.exit(run(sys.argv[1:]))
+    try:
+        status = run(sys.argv[1:])
+    except Exception:
+        if distributed.count() == 1:
+            raise
+        traceback.print_exc()
+        status = 1
+    if status and distributed.count() > 1:
+        distributed.leave(status)
+    sys.exit(status)

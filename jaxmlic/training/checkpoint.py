@@ -4,8 +4,9 @@ Into gs:// Orbax writes by itself; the object commit_success.txt, written last, 
 cannot write, so there it works in a local folder, whose step folders are copied (see `storage.Mirror`).
 """
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ class Checkpoints:
             **({"read_only": True, "create": False, "save_interval_steps": 0} if read_only else {}),
         )
         self._local = self._mirror.path if self._mirror else self.folder  # where Orbax reads and writes
+        self._notes = self._check_scores(read_only)
         self.manager = ocp.CheckpointManager(self._local, options=options)
 
     def save(self, step: int, state: Any, iterator: Any, metrics: dict[str, float] | None = None) -> None:
@@ -146,6 +148,8 @@ class Checkpoints:
         Damaged ones after it are renamed, so that training can save these steps anew; `report` gets a line about each.
         Raises Damaged where none can be read.
         """
+        for note in self._notes:
+            report(note)
         steps = sorted(self.manager.all_steps(), reverse=True)
         for number, step in enumerate(steps):
             state, mistake = None, ""
@@ -159,11 +163,36 @@ class Checkpoints:
             if number + 1 == len(steps):
                 raise Damaged(mistakes[0])
             report(f"{mistakes[0]}; continuing from step {steps[number + 1]}, and {step} becomes {step}.damaged")
-            if distributed.is_main():
-                (self._local / str(step)).rename(self._local / f"{step}.damaged")
-            distributed.wait_for_all(f"damaged {step}")
+            self._set_aside([step])
             self.manager.reload()
         raise UserError(f"{self.folder} holds no checkpoint")
+
+    def _check_scores(self, read_only: bool) -> list[str]:
+        """Lines about the checkpoints whose scores cannot be read, which end Orbax's manager; they are renamed.
+
+        Raises Damaged where nothing may be renamed, and where there are no others.
+        """
+        steps, damaged = [int(path.name) for path in self._local.glob("*") if path.name.isdigit()], {}
+        for step in steps:
+            path = self._local / str(step) / "metrics" / "metrics"
+            try:
+                if path.exists():
+                    json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                damaged[step] = self._damaged(step, error)
+        if damaged and (read_only or len(damaged) == len(steps)):
+            raise damaged[max(damaged)]
+        distributed.wait_for_all("scores read")
+        self._set_aside(damaged)
+        return [f"{error}; {step} becomes {step}.damaged" for step, error in damaged.items()]
+
+    def _set_aside(self, steps: Collection[int]) -> None:
+        """Renames damaged checkpoints, so that training can save their steps anew."""
+        for step in steps if distributed.is_main() else ():
+            places = (self._local / f"{step}.damaged{number or ''}" for number in itertools.count())
+            (self._local / str(step)).rename(next(place for place in places if not place.exists()))
+        if steps:
+            distributed.wait_for_all("damaged checkpoints")
 
     def _check_layout(self, step: int, target: Any) -> None:
         """Compares names and shapes before anything is read, so that a mismatch is one line of ours."""

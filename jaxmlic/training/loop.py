@@ -286,7 +286,7 @@ def run(config: ConfigDict, workdir: str, profiled: tuple[int | None, int] | Non
     distributed.all_or_none(lambda: (config_lib.check_buckets(config), check_place(workdir)))
     trainer = distributed.all_or_none(lambda: Trainer(config, workdir))
     if run_folder.result(workdir) is not None:
-        run_folder.claim(workdir, config, trainer.train_view)
+        run_folder.claim(workdir, config, trainer.train_view, trainer.source.fingerprint(trainer.train_view))
         print(f"{workdir} is complete (step {trainer.total}); evaluate it with: jaxmlic evaluate --workdir={workdir}")
         return Outcome(trainer.total, True)
     outcome = trainer.fit(profiled)

@@ -116,6 +116,7 @@ def base() -> ConfigDict:
         False  # parameters, optimizer state and averages divided over the devices, not replicated
     )
     config.train.prefetch = 2  # batches that wait on the devices
+    config.train.trackers = ()  # "wandb", "mlflow": these get what metrics.jsonl and TensorBoard get
     # Without accelerator: devices to divide a batch over; 0 = one per core. Plain convolutions of small networks gain
     # (1.6x on 2 cores), depthwise ones lose (0.8x).
     config.train.cpu_devices = 1

@@ -25,6 +25,7 @@ FREE_FIELDS = (
     "train.log_every",
     "train.eval_batch_size",
     "train.cpu_devices",
+    "train.trackers",
     "train.remat",
     "train.shard_state",
     "train.prefetch",

@@ -18,7 +18,7 @@ from jaxmlic.evaluation.score_file import ScoreFile
 from jaxmlic.inputs import eval_inputs
 from jaxmlic.labels.names import check_same_classes
 from jaxmlic.models.heads import contract
-from jaxmlic.training import restore, targets
+from jaxmlic.training import restore, run_folder, targets
 from jaxmlic.training.logs import metrics_log
 
 
@@ -41,6 +41,46 @@ class Evaluation:
 
     scores: ScoreFile
     numbers: dict
+
+
+def evaluation(
+    record: run_folder.RunRecord,
+    step: int,
+    scored: tuple[contract.Prediction, np.ndarray, np.ndarray],
+    split: str,
+    protocol: str,
+    trained: np.ndarray | None,
+) -> Evaluation:
+    """What a run's scores are worth.
+
+    Args:
+      record: of the run.
+      step: of the checkpoint that scored.
+      scored: prediction (numpy), labels int8 [N, C] and ids [N].
+      split: where these examples come from.
+      protocol: a name of `metrics.PROTOCOLS`.
+      trained: bool [C], the classes with a positive in the training split, where the config counts no others.
+    """
+    prediction, labels, ids = scored
+    numbers = scoring.report(record.config, prediction, labels, trained, protocol=protocol)
+    extra = {"step": step}
+    if prediction.path is not None:  # a reader of the score file has no paths
+        extra["paths"] = metrics.path_metrics(prediction.path, labels)
+    if trained is not None:  # a reader of the score file cannot know the training split
+        extra["untrained_classes"] = np.array(record.class_names)[~trained].tolist()
+    scores = ScoreFile(
+        scores=np.asarray(prediction.scores, np.float32),
+        labels=labels,
+        ids=ids,
+        class_names=record.class_names,
+        config=record.config.to_dict(),
+        protocol=numbers["protocol"],
+        split=split,
+        threshold=numbers["threshold"],
+        chosen=prediction.chosen,
+        extra=extra,
+    )
+    return Evaluation(scores, numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,25 +172,7 @@ class Run:
             threads=config.data.threads,
         )
         trained = self._trained_classes() if config.eval.trained_classes_only else None
-        numbers = scoring.report(config, prediction, labels, trained, protocol=protocol)
-        extra = {"step": self.step}
-        if prediction.path is not None:  # a reader of the score file has no paths
-            extra["paths"] = metrics.path_metrics(prediction.path, labels)
-        if trained is not None:  # a reader of the score file cannot know the training split
-            extra["untrained_classes"] = np.array(self.class_names)[~trained].tolist()
-        scores = ScoreFile(
-            scores=np.asarray(prediction.scores, np.float32),
-            labels=labels,
-            ids=ids,
-            class_names=self.class_names,
-            config=config.to_dict(),
-            protocol=numbers["protocol"],
-            split=name,
-            threshold=numbers["threshold"],
-            chosen=prediction.chosen,
-            extra=extra,
-        )
-        return Evaluation(scores, numbers)
+        return evaluation(self._restored.record, self.step, (prediction, labels, ids), name, protocol, trained)
 
     def predict(
         self, paths: Sequence[str | Path], *, threshold: float = 0.0, trace: bool = False

@@ -6,7 +6,7 @@ the global batch.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
@@ -107,8 +107,27 @@ def find_view(config: ConfigDict, dataset: datasets.Dataset, seed: int, split: s
     return select(config, dataset, split)
 
 
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """Arrays on disk or in memory that a reader takes its batches from.
+
+    Attributes:
+      key: the same for readers of the same arrays.
+      records: int64 [N], which record each of the view's examples is.
+      read: records int64 [M] -> values [M, ...].
+      unpack: values [B, ...], numpy or JAX -> the arrays of a batch.
+    """
+
+    key: tuple
+    records: np.ndarray
+    read: Callable[[np.ndarray], np.ndarray]
+    unpack: Callable[[np.ndarray], Batch]
+
+
 class RowReader:
     """Rows int [B] of a view -> a batch, by `reader(rows)`; what is read is the subclass's own."""
+
+    stored: Stored | None = None  # None where a batch is computed, such as decoded photographs
 
     def __init__(self, view: View):
         self.view = view
@@ -159,10 +178,15 @@ def train_iterator(
     def read(step: int) -> Batch:
         first = step * batch_size + process_index * share  # this host's part of the global batch
         batch = reader(order.rows(first, first + share))
-        return batch | {"labels": np.where(batch["labels"] == -1, np.int8(DIFFICULT[difficult]), batch["labels"])}
+        return batch | {"labels": replace_unknown(batch["labels"], difficult)}
 
     options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=2 * max(1, threads))
     return iter(grain.MapDataset.range(_ENDLESS).map(read).to_iter_dataset(options))
+
+
+def replace_unknown(labels: np.ndarray, difficult: str) -> np.ndarray:
+    """Labels int8 with what `config.data.difficult` makes of the unknown ones."""
+    return np.where(labels == -1, np.int8(DIFFICULT[difficult]), labels)
 
 
 def eval_batches(

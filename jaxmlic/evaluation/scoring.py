@@ -87,6 +87,16 @@ def report(
     return numbers | ({} if prediction.path is None else metrics.path_metrics(prediction.path, labels))
 
 
+def validation_numbers(
+    config: ConfigDict, prediction: contract.Prediction, labels: np.ndarray, trained: np.ndarray
+) -> dict[str, float | str]:
+    """The `report` of a run's own validation examples as a row of its log, and the threshold that suits them best."""
+    numbers = report(config, prediction, labels, trained)
+    threshold, _ = metrics.best_threshold(prediction.scores, labels)
+    plain = {f"val/{k}": float(v) for k, v in numbers.items() if isinstance(v, float | np.floating)}
+    return {**plain, "val/protocol": numbers["protocol"], "val/best_threshold": float(threshold)}
+
+
 def as_json(numbers: dict) -> dict:
     """A report with plain numbers; undefined ones as None."""
     return {key: _plain(value) for key, value in numbers.items()}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from jaxmlic import papers
-from jaxmlic.experiments.sweep import SHOWN
+from jaxmlic.experiments.sweeps.results import SHOWN
 from jaxmlic.reports import tables
 
 COMPARED = (*SHOWN, "CF1_mean", "top1_step")

@@ -60,11 +60,15 @@ def result_of(workdir: Path, config: ConfigDict) -> dict | None:
 
 
 def run_one(
-    config: ConfigDict, workdir: Path, report: Callable[[str], None] = lambda text: None
+    config: ConfigDict, workdir: Path, report: Callable[[str], None] = lambda text: None, group: str = ""
 ) -> tuple[dict | None, int | None]:
     """Trains and evaluates what is missing in `workdir`: (metrics, None), or (None, signal) where a signal stopped it.
 
-    report: gets the text about the evaluation.
+    Args:
+      config: of the run.
+      workdir: its folder.
+      report: gets the text about the evaluation.
+      group: what trackers put the run under, such as a sweep's entry.
     """
     found = result_of(workdir, config)
     if found is not None:
@@ -72,7 +76,7 @@ def run_one(
         if changed:
             raise UserError(f"{workdir} is the run of another config ({'; '.join(changed[:5])}); use another --workdir")
         return found, None
-    outcome = loop.run(config, str(workdir))
+    outcome = loop.run(config, str(workdir), None, group)
     if not outcome.finished:
         return None, outcome.stopped_by
     evaluate(workdir, report=report)

@@ -17,9 +17,9 @@ from jaxmlic import config as config_lib
 from jaxmlic import storage
 from jaxmlic.config import Entry
 from jaxmlic.errors import UserError
-from jaxmlic.experiments import sweep
 from jaxmlic.experiments.pseudo_labels import propagate
 from jaxmlic.experiments.runs import run_one, store_features
+from jaxmlic.experiments.sweeps import results
 from jaxmlic.inputs import open_source
 from jaxmlic.propagation import label_file
 from jaxmlic.propagation.method import Method, describe
@@ -69,9 +69,9 @@ def run(
         if found is None:
             report(f"stopped in round {number}; the same command continues there")
             return 130 if stopped == 2 else 0
-        rows.append(sweep.row(Entry(f"round{number}"), config.seed, found))
-    sweep.write(folder, rows)
-    report(sweep.table(rows))
+        rows.append(results.row(Entry(f"round{number}"), config.seed, found))
+    results.write(folder, rows)
+    report(results.table(rows))
     return 0
 
 

@@ -1,25 +1,26 @@
-"""Every entry of an experiment's `sweep()`, one after another, with seeds."""
+"""Every entry of an experiment's `sweep()` with its seeds, by one worker or by several that share the folder."""
 
-import csv
 import dataclasses
+import hashlib
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
-from jaxmlic import storage
+from jaxmlic import distributed, storage
 from jaxmlic.config import Entry
 from jaxmlic.errors import UserError, did_you_mean
-from jaxmlic.experiments.runs import result_of, run_one
+from jaxmlic.experiments.runs import result_of
+from jaxmlic.experiments.stacked.lanes import reads_arrays
+from jaxmlic.experiments.sweeps import results
+from jaxmlic.experiments.sweeps.claims import Claims, Part
+from jaxmlic.experiments.sweeps.worker import Job, Worker, failure
 from jaxmlic.models.trunks import pretrained
-from jaxmlic.reports import tables
 from jaxmlic.training import run_folder
-
-SHOWN = ("mAP", "CF1", "OF1", "IF1", "MAP@10", "top1", "accuracy")
-FIELDS = ("entry", "series", "noise_rate", "part", "seed", "split", "protocol")  # of runs.csv, then the metrics
+from jaxmlic.training.logs import trackers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +28,11 @@ class Outcome:
     """What became of a sweep.
 
     Attributes:
-      rows: the metrics of the chosen entries' runs, as `row` makes them.
+      rows: the metrics of the chosen entries' runs, as `results.row` makes them.
       planned: how many runs there should be.
-      failures: "ENTRY, seed N: mistake" of each run that failed on a user's mistake.
+      failures: "ENTRY, seed N: reason" of each run that failed.
       datasets: the data set of each entry.
+      failed: these runs' rows, as `results.failed_row` makes them.
       stopped_in: "ENTRY, seed N" where a signal stopped the sweep, else "".
       stopped_by: that signal.
     """
@@ -39,6 +41,7 @@ class Outcome:
     planned: int
     failures: list[str]
     datasets: dict[str, str]
+    failed: list[dict] = dataclasses.field(default_factory=list)
     stopped_in: str = ""
     stopped_by: int | None = None
 
@@ -133,11 +136,14 @@ def run(
     only: Sequence[str] = (),
     overrides: Sequence[str] = (),
     weights: str | Path | None = None,
+    part: Part | None = None,
+    most_at_once: int = 1,
     report: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
-    """Runs the sweep and, unless a signal stops it, writes WORKDIR/sweep.csv and runs.csv.
+    """Runs the sweep and, unless a signal stops it, writes WORKDIR/sweep.csv, runs.csv and sweep.html.
 
-    An entry that starts from another one runs after it.
+    An entry that starts from another one runs after it. Several workers may run the same sweep in one folder: each run
+    is made by one of them, and all of them wait for the last. A bucket has no claims: there `part` divides the runs.
 
     Args:
       spec: `FILE[:ARG]` of the experiment.
@@ -146,7 +152,12 @@ def run(
       only: names of entries; () for all.
       overrides: "--config.x.y=value", for all entries.
       weights: a folder with a weight file for each trunk.
+      part: this worker's part of the runs; second stages go with their first.
+      most_at_once: how many runs on stored features may train in one program.
       report: called with a line before each run, and with each failure.
+
+    Raises:
+      UserError: a mistake in the sweep; a folder that runs of another config lie in, or that another sweep works in.
     """
     base, workdir = config_lib.load(spec, overrides), storage.to_path(workdir)
     everything = entries(spec)
@@ -158,41 +169,69 @@ def run(
         except UserError:
             if entry.name in chosen:  # else the overrides are for others
                 raise
-    runs = [
-        (entry, seed, config_of_run(config, entry, workdir, seed))
+    jobs = [
+        Job(entry, seed, config_of_run(config, entry, workdir, seed), folder_of(workdir, entry.name, seed))
         for entry, config in plan
         if entry.name in chosen
         for seed in range(base.seed, base.seed + seeds)
     ]
-    outcome = Outcome([], len(runs), [], {entry.name: config.data.name for entry, config in plan})
-    for number, (entry, seed, config) in enumerate(runs, 1):
-        title = f"{entry.name}, seed {seed}"
-        report(f"[{number}/{len(runs)}] {title}")
-        try:
-            _check_first_stage(entry, config)
-            found, stopped_by = run_one(config, folder_of(workdir, entry.name, seed), report)
-        except UserError as error:
-            outcome.failures.append(f"{title}: {error}")
-            report(f"jaxmlic: {error}")
-            continue
-        if found is None:
-            return dataclasses.replace(outcome, stopped_in=title, stopped_by=stopped_by)
-        outcome.rows.append(row(entry, seed, found))
-    write(workdir, complete(plan, workdir))
+    jobs = [job for job in jobs if part is None or part.has(_chain(job, jobs))]
+    for job in jobs:
+        trackers.check(job.config.train.trackers)
+    _refuse_other_runs(jobs)
+    if most_at_once > 1:
+        _check_stackable(jobs)
+    shared = distributed.count() == 1 and not storage.is_bucket(workdir)
+    with Claims(workdir, _digest(plan), spec, shared) as claims:
+        worker = Worker(jobs, claims, most_at_once, report)
+        worker.work()
+    datasets = {entry.name: config.data.name for entry, config in plan}
+    order = {job.title: number for number, job in enumerate(jobs)}
+    rows, failed = ([found[title] for title in sorted(found, key=order.get)] for found in (worker.rows, worker.failed))
+    failures = [f"{one['entry']}, seed {one['seed']}: {one[results.FAILED]}" for one in failed]
+    outcome = Outcome(rows, len(jobs), failures, datasets, failed)
+    if worker.stopped_in:
+        return dataclasses.replace(outcome, stopped_in=worker.stopped_in, stopped_by=worker.stopped_by)
+    results.write(workdir, complete(plan, workdir), failed_runs(plan, workdir), title=f"{spec} in {workdir}")
     return outcome
 
 
-def _check_first_stage(entry: Entry, config: ConfigDict) -> None:
-    if entry.start_from and run_folder.result(config.start_from) is None:
+def _chain(job: Job, jobs: Sequence[Job]) -> int:
+    """A number that second stages share with their first: its place among the entries and seeds."""
+    by_name = {(other.entry.name, other.seed): (number, other) for number, other in enumerate(jobs)}
+    number, first = by_name[job.entry.name, job.seed]
+    while (first.entry.start_from, job.seed) in by_name:
+        number, first = by_name[first.entry.start_from, job.seed]
+    return number
+
+
+def _digest(plan: Sequence[tuple[Entry, ConfigDict]]) -> str:
+    """Changes when an entry's config does, but for fields that a continued run may change."""
+    fields = [
+        [entry.name, {k: v for k, v in config_lib.flatten(config).items() if k not in config_lib.FREE_FIELDS}]
+        for entry, config in plan
+    ]
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _refuse_other_runs(jobs: Sequence[Job]) -> None:
+    """UserError where a run folder is another config's: before hours go into the others."""
+    for job in jobs:
+        changed = run_folder.changed(job.folder, job.config)
+        if changed:
+            raise UserError(
+                f"{job.folder} is the run of another config ({'; '.join(changed[:5])}): use another --workdir"
+            )
+
+
+def _check_stackable(jobs: Sequence[Job]) -> None:
+    if distributed.count() > 1:
+        raise UserError("--vmap trains in one process: leave it out, or start workers with --part in place of one job")
+    if jobs and not any(reads_arrays(job.config) for job in jobs):
         raise UserError(
-            f"it starts from the run in {config.start_from}, which is not complete: let {entry.start_from!r} run first"
+            "--vmap trains heads on stored features, and no entry reads any: set config.data.source='features' "
+            "(`jaxmlic features` stores them) or leave out --vmap"
         )
-
-
-def row(entry: Entry, seed: int, found: Mapping[str, object]) -> dict:
-    """The metrics of one run with what it is a run of: FIELDS first."""
-    own = {"entry": entry.name, "series": entry.series or entry.name, "noise_rate": entry.noise_rate}
-    return own | {"part": entry.part, "seed": seed} | dict(found)
 
 
 def complete(plan: Sequence[tuple[Entry, ConfigDict]], workdir: Path) -> list[dict]:
@@ -201,57 +240,31 @@ def complete(plan: Sequence[tuple[Entry, ConfigDict]], workdir: Path) -> list[di
     Runs of another config than the entry's are left out: they belong to another table.
     """
     rows = []
-    for entry, config in plan:
-        folders = (workdir / entry.name).glob("seed*")
-        for seed in sorted(int(path.name[4:]) for path in folders if path.name[4:].isdigit()):
-            own, folder = config_of_run(config, entry, workdir, seed), folder_of(workdir, entry.name, seed)
-            found = result_of(folder, own)
-            if found is not None and not config_lib.differences(run_folder.load(folder).config.to_dict(), own):
-                rows.append(row(entry, seed, found))
+    for entry, seed, own, folder in _folders(plan, workdir):
+        found = result_of(folder, own)
+        if found is not None and not config_lib.differences(run_folder.load(folder).config.to_dict(), own):
+            rows.append(results.row(entry, seed, found))
     return rows
 
 
-def pooled(rows: Sequence[dict]) -> dict[str, list[dict]]:
-    """The runs of each entry, and after them the runs of all parts of a series together, as "SERIES_fold*"."""
-    own: dict[str, list[dict]] = {}
-    together: dict[str, list[dict]] = {}
-    for one in rows:
-        own.setdefault(one["entry"], []).append(one)
-        if one["part"]:
-            noise = "" if one["noise_rate"] is None else f"_noise{100 * one['noise_rate']:g}"
-            name = f"{one['series']}{noise}_{one['part'].rstrip('0123456789')}*"
-            together.setdefault(name, []).append(one)
-    return own | {name: runs for name, runs in together.items() if len({one["part"] for one in runs}) > 1}
-
-
-def _defined(one: dict, key: str) -> bool:
-    return one.get(key) is not None and not np.isnan(one[key])
-
-
-def table(rows: Sequence[dict]) -> str:
-    """Mean (and spread over runs) of the main metrics in percent: an entry a line, and one for all of its folds."""
-    protocols = sorted({one["protocol"] for one in rows})
-    shown = [key for key in SHOWN if any(_defined(one, key) for one in rows)] or SHOWN
-    cells = [
-        [name, str(len(runs)), *(tables.spread_cell([one.get(key) for one in runs]) for key in shown)]
-        for name, runs in pooled(rows).items()
+def failed_runs(plan: Sequence[tuple[Entry, ConfigDict]], workdir: Path) -> list[dict]:
+    """The rows of all runs in WORKDIR that failed, in whichever worker."""
+    return [
+        results.failed_row(entry, seed, found["reason"])
+        for entry, seed, own, folder in _folders(plan, workdir)
+        if (found := failure(folder)) is not None and result_of(folder, own) is None
     ]
-    head = f"protocol: {', '.join(protocols)}; mean +- standard deviation over runs, percent"
-    return f"{head}\n\n{tables.table(cells, header=['entry', 'runs', *shown])}"
 
 
-def write(workdir: str | Path, rows: Sequence[dict]) -> None:
-    """runs.csv: a row a run; sweep.csv: mean and standard deviation of each entry, and of all folds of one."""
-    keys = [k for k, v in rows[0].items() if isinstance(v, float) and k not in (*FIELDS, "threshold")] if rows else []
-    keys = [k for k in keys if all(k in one for one in rows)]  # rows of another protocol may lack one
-    body = [["" if one[key] is None and key in FIELDS else one[key] for key in (*FIELDS, *keys)] for one in rows]
-    _write_csv(storage.to_path(workdir) / "runs.csv", [*FIELDS, *keys], body)
-    header = ["entry", "runs", "protocol", *(f"{key} {what}" for key in keys for what in ("mean", "std"))]
-    body = [
-        [name, len(runs), runs[0]["protocol"], *(v for key in keys for v in tables.spread([one[key] for one in runs]))]
-        for name, runs in pooled(rows).items()
-    ]
-    _write_csv(storage.to_path(workdir) / "sweep.csv", header, body)
+def _folders(plan: Sequence[tuple[Entry, ConfigDict]], workdir: Path) -> list[tuple[Entry, int, ConfigDict, Path]]:
+    """The run folders that are there: (entry, seed, config, folder)."""
+    found = []
+    for entry, config in plan:
+        folders = (workdir / entry.name).glob("seed*")
+        for seed in sorted(int(path.name[4:]) for path in folders if path.name[4:].isdigit()):
+            own = config_of_run(config, entry, workdir, seed)
+            found.append((entry, seed, own, folder_of(workdir, entry.name, seed)))
+    return found
 
 
 def fusion_commands(spec: str, workdir: str | Path, rows: Sequence[dict]) -> list[str]:
@@ -268,8 +281,3 @@ def fusion_commands(spec: str, workdir: str | Path, rows: Sequence[dict]) -> lis
         for seed in sorted({seed for seed, _ in files})
         if all((seed, name) in files for name in members)
     ]
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> None:
-    with storage.replacing(path, "w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])

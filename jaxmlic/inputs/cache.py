@@ -42,7 +42,7 @@ STORES = ("pooled", "map", "stages")
 class CachedSource(Source):
     """Features of the config's frozen trunk."""
 
-    is_stored = True
+    is_stored = reads_arrays = True
 
     def check_training(self, multipliers: dict[str, float | None]) -> None:
         """UserError unless the trunk stays as it is all through training, and stored features can stand for it."""
@@ -180,15 +180,19 @@ class CachedReader(loader.RowReader):
         if len(self._records) != view.dataset.count(split):
             raise damaged(folder, f"{file_name(split)} holds {len(self._records)} records")
         self._num_views = self._shape[0] if train else 1
-        self._values = self._read(np.arange(len(view))) if config.data.cache else None
+        key = (str(folder), split, self._num_views)
+        self.stored = loader.Stored(key, self._rows, self._read, self._unpack)
+        self._values = self._read(self._rows) if config.data.cache else None
 
     def __call__(self, rows: np.ndarray) -> loader.Batch:
         """int rows [B] of the view -> features, labels and an all-true mask."""
-        values = self._read(rows) if self._values is None else self._values[rows]
-        return self.batch(rows, **(self._unpack(values) if self._stages else {VALUES: values}))
+        values = self._read(self._rows[rows]) if self._values is None else self._values[rows]
+        return self.batch(rows, **self._unpack(values))
 
     def _unpack(self, values: np.ndarray) -> dict[str, np.ndarray]:
-        """[B, views, 1, 1, n] -> the map [B, views, h, w, D] of each stage."""
+        """[B, views, 1, 1, n] -> the map [B, views, h, w, D] of each stage, or the values as they are."""
+        if not self._stages:
+            return {VALUES: values}
         arrays, start = {}, 0
         for stage, shape in self._stages.items():
             size = int(np.prod(shape))
@@ -196,9 +200,9 @@ class CachedReader(loader.RowReader):
             arrays[STAGE + stage], start = part, start + size
         return arrays
 
-    def _read(self, rows: np.ndarray) -> np.ndarray:
-        records = self._records.__getitems__(self._rows[rows].tolist())
-        values = np.stack([np.frombuffer(record, self._dtype).reshape(self._shape) for record in records])
+    def _read(self, records: np.ndarray) -> np.ndarray:
+        found = self._records.__getitems__(records.tolist())
+        values = np.stack([np.frombuffer(record, self._dtype).reshape(self._shape) for record in found])
         return np.ascontiguousarray(values[:, : self._num_views])
 
 

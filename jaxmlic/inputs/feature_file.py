@@ -60,6 +60,8 @@ def _load(path: str, local: str, *_: int) -> tuple[np.ndarray, np.ndarray]:
 class FileSource(Source):
     """Features of `config.data.features_file`, read into memory."""
 
+    reads_arrays = True
+
     def check_photographs(self, workdir: str | os.PathLike) -> None:
         """Always a UserError: there is no trunk."""
         raise UserError(
@@ -120,10 +122,14 @@ class FileReader(loader.RowReader):
                 f"{path}: no row for {missing[0]!r} of {view.where()}; {len(missing):,} of them are missing"
             )
         self._rows = np.array([row_of[name] for name in view.ids.tolist()], np.int64)
+        self.stored = loader.Stored((path,), self._rows, self._read, lambda values: {VALUES: values})
 
     def __call__(self, rows: np.ndarray) -> loader.Batch:
         """int rows [B] of the view -> features, labels and an all-true mask."""
-        return self.batch(rows, features=self._features[self._rows[rows]][:, None])
+        return self.batch(rows, **{VALUES: self._read(self._rows[rows])})
+
+    def _read(self, records: np.ndarray) -> np.ndarray:
+        return self._features[records][:, None]
 
 
 def _refuse_unknown_ids(path: str, row_of: dict[str, int], dataset: datasets.Dataset) -> None:

@@ -22,9 +22,10 @@ class Source(abc.ABC):
 
     Attributes:
       is_stored: whether `jaxmlic features` makes what it reads.
+      reads_arrays: whether its readers take batches from arrays, their `stored`.
     """
 
-    is_stored = False
+    is_stored = reads_arrays = False
 
     def __init__(self, config: ConfigDict):
         self.config = config

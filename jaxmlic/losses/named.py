@@ -58,7 +58,7 @@ def check_options(loss: Callable[..., jax.Array], options: tuple) -> dict[str, f
             )
         if value is None and type(None) in typing.get_args(known[name].annotation):
             continue
-        kind = str if isinstance(known[name].default, str) else (int, float)
+        kind = str if isinstance(known[name].default, str) else (int, float, jax.Array)
         if not isinstance(value, kind) or isinstance(value, bool):
             expected = "text" if kind is str else "a number"
             raise UserError(f"config.loss.options: {name} = {value!r} of {loss.__name__} is not {expected}")

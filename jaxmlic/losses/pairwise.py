@@ -85,7 +85,7 @@ def ramp(t: jax.Array, s: float | None = -0.75, leak: float = 0.0) -> jax.Array:
 
 def check_end(s: float | None, leak: float) -> None:
     """UserError for an s or a leak that the ramp cannot have."""
-    require("s", s, s is None or -1 < s <= 0, "in (-1, 0]")
+    require("s", s, s is None or (s > -1) & (s <= 0), "in (-1, 0]")
     require("leak", leak, 0 <= leak <= 1, "in [0, 1]")
     require("leak", leak, s is not None or leak == 0, "0, and s = None has no end to leak beyond")
 

@@ -100,7 +100,7 @@ def focal(
     # (1 - p_t)^gamma in logarithms: no power of 0, whose derivative is infinite for gamma below 1.
     terms = jnp.exp(gamma * jax.nn.log_sigmoid(-towards)) * jax.nn.softplus(-towards)
     if alpha is not None:
-        require("alpha", alpha, 0 <= alpha <= 1, "in [0, 1]")
+        require("alpha", alpha, (alpha >= 0) & (alpha <= 1), "in [0, 1]")
         terms = jnp.where(positive, alpha, 1.0 - alpha) * terms
     return jnp.mean(jnp.where(positive | negative, weights * terms, 0.0), axis=-1)
 
@@ -131,7 +131,7 @@ def asymmetric(
     logits, positive, negative, weights = prepare(logits, labels, weights)
     require("gamma_neg", gamma_neg, gamma_neg >= 0, "0 or more")
     require("gamma_pos", gamma_pos, gamma_pos >= 0, "0 or more")
-    require("clip", clip, 0 <= clip < 1, "in [0, 1)")
+    require("clip", clip, (clip >= 0) & (clip < 1), "in [0, 1)")
     positive_terms = jnp.exp(gamma_pos * jax.nn.log_sigmoid(-logits)) * jax.nn.softplus(-logits)
     shifted = jax.nn.sigmoid(logits) - clip
     # Where p_m is 0 its logarithm is too, so the factor may be anything: 1 has a finite derivative for every gamma.
@@ -160,6 +160,7 @@ def prepare(
     return jnp.where(known, logits.astype(jnp.float32), 0.0), positive, negative, jnp.where(known, weights, 1.0)
 
 
-def require(name: str, value: float, holds: bool, expected: str):
-    if not holds:
+def require(name: str, value: float | jax.Array, holds: bool | jax.Array, expected: str):
+    """UserError unless it holds; a traced number was checked before it was traced."""
+    if not isinstance(holds, jax.core.Tracer) and not holds:
         raise UserError(f"loss option {name} = {value!r} is not {expected}")

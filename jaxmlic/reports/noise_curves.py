@@ -16,7 +16,8 @@ from jaxmlic import storage
 from jaxmlic.errors import UserError, did_you_mean
 from jaxmlic.reports import tables
 
-RUN_COLUMNS = ("entry", "series", "noise_rate", "part", "seed", "split", "protocol")  # the others are metrics
+# The others are metrics.
+RUN_COLUMNS = ("entry", "series", "noise_rate", "part", "seed", "split", "protocol", "failed")
 
 Curves = dict[str, dict[float, list[float]]]
 
@@ -32,8 +33,9 @@ def read(folder: str | Path, metric: str) -> Curves:
     except (OSError, UnicodeDecodeError) as error:
         why = storage.reason(error)
         raise UserError(f"{path} cannot be read ({why}): give the --workdir of a `jaxmlic sweep`") from None
-    if not rows:
-        raise UserError(f"{path} holds no runs")
+    lines = {line: row for line, row in enumerate(rows, 2) if not row.get("failed")}
+    if not lines:
+        raise UserError(f"{path} holds no complete runs")
     lacking = [column for column in ("entry", "series", "noise_rate") if column not in rows[0]]
     if lacking:
         raise UserError(
@@ -44,7 +46,7 @@ def read(folder: str | Path, metric: str) -> Curves:
         known = [key for key in rows[0] if key not in RUN_COLUMNS]
         raise UserError(f"--metric={metric}: {path} has none{did_you_mean(metric, known)}; it has {', '.join(known)}")
     curves: Curves = {}
-    for line, row in enumerate(rows, 2):
+    for line, row in lines.items():
         try:
             percent = round(100 * float(row["noise_rate"] or 0), 6)  # 0.07 is 7, not 7.000000000000001
             value = float(row[metric] or "nan")

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
-from jaxmlic import distributed, metrics, progress, sharding, storage
+from jaxmlic import distributed, progress, sharding, storage
 from jaxmlic.data import datasets, loader
 from jaxmlic.data.prefetch import PlacedBatches
 from jaxmlic.evaluation import scoring
@@ -21,7 +21,7 @@ from jaxmlic.models.heads import contract
 from jaxmlic.training import optim, run_folder, starting_point, targets
 from jaxmlic.training import state as state_lib
 from jaxmlic.training.checkpoint import Checkpoints, check_place
-from jaxmlic.training.logs import goodput, metrics_log, profile
+from jaxmlic.training.logs import goodput, metrics_log, profile, trackers
 from jaxmlic.training.state import TrainState
 from jaxmlic.training.step import check_batch, check_finite, compiler_options, make_step_fn
 
@@ -43,6 +43,7 @@ class Trainer:
     workdir: str
     mesh: jax.sharding.Mesh = dataclasses.field(default_factory=sharding.make_mesh)
     started: float = dataclasses.field(default_factory=time.monotonic)
+    group: str = ""  # what trackers put the run under
 
     def __post_init__(self):
         config = self.config
@@ -119,10 +120,7 @@ class Trainer:
             batch_size=scoring.batch_size_for(self.config, self.mesh),
             threads=self.config.data.threads,
         )
-        numbers = scoring.report(self.config, prediction, labels, self.trained_classes)
-        threshold, _ = metrics.best_threshold(prediction.scores, labels)
-        plain = {f"val/{k}": float(v) for k, v in numbers.items() if isinstance(v, float | np.floating)}
-        return {**plain, "val/protocol": numbers["protocol"], "val/best_threshold": float(threshold)}
+        return scoring.validation_numbers(self.config, prediction, labels, self.trained_classes)
 
     def fit(self, profiled: tuple[int | None, int] | None = None) -> Outcome:
         """Trains to the end, or until SIGTERM or Ctrl-C, which save first; continues what the run folder holds.
@@ -165,7 +163,8 @@ class Trainer:
             run_folder.note_start(self.workdir, start)
         time_spent.start(start)
         trace = profile.Profile(profiled, self.workdir, start, active=distributed.is_main())
-        log = metrics_log.MetricsLog(self.workdir, start, active=distributed.is_main())
+        tracked = trackers.Trackers(self.config, self.workdir, self.group) if distributed.is_main() else None
+        log = metrics_log.MetricsLog(self.workdir, start, distributed.is_main(), tracked)
         batch = self.config.train.batch_size
         # In a log the lines are those of `log_every`.
         bar = progress.Progress("train", self.total * batch, "img", done=start * batch, log_seconds=math.inf)
@@ -181,7 +180,7 @@ class Trainer:
             bar.write(f"time: {time_spent.text()}")
             if outcome.finished:
                 best = checkpoints.best()
-                storage.write_json(storage.to_path(self.workdir) / run_folder.RESULT_FILE, self._result(best))
+                storage.write_json(storage.to_path(self.workdir) / run_folder.RESULT_FILE, self.result(best))
                 distributed.wait_for_all("result")
         finally:
             trace.stop()
@@ -275,16 +274,21 @@ class Trainer:
         name = self.config.eval.metric
         return f"{name} {100 * scores[f'val/{name}']:.2f} ({scores['val/protocol']}, {len(self.val_view)} images)"
 
-    def _result(self, best: int) -> dict:
+    def result(self, best: int) -> dict:
+        """What result.json says of the complete run, whose best checkpoint is of step `best`."""
         scored = [row for row in metrics_log.read(self.workdir) if row["step"] == best and "val/protocol" in row]
         return {"finished": True, "step": self.total, "best_step": best, **(scored[-1] if scored else {})}
 
 
-def run(config: ConfigDict, workdir: str, profiled: tuple[int | None, int] | None = None) -> Outcome:
-    """Trains `config` in `workdir`; a complete run is left as it is. profiled: as in `Trainer.fit`."""
+def run(config: ConfigDict, workdir: str, profiled: tuple[int | None, int] | None = None, group: str = "") -> Outcome:
+    """Trains `config` in `workdir`; a complete run is left as it is.
+
+    profiled: as in `Trainer.fit`. group: what trackers put the run under.
+    """
+    trackers.check(config.train.trackers)
     sharding.use_cpu_devices(config.train.cpu_devices, config.train.batch_size)
     distributed.all_or_none(lambda: (config_lib.check_buckets(config), check_place(workdir)))
-    trainer = distributed.all_or_none(lambda: Trainer(config, workdir))
+    trainer = distributed.all_or_none(lambda: Trainer(config, workdir, group=group))
     if run_folder.result(workdir) is not None:
         run_folder.claim(workdir, config, trainer.train_view, trainer.source.fingerprint(trainer.train_view))
         print(f"{workdir} is complete (step {trainer.total}); evaluate it with: jaxmlic evaluate --workdir={workdir}")

@@ -111,8 +111,7 @@ def claim(workdir: str | Path, config: ConfigDict, train: View, inputs: str = ""
     names = list(train.dataset.class_names)
     trained = np.array(names)[targets.trained_classes(train)].tolist()
     run = RunRecord(workdir, config, names, len(train), fingerprint(train), trained, inputs)
-    begun = any(path.name.isdigit() for path in (workdir / FOLDER).glob("*"))
-    if begun:
+    if _is_begun(workdir):
         if not (workdir / CONFIG_FILE).exists():
             raise UserError(
                 f"{workdir} holds checkpoints but no {CONFIG_FILE}, which says what they are of: remove it, or use "
@@ -153,6 +152,18 @@ def claim(workdir: str | Path, config: ConfigDict, train: View, inputs: str = ""
         remedy="use another --workdir",
     )
     return run
+
+
+def _is_begun(workdir: Path) -> bool:
+    return any(path.name.isdigit() for path in (workdir / FOLDER).glob("*"))
+
+
+def changed(workdir: str | Path, config: ConfigDict) -> list[str]:
+    """What differs from the config of the run in `workdir`, as `config.differences`; [] where none has begun."""
+    workdir = storage.to_path(workdir)
+    if not (_is_begun(workdir) and (workdir / CONFIG_FILE).exists()):
+        return []
+    return config_lib.differences(load(workdir).config.to_dict(), config)
 
 
 def note_start(workdir: str | Path, step: int) -> None:

@@ -11,7 +11,8 @@ from jaxmlic import config as config_lib
 from jaxmlic.cli import main as cli
 from jaxmlic.config import Entry
 from jaxmlic.errors import UserError
-from jaxmlic.experiments import beside_papers, sweep
+from jaxmlic.experiments import beside_papers, runs, sweep
+from jaxmlic.experiments.sweeps import results
 from jaxmlic.training import loop
 from jaxmlic.training.logs import metrics_log
 
@@ -110,7 +111,7 @@ def test_a_failing_entry_does_not_stop_the_others(experiment, tmp_path, capsys):
 def rows_of(values, **found):
     """A run of each entry, {entry: accuracy}."""
     run = {"split": "test", "protocol": "all_point", "mAP": None, "CF1": float("nan")}
-    return [sweep.row(entry, 0, run | {"accuracy": value} | found) for entry, value in values.items()]
+    return [results.row(entry, 0, run | {"accuracy": value} | found) for entry, value in values.items()]
 
 
 def test_folds_and_batches_have_a_row_together(tmp_path):
@@ -124,12 +125,12 @@ def test_folds_and_batches_have_a_row_together(tmp_path):
             Entry("x_fold2"): 0.9,
         }
     )
-    lines = sweep.table(rows).splitlines()[2:]
+    lines = results.table(rows).splitlines()[2:]
     assert lines[0].split() == ["entry", "runs", "accuracy"]
     names = ["a", "b", "warp_noise20_batch1", "x_fold1", "x_fold2", "warp_fold*"]
     assert [line.split()[0] for line in lines[1:]] == names
     assert lines[-1].split() == ["warp_fold*", "2", "20.00", "+-", "14.14"]
-    sweep.write(tmp_path, rows)
+    results.write(tmp_path, rows)
     runs = table_of(tmp_path / "runs.csv")
     assert [tuple(run[key] for key in ("entry", "series", "noise_rate", "part", "seed")) for run in runs] == [
         ("a", "warp", "", "fold0", "0"),
@@ -144,7 +145,7 @@ def test_folds_and_batches_have_a_row_together(tmp_path):
 
 def test_batches_of_a_noise_rate_have_a_row_together():
     parts = {Entry(f"w{i}", series="warp", noise_rate=0.2, part=f"batch{i}"): 0.5 for i in range(3)}
-    assert list(sweep.pooled(rows_of(parts))) == ["w0", "w1", "w2", "warp_noise20_batch*"]
+    assert list(results.pooled(rows_of(parts))) == ["w0", "w1", "w2", "warp_noise20_batch*"]
 
 
 def test_the_papers_numbers_beside_ours():
@@ -234,13 +235,13 @@ def ran(tmp_path, monkeypatch):
     path.write_text(STAGES)
     found = {}
 
-    def run_one(config, workdir, report):
+    def run_one(config, workdir, report, group):
         found[workdir.parent.name] = config
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "result.json").write_text("{}")
         return {"split": "test", "protocol": "all_point", "mAP": 0.5}, None
 
-    monkeypatch.setattr(sweep, "run_one", run_one)
+    monkeypatch.setattr(runs, "run_one", run_one)
     monkeypatch.setattr(sweep, "complete", lambda *_: [])
     return path, tmp_path / "runs", found
 

@@ -19,6 +19,7 @@ from jaxmlic.losses.pointwise import LOG_ZERO
 from jaxmlic.models import trunks
 from jaxmlic.models.heads.contract import LabelStatistics, Prediction, Reads, Trace
 from jaxmlic.models.layers import cells, prefix_tree, rectifier
+from jaxmlic.models.layers.norm import Dropout
 from jaxmlic.models.layers.pooling import POOLS
 
 Array = jax.Array
@@ -156,7 +157,7 @@ class Model(nn.Module):
             order = jax.random.permutation(self.make_rng("dropout"), order)
         paths = label_order.paths(labels, order, self.max_length)  # [B, T]
         ones = jnp.ones((self.max_length + 1, *image_embedding.shape))
-        mask = nn.Dropout(self.dropout, deterministic=not train)(ones)  # [T + 1, B, E]
+        mask = Dropout(self.dropout, deterministic=not train)(ones)  # [T + 1, B, E]
         # Unknown labels are no answer, right or wrong; END always is one.
         known = jnp.pad(labels != -1, ((0, 0), (0, 1)), constant_values=True)  # [B, C + 1]
         if self.order in ALIGNMENTS:

@@ -9,6 +9,7 @@ from jaxmlic.errors import check_choice
 from jaxmlic.losses.named import named
 from jaxmlic.models import trunks
 from jaxmlic.models.heads.contract import Prediction, Reads
+from jaxmlic.models.layers.norm import Dropout
 from jaxmlic.models.layers.pooling import POOLS
 
 
@@ -44,7 +45,7 @@ class Model(nn.Module):
             images, train, name=self.trunk, dtype=self.dtype, batch_norm=self.batch_norm, frozen=frozen_trunk
         )
         pooled = POOLS[self.pool](feature_map.astype(jnp.float32))
-        dropped = nn.Dropout(self.dropout, deterministic=not train)(pooled)
+        dropped = Dropout(self.dropout, deterministic=not train)(pooled)
         logits = nn.Dense(self.num_labels, name="classifier")(dropped)
         return {"feature_map": feature_map, "pooled": pooled, "logits": logits}
 

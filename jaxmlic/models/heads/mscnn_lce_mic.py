@@ -19,6 +19,7 @@ from jaxmlic.losses.named import named
 from jaxmlic.models import trunks
 from jaxmlic.models.heads.contract import LabelStatistics, Prediction, Reads
 from jaxmlic.models.layers import attention, fusion, graph_convolution
+from jaxmlic.models.layers.norm import Dropout
 from jaxmlic.models.layers.pooling import POOLS
 
 GRAPHS = ("gcn", "none")
@@ -104,7 +105,7 @@ class Model(nn.Module):
         if self.stage_norm:
             vectors = {stage: fusion.unit_scale(vector) for stage, vector in vectors.items()}
         outputs["pooled"] = jnp.concatenate(list(vectors.values()), axis=-1)  # [B, sum of D]
-        dropout = nn.Dropout(self.dropout, deterministic=not train)
+        dropout = Dropout(self.dropout, deterministic=not train)
         step_4 = None
         if self.fusion == "none" or self.stage_logits == "add":
             for stage, vector in vectors.items():

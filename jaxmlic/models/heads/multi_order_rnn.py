@@ -28,7 +28,7 @@ from jaxmlic.models import trunks
 from jaxmlic.models.heads._multi_order_decoder import Decoder, OutputLayer
 from jaxmlic.models.heads.contract import LabelStatistics, Prediction, Reads, Trace
 from jaxmlic.models.layers import cells
-from jaxmlic.models.layers.norm import BatchNorm
+from jaxmlic.models.layers.norm import BatchNorm, Dropout
 from jaxmlic.models.layers.pooling import POOLS
 
 Array = jax.Array
@@ -93,7 +93,7 @@ class Model(nn.Module):
             images, train, name=self.trunk, dtype=self.dtype, batch_norm=self.batch_norm, frozen=frozen_trunk
         )
         pooled = POOLS[self.pool](feature_map.astype(jnp.float32))
-        dropped = nn.Dropout(self.dropout, deterministic=not train)(pooled)
+        dropped = Dropout(self.dropout, deterministic=not train)(pooled)
         cnn_logits = nn.Dense(self.num_labels, name="classifier")(dropped)
         scores = jax.nn.sigmoid(cnn_logits)  # s of the paper
         if self.output != "paper":

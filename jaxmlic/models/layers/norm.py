@@ -1,4 +1,4 @@
-"""Batch norm and group norm with their ReLU, each one pass over the map and one own gradient."""
+"""Batch norm and group norm with their ReLU, each one pass over the map and one own gradient; and dropout."""
 
 from functools import partial
 from typing import Any
@@ -126,3 +126,21 @@ def check_batch_norm(mode: str) -> bool:
     if mode not in ("train", "frozen"):
         raise UserError(f'batch_norm is {mode!r}; use "train" or "frozen"')
     return mode == "frozen"
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout`, bit for bit, whose rate may also be a traced number: runs of other rates share a program.
+
+    Its name is `nn.Dropout`'s because Flax folds names into keys.
+    """
+
+    def __call__(self, inputs: Array, deterministic: bool | None = None) -> Array:
+        if not isinstance(self.rate, jax.core.Tracer):
+            return super().__call__(inputs, deterministic=deterministic)
+        if nn.merge_param("deterministic", self.deterministic, deterministic):
+            return inputs
+        keep = 1.0 - self.rate
+        mask = jax.random.bernoulli(self.make_rng(self.rng_collection), keep, inputs.shape)
+        # Nothing is kept at a rate of 1; another divisor than 0 keeps its gradient from being NaN.
+        scaled = inputs / jnp.where(keep > 0, keep, 1.0).astype(inputs.dtype)
+        return jnp.where(mask, scaled, jnp.zeros_like(inputs))

@@ -1,4 +1,4 @@
-"""The numbers of a run over its steps: metrics.jsonl and TensorBoard events."""
+"""The numbers of a run over its steps: metrics.jsonl, TensorBoard events and trackers."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from tensorboardX import SummaryWriter
 
 from jaxmlic import storage
 from jaxmlic.errors import UserError
+from jaxmlic.training.logs.trackers import Trackers
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -21,10 +22,11 @@ class MetricsLog:
       workdir: the run folder.
       first_step: the step that the run continues from.
       active: whether to write at all; one process of several does.
+      trackers: get the numbers, too.
     """
 
-    def __init__(self, workdir: str | Path, first_step: int, active: bool = True):
-        self.active = active
+    def __init__(self, workdir: str | Path, first_step: int, active: bool = True, trackers: Trackers | None = None):
+        self.active, self.trackers = active, trackers
         if not active:
             return
         self.path = storage.to_path(workdir) / METRICS_FILE
@@ -47,6 +49,8 @@ class MetricsLog:
         for name, value in plain.items():
             if isinstance(value, int | float):
                 self.events.add_scalar(name, value, step)
+        if self.trackers:
+            self.trackers.log(step, {k: v for k, v in plain.items() if isinstance(v, int | float)})
 
     def flush(self) -> None:
         """Everything written so far is in the run folder, also where that is a bucket's."""
@@ -60,6 +64,8 @@ class MetricsLog:
             self.file.close()
             self.events.close()
             self.outbox.send()
+            if self.trackers:
+                self.trackers.close()
 
 
 def read(workdir: str | Path) -> list[dict]:

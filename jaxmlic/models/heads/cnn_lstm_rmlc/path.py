@@ -15,6 +15,7 @@ from jaxmlic.models import trunks
 from jaxmlic.models.heads.cnn_lstm_rmlc._shared import half_square, penalty, prepare
 from jaxmlic.models.heads.contract import LabelStatistics, Prediction, Reads
 from jaxmlic.models.layers import rectifier
+from jaxmlic.models.layers.norm import Dropout
 from jaxmlic.models.layers.peephole_lstm import ACTIVATIONS, Carry, PeepholeLSTM
 from jaxmlic.models.layers.pooling import POOLS
 
@@ -83,7 +84,7 @@ class Model(nn.Module):
         pooled = POOLS[self.pool](feature_map.astype(jnp.float32))  # [B, D]
         order = self.variable("constants", "order", jnp.arange, self.num_labels, dtype=jnp.int32)
         path = make_path(self, name="path")
-        image = path.embed_image(nn.Dropout(self.dropout, deterministic=not train)(pooled))  # [B, E]
+        image = path.embed_image(Dropout(self.dropout, deterministic=not train)(pooled))  # [B, E]
         first, regulariser = path(image, jnp.zeros((len(pooled), 0), jnp.int32))
         outputs = {
             "feature_map": feature_map,
@@ -122,7 +123,7 @@ class LabelPath(nn.Module):
 
     def setup(self):
         size = self.embedding
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
         self.labels = self.param("labels", nn.initializers.normal(size**-0.5), (self.num_labels + 1, size))
         self.start = self.param("start", nn.initializers.normal(size**-0.5), (size,))
         self.lstm = PeepholeLSTM(self.units, self.activation)

@@ -9,6 +9,7 @@ from jaxmlic.errors import check_choice, check_least
 from jaxmlic.models import trunks
 from jaxmlic.models.heads.cnn_lstm_rmlc._shared import half_square, loss_fn, predict_fn, prepare
 from jaxmlic.models.heads.contract import Reads
+from jaxmlic.models.layers.norm import Dropout
 from jaxmlic.models.layers.pooling import POOLS
 
 __all__ = ["Model", "loss_fn", "predict_fn", "reads"]
@@ -67,10 +68,10 @@ class Model(nn.Module):
         pooled = x.reshape(len(x), -1) if self.pool == "flatten" else POOLS[self.pool](x)  # [B, D]
         x = pooled
         if self.hidden:
-            dropped = nn.Dropout(self.dropout, deterministic=not train)(x)
+            dropped = Dropout(self.dropout, deterministic=not train)(x)
             x = nn.relu(nn.Dense(self.hidden, name="hidden")(dropped))
         classifier = nn.Dense(self.num_labels, name="classifier")
-        logits = classifier(nn.Dropout(self.dropout, deterministic=not train)(x))  # [B, C]
+        logits = classifier(Dropout(self.dropout, deterministic=not train)(x))  # [B, C]
         regulariser = half_square(classifier.variables["params"]["kernel"])
         return {"feature_map": feature_map, "pooled": pooled, "logits": logits, "regulariser": regulariser}
 

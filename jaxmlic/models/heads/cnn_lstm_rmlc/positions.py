@@ -13,6 +13,7 @@ from jaxmlic.errors import UserError, check_choice, check_least
 from jaxmlic.models import trunks
 from jaxmlic.models.heads.cnn_lstm_rmlc._shared import half_square, loss_fn, predict_fn, prepare
 from jaxmlic.models.heads.contract import Reads
+from jaxmlic.models.layers.norm import Dropout
 from jaxmlic.models.layers.peephole_lstm import ACTIVATIONS, PeepholeLSTM
 
 __all__ = ["Model", "loss_fn", "predict_fn", "reads"]
@@ -78,7 +79,7 @@ class Model(nn.Module):
             )
 
         def drop(x: Array) -> Array:
-            return nn.Dropout(self.dropout, deterministic=not train)(x)
+            return Dropout(self.dropout, deterministic=not train)(x)
 
         batch, height, width, channels = feature_map.shape
         steps = feature_map.astype(jnp.float32).reshape(batch, height * width, channels)  # [B, T, D]

@@ -104,8 +104,8 @@ def main() -> int:
         for number, (count, wanted, what) in enumerate(parts):
             if counts[number].kills < wanted and time.monotonic() < end:
                 one_training(folder, undisturbed[count], what, counts[number], draw)
-        for (count, wanted, what), c in zip(parts, counts, strict=True):
-            print(f"{what.name}, {count} process(es): {describe(c, what)} (of {wanted})", flush=True)
+                told = describe(counts[number], what)
+                print(f"{what.name}, {count} process(es): {told} (of {wanted})", flush=True)
     return 0
 
 

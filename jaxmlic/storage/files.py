@@ -31,6 +31,33 @@ DAMAGE = (
 )
 
 
+class _Nowhere(io.RawIOBase):
+    """A binary file that keeps nothing but its position and its length, which writers of archives ask for."""
+
+    def __init__(self):
+        super().__init__()
+        self._place = self._length = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:
+        size = memoryview(data).nbytes
+        self._place += size
+        self._length = max(self._length, self._place)
+        return size
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._length}[whence]
+        return self._place
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, mode: str = "wb", *, remedy: str = "", **options: Any) -> Iterator[IO]:
     """A file that takes the place of `path` when the block ends well; otherwise what was there stays.
@@ -48,7 +75,7 @@ def replacing(path: str | os.PathLike, mode: str = "wb", *, remedy: str = "", **
       UserError: it cannot be written.
     """
     if not distributed.is_main():
-        with open(os.devnull, mode) as file:
+        with _Nowhere() if "b" in mode else open(os.devnull, mode) as file:
             yield file
         return
     path = to_path(path)

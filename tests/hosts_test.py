@@ -180,7 +180,8 @@ def test_features_on_two_hosts_are_the_same_bytes(data_dir, tmp_path):
     rng, arrays = np.random.default_rng(0), {}
     for path, leaf in flax.traverse_util.flatten_dict(shapes).items():
         turned = [leaf.shape[i] for i in (3, 2, 0, 1)] if len(leaf.shape) == 4 else leaf.shape
-        arrays[resnet.torch_names(18)[path]] = np.abs(0.05 * rng.normal(size=turned)).astype(np.float32)
+        value = np.ones(turned) if path[-1] in ("scale", "var") else 0.05 * rng.normal(size=turned)
+        arrays[resnet.torch_names(18)[path]] = value.astype(np.float32)
     np.savez(tmp_path / "weights.npz", **arrays)
     values = RESNET | {"model.batch_norm": "frozen", "pretrained": tmp_path / "weights.npz", "train.batch_size": 8}
     values |= {"optim.groups": (("trunk/.*", None), (".*", 1.0)), "augment.crop_area": (0.7, 1.0)}

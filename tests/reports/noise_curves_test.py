@@ -18,7 +18,7 @@ def runs(folder, results, metric="mAP"):
         writer.writerow([*noise_curves.RUN_COLUMNS, metric])
         for (series, rate, part), values in results.items():
             name = f"entry of {series} {rate} {part}"
-            writer.writerows([name, series, rate, part, i, "test", "all_point", v] for i, v in enumerate(values))
+            writer.writerows([name, series, rate, part, i, "test", "all_point", "", v] for i, v in enumerate(values))
     return folder
 
 
@@ -74,5 +74,5 @@ def test_mistakes(tmp_path, capsys):
     with pytest.raises(UserError, match="no column series, noise_rate: run `jaxmlic sweep` again"):
         noise_curves.read(tmp_path, "mAP")
     table.write_text("entry,seed\n")
-    with pytest.raises(UserError, match="holds no runs"):
+    with pytest.raises(UserError, match="holds no complete runs"):
         noise_curves.read(tmp_path, "mAP")

@@ -172,9 +172,9 @@ def test_a_worker_waits_for_what_others_hold_and_takes_over_what_they_leave(expe
 
     def report(line):
         lines.append(line)
-        if line.startswith("waiting for 3 runs"):
+        if line.startswith("waiting for other workers, 3 left"):
             theirs.release("other, seed 0")
-        elif line.startswith("waiting for 2 runs"):
+        elif line.startswith("waiting for other workers, 2 left"):
             config = sweep.config_lib.load(path)
             runs.run_one(config, folder / "first" / "seed0", None, "first by another worker")
             theirs.release("first, seed 0")

@@ -43,6 +43,13 @@ def test_runs_of_seeds_folds_and_batches_come_together(tmp_path):
     assert line.split() == ["warp_loss", "60.00", "+-", "0.00", "-", "-", "20.00", "+-", "14.14", "2", "40.00"]
 
 
+def test_runs_that_failed_are_left_out(tmp_path):
+    path = runs(tmp_path, NOISY) / "runs.csv"
+    with path.open("a") as file:
+        file.write("x,x,0,,0,,,NaN at step 3,\n")
+    assert noise_curves.read(tmp_path, "mAP").keys() == {"rmlc", "warp_loss"}
+
+
 def test_table_and_picture(tmp_path, capsys):
     assert cli.run(["noise-curves", str(runs(tmp_path, NOISY)), "--title=Some title"]) == 0
     lines = capsys.readouterr().out.splitlines()

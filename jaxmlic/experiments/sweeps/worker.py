@@ -56,7 +56,7 @@ class Worker:
 
     def work(self) -> None:
         """Returns when every job is done, by whichever worker, or when a signal came."""
-        told = ""
+        named = ""
         while self._waiting and not self.stopped_in:
             left = len(self._waiting)
             self._settle()
@@ -67,9 +67,9 @@ class Worker:
                     self._train(job)
             if self._waiting and len(self._waiting) == left and not self.stopped_in:
                 titles = "; ".join(job.title for job in self._waiting)
-                if titles != told:
-                    self._report(f"waiting for {len(self._waiting)} runs of other workers: {titles}")
-                told = titles
+                if titles != named:
+                    self._report(f"waiting for other workers, {len(self._waiting)} left: {titles}")
+                named = titles
                 time.sleep(_WAIT_SECONDS)
 
     def _settle(self) -> None:

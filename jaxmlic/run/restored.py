@@ -95,8 +95,15 @@ class RestoredRun:
             parts.append(sharding.gather(found)[sharding.gather(arrays["mask"])])
         return np.concatenate(parts)
 
-    def pictures(self, paths: Sequence[str | Path] = (), *, split: str | None = None, count: int = 4) -> Pictures:
-        """Image files, or without them the first `count` images of a split with two labels or more.
+    def pictures(
+        self,
+        paths: Sequence[str | Path] = (),
+        *,
+        split: str | None = None,
+        count: int = 4,
+        rows: np.ndarray | None = None,
+    ) -> Pictures:
+        """Image files, or without them images of a split: `rows` int [N] of it, else the first `count` with two labels.
 
         UserError for a file that cannot be read, and for a run whose inputs are no photographs.
         """
@@ -110,8 +117,9 @@ class RestoredRun:
                 raise UserError(f"image {path} cannot be read ({why})")
             return Pictures([storage.to_path(path).name for path in paths], np.stack(found))
         view = loader.find_view(self.config.data, self.dataset, self.config.seed, split or self.config.data.test_split)
-        several = (view.labels == 1).sum(axis=1) > 1
-        rows = np.sort(np.argsort(~several, kind="stable")[:count])
+        if rows is None:
+            several = (view.labels == 1).sum(axis=1) > 1
+            rows = np.sort(np.argsort(~several, kind="stable")[:count])
         source = view.dataset.source(view.split)
         pixels = np.stack([decode_image(source[int(view.indices[row])]["image"], side) for row in rows])
         return Pictures(view.ids[rows].tolist(), pixels, view.labels[rows])
@@ -122,13 +130,17 @@ class RestoredRun:
         source = view.dataset.source(view.split, boxes=True)
         return [source[int(index)]["boxes"] for index in view.indices]
 
-    def saliency(self, pixels: np.ndarray, labels: np.ndarray, form: str = "gradient") -> np.ndarray:
+    def saliency(self, pixels: np.ndarray, labels: np.ndarray, form: str = "gradient", reduce=None) -> np.ndarray:
         """See `attribution.saliency`."""
-        return attribution.saliency(*self._parts, pixels, labels, form)
+        return attribution.saliency(*self._parts, pixels, labels, form, reduce)
 
-    def step_attention(self, pixels: np.ndarray, form: str = "gradient") -> attribution.Steps:
+    def grad_cam(self, pixels: np.ndarray, labels: np.ndarray, stage: str = "") -> np.ndarray:
+        """See `attribution.grad_cam`."""
+        return attribution.grad_cam(*self._parts, pixels, labels, stage)
+
+    def step_attention(self, pixels: np.ndarray, form: str = "gradient", reduce=None) -> attribution.Steps:
         """See `attribution.step_attention`."""
-        return attribution.step_attention(*self._parts, pixels, form)
+        return attribution.step_attention(*self._parts, pixels, form, reduce)
 
     def attention_maps(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """See `attribution.attention_maps`."""

@@ -1,4 +1,4 @@
-"""What a model looks at: gradients of scores by pixels, deconvolutions, attention weights, maps of the trunk.
+"""What a model looks at: gradients of scores by pixels, Grad-CAM, deconvolutions, attention weights, maps of the trunk.
 
 The model is asked through the head's contract alone. Images are looked at one by one: the memory is that of one image.
 """
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlic.errors import UserError, unknown
+from jaxmlic.models import trunks
 from jaxmlic.models.layers import rectifier
 
 Array = jax.Array
@@ -37,29 +38,116 @@ class Steps:
 
 
 def saliency(
-    head: ModuleType, model: nn.Module, variables: dict, images: np.ndarray, labels: np.ndarray, form: str = "gradient"
+    head: ModuleType,
+    model: nn.Module,
+    variables: dict,
+    images: np.ndarray,
+    labels: np.ndarray,
+    form: str = "gradient",
+    reduce: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """d score of a label / d pixel, float32 [N, S, S, 3], of images uint8 [N, S, S, 3] and a label each, int [N].
 
     The score is the label's logit; of heads without, its highest log-probability over the steps. `form`: one of
-    `rectifier.RULES`, in place of the derivative of ReLUs.
+    `rectifier.RULES`, in place of the derivative of ReLUs. `reduce`: what is kept of each image's [S, S, 3].
     """
 
     def one(variables: dict, image: Array, label: Array) -> Array:
         return jax.grad(lambda x: label_scores(head, model, variables, x[None])[0, label])(image)
 
     with rectifier.backward(form):
-        return _each(jax.jit(one), variables, images, np.asarray(labels, np.int32))
+        return _each(jax.jit(one), variables, images, np.asarray(labels, np.int32), reduce=reduce)
+
+
+def grad_cam(
+    head: ModuleType, model: nn.Module, variables: dict, images: np.ndarray, labels: np.ndarray, stage: str = ""
+) -> np.ndarray:
+    """Grad-CAM (Selvaraju et al., 2017) of a label's score, float32 [N, h, w] >= 0, of the arguments of `saliency`.
+
+    Of a map A [h, w, D] of the trunk and the score y of `saliency`: ReLU(sum_d w_d A_d), w_d the mean of dy / dA_d over
+    the positions.
+
+    stage: one of those that the head reads, "" for the last; heads that read the feature map have that alone, or where
+      it is the output of fully connected layers, the map that these read.
+
+    Raises UserError for another stage.
+    """
+    read = head.reads(model).stages
+    known = () if read is None else tuple(read) or trunks.levels(model.trunk)
+    if stage and stage not in known:
+        raise unknown(f"stage that the head {_name(head)!r} reads", stage, known)
+    name = stage or (known[-1] if known else "")
+
+    def score_of(variables: dict, image: Array, label: Array, added: Array, layer: str) -> tuple[Array, tuple]:
+        """The score where `added` [1, h, w, D] is added to the map, or to what `layer` of the trunk reads; the map."""
+        maps, layers = [], []
+
+        def intercept(method: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext):
+            path = context.module.path
+            if context.method_name != "__call__" or "trunk" not in path:
+                return method(*args, **kwargs)
+            if path[-1] != "trunk":
+                own = args[0] if args and getattr(args[0], "ndim", 0) == 4 else None
+                if own is not None and own.shape[1:3] != (1, 1):
+                    layers.append(path[-1])
+                if path[-1] == layer:
+                    maps.append(own)
+                    args = ((own + added).astype(own.dtype), *args[1:])
+                return method(*args, **kwargs)
+            whole, stages = method(*args, **kwargs)  # [1, h, w, D], and such maps by name
+            if layer:
+                return whole, stages
+            own = stages[name] if name else whole
+            maps.append(own)
+            moved = (own + added).astype(own.dtype)
+            # The feature map may be the last stage, and is moved with it: heads read one of the two.
+            stages = {key: moved if value is own else value for key, value in stages.items()}
+            return (moved if whole is own else whole), stages
+
+        with nn.intercept_methods(intercept):
+            scores = label_scores(head, model, variables, image[None])
+        return scores[0, label].astype(jnp.float32), (maps[0], layers[-1:])
+
+    def one(variables: dict, image: Array, label: Array) -> Array:
+        nothing, layer, last = jnp.zeros((1, 1, 1, 1)), "", []
+
+        def shape_of(layer: str) -> jax.ShapeDtypeStruct:
+            def own_map() -> Array:
+                own, last[:] = score_of(variables, image, label, nothing, layer)[1]
+                return own
+
+            return jax.eval_shape(own_map)
+
+        shape = shape_of(layer)
+        if shape.shape[1:3] == (1, 1):  # fully connected layers: the map that the first of them reads
+            layer = last[0]
+            shape = shape_of(layer)
+
+        def moved(added: Array) -> tuple[Array, Array]:
+            score, (own, _) = score_of(variables, image, label, added, layer)
+            return score, own
+
+        slopes, own = jax.grad(moved, has_aux=True)(jnp.zeros(shape.shape))
+        weights = slopes[0].mean(axis=(0, 1))  # [D]
+        return jax.nn.relu(own[0].astype(jnp.float32) @ weights)  # [h, w]
+
+    return _each(jax.jit(one), variables, images, np.asarray(labels, np.int32))
 
 
 def step_attention(
-    head: ModuleType, model: nn.Module, variables: dict, images: np.ndarray, form: str = "gradient"
+    head: ModuleType,
+    model: nn.Module,
+    variables: dict,
+    images: np.ndarray,
+    form: str = "gradient",
+    reduce: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Steps:
     """The pixels that each step of a head's own path depends on, of images uint8 [N, S, S, 3].
 
     form: "gradient", of the log-probability of the token that the step takes; "deconvolution" (CNN-RNN, section 4.6),
       the mean of the images synthesised from each label's node, each from the value of its softmax (or sigmoid), of
       the NODES most probable ones; "guided", the same with guided backpropagation.
+    reduce: what is kept of each step's map [S, S].
 
     Raises UserError for a head that labels images in one step.
     """
@@ -86,8 +174,11 @@ def step_attention(
         own = jnp.take_along_axis(log_probs, taken[:, None], axis=-1)[:, 0]
         return strength(images), taken, jnp.exp(own)
 
+    def kept(maps: np.ndarray) -> np.ndarray:
+        return maps if reduce is None or maps.ndim != 3 else np.stack([reduce(own) for own in maps])
+
     with rectifier.backward(form):
-        return Steps(*_each(jax.jit(one), variables, images))
+        return Steps(*_each(jax.jit(one), variables, images, reduce=kept))
 
 
 def label_scores(head: ModuleType, model: nn.Module, variables: dict, images: Array) -> Array:
@@ -169,7 +260,10 @@ def _name(head: ModuleType) -> str:
     return head.__name__.rpartition("heads.")[2]
 
 
-def _each(function: Callable, variables: dict, images: np.ndarray, *arrays: np.ndarray):
-    """function(variables, image float32 [S, S, 3], ...) of each image, numpy, stacked leaf by leaf."""
-    found = [function(variables, image, *rest) for image, *rest in zip(images.astype(np.float32), *arrays, strict=True)]
-    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *found)
+def _each(function: Callable, variables: dict, images: np.ndarray, *arrays: np.ndarray, reduce: Callable | None = None):
+    """function(variables, image float32 [S, S, 3], ...) of each image, numpy, reduced and stacked leaf by leaf."""
+    found = []
+    for image, *rest in zip(images, *arrays, strict=True):
+        leaves = jax.tree.map(np.asarray, function(variables, np.asarray(image, np.float32), *rest))
+        found.append(jax.tree.map(reduce, leaves) if reduce else leaves)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *found)

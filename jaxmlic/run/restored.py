@@ -1,0 +1,198 @@
+"""A restored run: its model, its data, and what goes through them."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxmlic import sharding, storage
+from jaxmlic.data import datasets, loader
+from jaxmlic.data.image import ImageError, decode_image
+from jaxmlic.errors import UserError
+from jaxmlic.evaluation import attribution, scoring
+from jaxmlic.inputs import eval_inputs
+from jaxmlic.labels.names import check_same_classes
+from jaxmlic.models.heads import contract
+from jaxmlic.run.predicted import Pictures
+from jaxmlic.training import restore, targets
+
+
+class RestoredRun:
+    """A run with the variables of its best checkpoint: what commands and figures ask of it.
+
+    Attributes:
+      workdir: its folder.
+      config: its config, locked.
+      class_names: C names, in the order of scores and labels.
+      step: of the checkpoint.
+    """
+
+    def __init__(self, restored: restore.Restored, data_dir: str | Path | None = None):
+        self.workdir: Path = restored.record.workdir
+        self.config: ConfigDict = restored.record.config
+        self.class_names: list[str] = restored.record.class_names
+        self.step: int = restored.step
+        self._restored = restored
+        self._data_dir = data_dir
+
+    @functools.cached_property
+    def dataset(self) -> datasets.Dataset:
+        """The data set that the run was trained on; UserError where it is gone or has other classes."""
+        data_dir = str(self._data_dir) if self._data_dir else self.config.data.dir or None
+        dataset = datasets.load(self.config.data.name, data_dir)
+        check_same_classes(self.class_names, dataset.class_names, str(self.workdir), f"data set {dataset.name!r}")
+        return dataset
+
+    @property
+    def decides_in_steps(self) -> bool:
+        """Whether the head can show the steps that led to its labels."""
+        return hasattr(self._restored.head, "trace_fn")
+
+    @functools.cached_property
+    def chooses_labels(self) -> bool:
+        """Whether the head's decoder chooses the labels, so that no threshold does."""
+        head, model = self._restored.head, self._restored.model
+        example = self._restored.source.example()
+        shapes = jax.eval_shape(lambda v: head.predict_fn(model, v, example), self._restored.variables)
+        return shapes.chosen is not None
+
+    def predict_pixels(self, pixels: np.ndarray) -> contract.Prediction:
+        """The prediction, numpy, of images uint8 [N, S, S, 3]."""
+        parts, mesh = [], self._restored.mesh
+        for start in range(0, len(pixels), self._batch_size):
+            part = pixels[start : start + self._batch_size]
+            padded = np.resize(part, (self._batch_size, *part.shape[1:]))
+            found = self._predict_step(self._restored.variables, sharding.place(padded, sharding.split(mesh)))
+            parts.append(jax.tree.map(sharding.gather, found))
+        return jax.tree.map(lambda *xs: np.concatenate(xs)[: len(pixels)], *parts)
+
+    def image_features(self, view: loader.View) -> np.ndarray:
+        """float32 [N, D]: the pooled vectors of a view's images. UserError for a head without such an output."""
+        model, mesh = self._restored.model, self._restored.mesh
+
+        def forward(variables: dict, inputs: jax.Array) -> jax.Array:
+            outputs = model.apply(variables, inputs, train=False)
+            if "pooled" not in outputs:
+                raise UserError(f"head {self.config.head!r} has no output 'pooled' to propagate with")
+            return outputs["pooled"].astype("float32")
+
+        split = sharding.split(mesh)
+        step = jax.jit(forward, in_shardings=(sharding.replicated(mesh), split), out_shardings=split)
+        reader, parts = self._restored.source.eval_reader(view), []
+        batches = loader.eval_batches(
+            reader,
+            self._batch_size,
+            threads=self.config.data.threads,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        for batch in batches:
+            arrays = sharding.put(batch, mesh)
+            found = step(self._restored.variables, eval_inputs(arrays))
+            parts.append(sharding.gather(found)[sharding.gather(arrays["mask"])])
+        return np.concatenate(parts)
+
+    def pictures(
+        self,
+        paths: Sequence[str | Path] = (),
+        *,
+        split: str | None = None,
+        count: int = 4,
+        rows: np.ndarray | None = None,
+    ) -> Pictures:
+        """Image files, or without them images of a split: `rows` int [N] of it, else the first `count` with two labels.
+
+        UserError for a file that cannot be read, and for a run whose inputs are no photographs.
+        """
+        self._restored.source.check_photographs(self.workdir)
+        side = self.config.data.image_size
+        if paths:
+            found, unreadable = [], {}
+            for _, batch in self._photographs(list(map(storage.to_path, paths)), 1, unreadable):
+                found.append(batch[0])
+            for path, why in unreadable.items():
+                raise UserError(f"image {path} cannot be read ({why})")
+            return Pictures([storage.to_path(path).name for path in paths], np.stack(found))
+        view = loader.find_view(self.config.data, self.dataset, self.config.seed, split or self.config.data.test_split)
+        if rows is None:
+            several = (view.labels == 1).sum(axis=1) > 1
+            rows = np.sort(np.argsort(~several, kind="stable")[:count])
+        source = view.dataset.source(view.split)
+        pixels = np.stack([decode_image(source[int(view.indices[row])]["image"], side) for row in rows])
+        return Pictures(view.ids[rows].tolist(), pixels, view.labels[rows])
+
+    def boxes(self, split: str) -> list[dict[str, np.ndarray]]:
+        """The boxes of each image that `evaluate(split)` scores (see `RecordSource`); UserError without boxes."""
+        view = loader.find_view(self.config.data, self.dataset, self.config.seed, split)
+        source = view.dataset.source(view.split, boxes=True)
+        return [source[int(index)]["boxes"] for index in view.indices]
+
+    def saliency(self, pixels: np.ndarray, labels: np.ndarray, form: str = "gradient", reduce=None) -> np.ndarray:
+        """See `attribution.saliency`."""
+        return attribution.saliency(*self._parts, pixels, labels, form, reduce)
+
+    def grad_cam(self, pixels: np.ndarray, labels: np.ndarray, stage: str = "") -> np.ndarray:
+        """See `attribution.grad_cam`."""
+        return attribution.grad_cam(*self._parts, pixels, labels, stage)
+
+    def step_attention(self, pixels: np.ndarray, form: str = "gradient", reduce=None) -> attribution.Steps:
+        """See `attribution.step_attention`."""
+        return attribution.step_attention(*self._parts, pixels, form, reduce)
+
+    def attention_maps(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """See `attribution.attention_maps`."""
+        return attribution.attention_maps(*self._parts, pixels)
+
+    def trunk_maps(self, pixels: np.ndarray, stage: str = "") -> tuple[str, np.ndarray]:
+        """See `attribution.trunk_maps`."""
+        return attribution.trunk_maps(*self._parts[1:], pixels, stage)
+
+    def joint_embedding(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `attribution.joint_embedding`."""
+        return attribution.joint_embedding(*self._parts, pixels)
+
+    @property
+    def _parts(self) -> tuple:
+        """(head, model, variables)."""
+        return self._restored.head, self._restored.model, self._restored.variables
+
+    @functools.cached_property
+    def _predict_step(self) -> scoring.PredictStep:
+        return scoring.make_predict_step(self._restored.head, self._restored.model, self._restored.mesh)
+
+    @functools.cached_property
+    def _trace_step(self):
+        head, model = self._restored.head, self._restored.model
+        return jax.jit(lambda variables, images: head.trace_fn(model, variables, images))
+
+    @property
+    def _batch_size(self) -> int:
+        return scoring.batch_size_for(self.config, self._restored.mesh)
+
+    def _trained_classes(self) -> np.ndarray:
+        """bool [C]. Older folders do not name them; there they come from the data set."""
+        names = self._restored.record.trained_classes
+        if names is not None:
+            return np.isin(self.class_names, names)
+        train, _ = targets.training_views(self.config, self.dataset, self.workdir, restored=True)
+        return targets.trained_classes(train)
+
+    def _photographs(
+        self, paths: list[Path], batch_size: int, unreadable: dict[Path, str]
+    ) -> Iterator[tuple[list[Path], np.ndarray]]:
+        """Batches (paths, uint8 [batch_size, S, S, 3], zero-padded); why others cannot be read goes to `unreadable`."""
+        side = self.config.data.image_size
+        batch: list[tuple[Path, np.ndarray]] = []
+        for path in paths:
+            try:
+                batch.append((path, decode_image(path.read_bytes(), side)))
+            except (ImageError, OSError) as error:
+                unreadable[path] = str(error)
+            if len(batch) == batch_size or (batch and path is paths[-1]):
+                images = np.zeros((batch_size, side, side, 3), np.uint8)
+                images[: len(batch)] = [image for _, image in batch]
+                yield [path for path, _ in batch], images
+                batch = []

@@ -37,6 +37,10 @@ GROUPS = {
             "jaxmlic.cli.results.ensemble",
             "fuse score files of one split and compare the fusion with its members",
         ),
+        "compare": (
+            "jaxmlic.cli.analysis.compare",
+            "score files side by side: why they differ, intervals, paired tests",
+        ),
     },
     "few labels": {
         "propagate": (

@@ -1,0 +1,1 @@
+"""Commands that compare what runs scored, and choose thresholds."""

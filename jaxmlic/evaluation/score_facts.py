@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import ml_dtypes
 import numpy as np
 
+from jaxmlic.data.loader import SELECTION
 from jaxmlic.evaluation.score_file import ScoreFile
 from jaxmlic.metrics import Decisions
 from jaxmlic.metrics.ap import ap_of_columns
@@ -14,7 +15,6 @@ _MOST_NAMES = 8  # of classes in a line
 _TIES_MATTER = 5e-5  # of mAP: what two decimals of a percent show
 _SAMPLE = 200_000  # scores looked at for their precision
 _DIGITS = 4
-SELECTION = "selection"  # the split's name of a run's own validation part
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,6 +32,10 @@ GROUPS = {
             "jaxmlic.cli.results.evaluate",
             "score a split with a run's best checkpoint under a named protocol",
         ),
+        "thresholds": (
+            "jaxmlic.cli.analysis.thresholds",
+            "fit thresholds and calibrate probabilities on a run's validation part",
+        ),
         "predict": ("jaxmlic.cli.results.predict", "label photographs with a run's best checkpoint"),
         "ensemble": (
             "jaxmlic.cli.results.ensemble",

@@ -320,13 +320,20 @@ def load(workdir: str | Path) -> Thresholds | None:
         raise UserError(f"{path}: cannot be read as thresholds ({storage.reason(error)}); {_REMEDY}") from None
 
 
-def stale(found: Thresholds, step: int, model: str, class_names: Sequence[str], workdir: str | Path) -> str:
-    """Why thresholds do not belong to the run's checkpoint, in one line; "" where they do."""
-    check_same_classes(class_names, found.class_names, str(workdir), f"{workdir}/{FILE}")
-    if found.step != step or found.model != model:
-        now = f"the best checkpoint is now step {step}" if found.step != step else "the model there is another one now"
-        return (
-            f"{workdir}/{FILE} was fitted at step {found.step} and {now}: "
-            f"fit again with jaxmlic thresholds --workdir={workdir}"
-        )
-    return ""
+def find(workdir: str | Path, step: int, model: str, class_names: Sequence[str]) -> tuple[Thresholds | None, str]:
+    """The thresholds in a run folder, where they belong to the checkpoint in use; else None, and why in one line.
+
+    ("" where there are none.) UserError for a damaged file, and for one of other classes.
+    """
+    found = load(workdir)
+    if found is None:
+        return None, ""
+    path = storage.to_path(workdir) / FILE
+    check_same_classes(class_names, found.class_names, str(workdir), str(path))
+    if (found.step, found.model) == (step, model):
+        return found, ""
+    now = f"step {step} is in use now" if found.step != step else f"step {step} is another model now"
+    return None, (
+        f"{path} was fitted on the checkpoint of step {found.step}, and {now}; "
+        f"fit again with jaxmlic thresholds --workdir={workdir}"
+    )

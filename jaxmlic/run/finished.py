@@ -1,5 +1,6 @@
 """A finished run as an object: the door for commands, notebooks and services."""
 
+import warnings
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ from jaxmlic.data import loader
 from jaxmlic.errors import UserError, unknown
 from jaxmlic.evaluation import attribution, score_file, scoring
 from jaxmlic.evaluation.score_file import ScoreFile
+from jaxmlic.evaluation.thresholds import Thresholds
 from jaxmlic.labels.neighbours import nearest
 from jaxmlic.models.heads import contract
 from jaxmlic.run import steps
@@ -69,13 +71,18 @@ class Run(RestoredRun):
                 return found
         return self.evaluate(name).scores
 
-    def evaluate(self, split: str | None = None, protocol: str | None = None) -> Evaluation:
+    def evaluate(self, split: str | None = None, protocol: str | None = None, *, fitted: bool = False) -> Evaluation:
         """Scores a split under a protocol, by default the run's own test split and protocol.
 
-        split: a split of the data set; "val" is the part that selected the checkpoint, where the run carved one.
+        Args:
+          split: a split of the data set; "selection" is the part that selected the checkpoint, and "val" too, where the
+            run carved one.
+          protocol: a name of `metrics.PROTOCOLS`.
+          fitted: decide by the thresholds of `jaxmlic thresholds`, not from the logit 0 up. UserError without any.
         """
         config, name = self.config, split or self.config.data.test_split
         protocol = metrics.get_protocol(protocol or config.eval.protocol).name
+        thresholds = self._required_thresholds(protocol) if fitted else None
         view = loader.find_view(config.data, self.dataset, config.seed, name)
         prediction, labels, ids = scoring.score(
             self._predict_step,
@@ -86,7 +93,8 @@ class Run(RestoredRun):
             threads=config.data.threads,
         )
         trained = self._trained_classes() if config.eval.trained_classes_only else None
-        return evaluation(self._restored.record, self.step, (prediction, labels, ids), name, protocol, trained)
+        scored = (prediction, labels, ids)
+        return evaluation(self._restored.record, self.step, scored, name, protocol, trained, thresholds)
 
     def predict(
         self,
@@ -94,6 +102,7 @@ class Run(RestoredRun):
         *,
         threshold: float | np.ndarray | None = None,
         logit: float | np.ndarray | None = None,
+        fitted: bool = True,
         trace: bool = False,
         skip_unreadable: bool = False,
     ) -> Predictions:
@@ -104,8 +113,10 @@ class Run(RestoredRun):
             of any size: uint8 [H, W, 3] in 0..255, float [H, W, 3] in 0..1, or [N, H, W, 3]. All are resized as in
             evaluation.
           threshold: probability from which on a label is predicted, or one for each class [C], where no decoder chooses
-            the labels; None for 0.5.
+            the labels.
           logit: the same as a logit.
+          fitted: without both of them, decide by what `jaxmlic thresholds` fitted, where it did, and give calibrated
+            probabilities; a warning where that belongs to another checkpoint. Otherwise 0.5, the logit 0.
           trace: whether the head's steps are wanted too.
           skip_unreadable: files that cannot be read are left out and listed in `unreadable`, and are no error.
 
@@ -116,7 +127,10 @@ class Run(RestoredRun):
         self._restored.source.check_photographs(self.workdir)
         if trace and not self.decides_in_steps:
             raise UserError(f"the head {self.config.head!r} of {self.workdir} labels images in one step: no trace")
-        bound = self._bound(threshold, logit)
+        own, why = self.fitted_thresholds() if fitted and threshold is None and logit is None else (None, "")
+        if why:
+            warnings.warn(f"{why}. Not used: labels are predicted from 0.5 up", stacklevel=2)
+        bound = self._bound(threshold, logit) if own is None else own.values
         files: list[str] = []
         unreadable: dict[str, str] = {}
         found: list[contract.Prediction] = []
@@ -140,10 +154,12 @@ class Run(RestoredRun):
             found.append(jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), self._prediction_shapes))
         whole = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
         decoded = whole.chosen is not None
-        chosen = whole.chosen if decoded else whole.scores >= bound
+        chosen = whole.chosen if decoded else whole.scores >= np.float32(bound)
         limit = None if decoded else bound
+        calibrated = None if own is None else own.calibrated(whole.scores)
+        steps = traces if trace else None
         return Predictions(
-            files, self.class_names, whole.scores, chosen, whole.path, unreadable, limit, traces if trace else None
+            files, self.class_names, whole.scores, chosen, whole.path, unreadable, limit, steps, calibrated
         )
 
     def trace(self, image: Images) -> dict:
@@ -249,6 +265,16 @@ class Run(RestoredRun):
         else:
             maps = attribution.strength(self.saliency(repeated, column))
         return Attention(pixels[0], dict(zip(shown, maps, strict=True)), form)
+
+    def _required_thresholds(self, protocol: str) -> Thresholds:
+        """The fitted ones; UserError where there are none for this checkpoint, or where no threshold decides."""
+        if metrics.get_protocol(protocol).decision not in ("threshold", "thresholded"):
+            raise UserError(f"protocol {protocol} decides without a threshold: fitted ones change nothing there")
+        found, why = self.fitted_thresholds()
+        if found is None:
+            make = f"make them with jaxmlic thresholds --workdir={self.workdir}"
+            raise UserError(why or f"{self.workdir} has no fitted thresholds: {make}")
+        return found
 
     def _bound(self, threshold: float | np.ndarray | None, logit: float | np.ndarray | None) -> float | np.ndarray:
         """The logit, or the logits [C], that the arguments of `predict` stand for."""

@@ -41,6 +41,7 @@ class Predictions:
       unreadable: {file: why it could not be read}.
       threshold: the logit, or the logits [C], from which on a label is predicted; None where a decoder chose.
       traces: the head's steps of each image (`contract.Trace` without the batch axis), where they were asked for.
+      calibrated: float64 [N, C], logits of the probabilities, where `jaxmlic thresholds` fitted a calibration.
     """
 
     files: list[str]
@@ -51,16 +52,22 @@ class Predictions:
     unreadable: dict[str, str]
     threshold: float | np.ndarray | None
     traces: list[contract.Trace] | None = None
+    calibrated: np.ndarray | None = None
+
+    @property
+    def logits(self) -> np.ndarray:
+        """[N, C]: the calibrated ones where there are any, else the scores."""
+        return self.scores if self.calibrated is None else self.calibrated
 
     @property
     def probabilities(self) -> np.ndarray:
-        """float32 [N, C]: sigmoid of the scores."""
-        return sigmoid(self.scores).astype(np.float32)
+        """float32 [N, C]: sigmoid of `logits`."""
+        return sigmoid(self.logits).astype(np.float32)
 
     @property
     def labels(self) -> list[list[str]]:
         """The names of each image's predicted labels, the most probable first."""
-        order = np.argsort(-self.scores, axis=1, kind="stable")
+        order = np.argsort(-self.logits, axis=1, kind="stable")
         return [
             [self.class_names[i] for i in row if own[i]] for row, own in zip(order.tolist(), self.chosen, strict=True)
         ]

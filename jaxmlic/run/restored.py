@@ -12,7 +12,7 @@ from jaxmlic import sharding
 from jaxmlic.data import datasets, loader
 from jaxmlic.data.image import ImageError, decode_image
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import attribution, scoring
+from jaxmlic.evaluation import attribution, scoring, thresholds
 from jaxmlic.inputs import Inputs, eval_inputs
 from jaxmlic.labels.names import check_same_classes
 from jaxmlic.models.heads import contract
@@ -48,6 +48,15 @@ class RestoredRun:
         dataset = datasets.load(self.config.data.name, data_dir)
         check_same_classes(self.class_names, dataset.class_names, str(self.workdir), f"data set {dataset.name!r}")
         return dataset
+
+    def fitted_thresholds(self) -> tuple[thresholds.Thresholds | None, str]:
+        """What `jaxmlic thresholds` fitted for this checkpoint; else None, and why ("" where it fitted nothing)."""
+        return thresholds.find(self.workdir, self.step, self.model_digest, self.class_names)
+
+    @functools.cached_property
+    def model_digest(self) -> str:
+        """Changes with the variables."""
+        return thresholds.digest_of_model(self._restored.variables)
 
     @property
     def decides_in_steps(self) -> bool:

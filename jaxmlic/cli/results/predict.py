@@ -15,12 +15,25 @@ from jaxmlic.run import Predictions, Run, find_images
 from jaxmlic.run.predicted import sigmoid
 from jaxmlic.run.steps import describe
 
+CALIBRATED = {
+    "temperature": "calibrated (temperature)",
+    "platt": "calibrated (Platt)",
+    "none": "as the model gives them",
+}
+
 
 def main(argv: list[str]) -> int:
     parser = Parser(hosts=True, prog="jaxmlic predict", description="Labels photographs with a run's best checkpoint.")
     parser.add_argument("--workdir", required=True, help="folder of a `jaxmlic train`")
     parser.add_argument(
-        "--threshold", default="0.5", help='probability, or "fitted" (on the validation part); default 0.5'
+        "--threshold",
+        help='probability from which on a label is predicted (0.5 is the logit 0), or "fitted" (on the validation '
+        "part); default: what `jaxmlic thresholds` fitted, where it did, else 0.5",
+    )
+    parser.add_argument(
+        "--no-thresholds",
+        action="store_true",
+        help="leave what `jaxmlic thresholds` fitted, thresholds and calibration, out of use",
     )
     parser.add_argument("--out", help="path without suffix for the CSV and JSON; default: WORKDIR/predictions")
     parser.add_argument(
@@ -28,18 +41,23 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     options = parser.parse_args(argv)
-    return predict(options.workdir, options.images, threshold=options.threshold, out=options.out, trace=options.trace)
+    wanted = options.threshold
+    if options.no_thresholds:
+        if wanted == "fitted":
+            raise UserError("--threshold=fitted and --no-thresholds: give one of them")
+        wanted = wanted or "0.5"
+    return predict(options.workdir, options.images, threshold=wanted, out=options.out, trace=options.trace)
 
 
 def predict(
-    workdir: str, images: Sequence[str], *, threshold: str = "0.5", out: str | None = None, trace: bool = False
+    workdir: str, images: Sequence[str], *, threshold: str | None = None, out: str | None = None, trace: bool = False
 ) -> int:
     """Labels the images, prints a table and writes `out`.csv and `out`.json.
 
     Args:
       workdir: the run folder.
       images: files, and folders of them.
-      threshold: a probability, or "fitted".
+      threshold: a probability, or "fitted"; None for the run's fitted thresholds where it has some, else 0.5.
       out: path without suffix; None for WORKDIR/predictions.
       trace: also show the steps of each prediction.
 
@@ -63,7 +81,7 @@ def predict(
     stem = storage.to_path(out) if out else run.workdir / "predictions"
     if len(found):
         write_csv(stem.with_suffix(".csv"), found, source)
-        limit = {"logit": None if decoded else bound, "source": source}
+        limit = {"logit": None if decoded else as_logits(found), "source": source}
         storage.write_json(stem.with_suffix(".json"), as_json(run, found, limit, traces))
         print(f"written: {stem.with_suffix('.csv')} and {stem.with_suffix('.json')}")
     if found.unreadable:
@@ -74,13 +92,24 @@ def predict(
     return 0
 
 
-def choose_threshold(run: Run, wanted: str) -> tuple[float, str]:
-    """Threshold as a logit, and where it comes from. `wanted` is a probability or "fitted"."""
+def choose_threshold(run: Run, wanted: str | None) -> tuple[float | None, str]:
+    """Threshold as a logit, and where it comes from; None for what `jaxmlic thresholds` fitted. See `predict`."""
+    stale = ""
+    if wanted in (None, "fitted"):
+        own, stale = run.fitted_thresholds()
+        if own is not None:
+            return None, f"{own.describe()}; probabilities: {CALIBRATED[own.calibration]}"
     if wanted == "fitted":
+        if stale:
+            raise UserError(stale)
         rows = [r for r in run.history() if r["step"] == run.step and r.get("val/best_threshold") is not None]
         if not rows:
             raise UserError(f"{run.workdir} has no fitted threshold (no validation part); give --threshold=0.5")
-        return rows[-1]["val/best_threshold"], f"fitted on the validation part at step {run.step} for the highest OF1"
+        bound = rows[-1]["val/best_threshold"]
+        return bound, f"fitted on the validation part at step {run.step} for the highest OF1"
+    if stale:
+        return 0.0, f"probability 0.5 (logit 0), because {stale}"
+    wanted = wanted or "0.5"
     try:
         probability = float(wanted)
     except ValueError:
@@ -88,6 +117,13 @@ def choose_threshold(run: Run, wanted: str) -> tuple[float, str]:
     if not 0 < probability < 1:
         raise UserError(f"--threshold={wanted}: a probability between 0 and 1, or 'fitted'")
     return float(np.log(probability / (1 - probability))), f"given: probability {probability:g}"
+
+
+def as_logits(found: Predictions) -> float | dict[str, float] | None:
+    """The threshold, or that of each class by name."""
+    if not np.ndim(found.threshold):
+        return found.threshold
+    return dict(zip(found.class_names, np.asarray(found.threshold).tolist(), strict=True))
 
 
 def table(found: Predictions) -> str:
@@ -108,8 +144,8 @@ def write_csv(path: Path, found: Predictions, source: str) -> None:
     with storage.replacing(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "labels", "threshold_source", *found.class_names])
-        for name, labels, scores in zip(found.files, found.labels, found.scores, strict=True):
-            writer.writerow([name, ";".join(labels), source, *(f"{p:.6g}" for p in sigmoid(scores))])
+        for name, labels, logits in zip(found.files, found.labels, found.logits, strict=True):
+            writer.writerow([name, ";".join(labels), source, *(f"{p:.6g}" for p in sigmoid(logits))])
 
 
 def as_json(run: Run, found: Predictions, threshold: dict, traces: Sequence[dict]) -> dict:
@@ -118,6 +154,9 @@ def as_json(run: Run, found: Predictions, threshold: dict, traces: Sequence[dict
         {"file": file, "labels": labels, "logits": dict(zip(found.class_names, map(float, scores), strict=True))}
         for file, labels, scores in zip(found.files, found.labels, found.scores, strict=True)
     ]
+    if found.calibrated is not None:
+        for image, row in zip(images, found.probabilities, strict=True):
+            image["probabilities"] = dict(zip(found.class_names, map(float, row), strict=True))
     for image, path in zip(images, found.label_paths or (), strict=False):
         image["path"] = path
     for image, steps in zip(images, traces, strict=False):

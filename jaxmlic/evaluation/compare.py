@@ -14,7 +14,7 @@ from jaxmlic.metrics import bootstrap
 from jaxmlic.metrics.weighted import NUMBERS, WeightedReport
 
 TESTS = ("bootstrap", "permutation")
-LEVEL = 0.95
+LEVEL, SIGNIFICANT = 0.95, 0.05
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,7 +141,11 @@ def compare(
     found = {name: own for name, own in found.items() if own}
     if not found:
         raise UserError("protocol path: none of the files has a decoder's labels; choose another with --protocol")
-    notes += [f"protocol {name}: {', '.join(without)} has no decoder's labels" for name, without in skipped.items()]
+    notes += [
+        f"protocol {name}: {', '.join(without)}: no decoder's labels in the file"
+        for name, without in skipped.items()
+        if name in found
+    ]
     reports = {
         name: {
             member.name: metrics.evaluate(
@@ -173,6 +177,12 @@ def compare(
             for protocol, own in resampled.items()
         }
         tests = _test_pairs(found, reports, resampled, pairs, numbers, test, draws, seed, advance)
+        needed = int(np.ceil(2 * len(tests) / SIGNIFICANT))
+        if draws < needed:
+            warnings.append(
+                f"{draws:,} draws cannot give a p below {2 / (draws + 1):.2g}, hence none below {SIGNIFICANT} that is "
+                f"adjusted for {len(tests)} tests: give --draws={needed}, or fewer --numbers and protocols"
+            )
     return Comparison(members, len(first.common.ids), notes, warnings, reports, intervals, tests, test, draws)
 
 

@@ -130,14 +130,19 @@ def warnings(members: Sequence[tuple[str, ScoreFile, ScoreFile]], shared: Decisi
                 f"{name}: {share:.1%} of the positives share their score with a negative of the class; by the order of "
                 f"such ties mAP is anything from {100 * low:.2f} to {100 * high:.2f} (here they enter together)"
             )
-    absent = np.flatnonzero(~shared.positive.any(axis=0))
-    if len(absent):
-        names = [members[0][2].class_names[c] for c in absent]
-        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-        lines.append(
-            f"{len(names)} of {shared.positive.shape[1]} classes have no positive in these images and are in no mean: "
-            f"{', '.join(names[:_MOST_NAMES])}{more}"
-        )
+    names = np.array(members[0][2].class_names)
+    present = shared.positive.any(axis=0)
+    for left_out, why in (
+        (~present, "no positive"),
+        (present & ~shared.included, "fewer positives than the run's config.eval.min_positives"),
+    ):
+        if left_out.any():
+            listed = names[left_out].tolist()
+            more = f" and {len(listed) - _MOST_NAMES} more" if len(listed) > _MOST_NAMES else ""
+            lines.append(
+                f"{len(listed)} of {len(names)} classes have {why} in these images and are in no mean: "
+                f"{', '.join(listed[:_MOST_NAMES])}{more}"
+            )
     return lines
 
 

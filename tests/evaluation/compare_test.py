@@ -65,7 +65,7 @@ def test_numbers_are_evaluate_s(files):
                 assert reports[member][key] == pytest.approx(wanted[key], nan_ok=True)
                 low, high = found.intervals[name][member][key]
                 assert low <= wanted[key] <= high
-    assert "protocol path: A, B has no decoder's labels" in found.notes
+    assert found.notes == []
 
 
 def test_a_better_model_is_told_from_a_worse_one_and_equal_ones_are_not(files):
@@ -78,6 +78,31 @@ def test_a_better_model_is_told_from_a_worse_one_and_equal_ones_are_not(files):
         assert all(adjusted >= own for own, adjusted in p.values())
     (one,) = run(paths[:2], numbers=["mAP"], draws=200).tests
     assert one.difference == pytest.approx(one.low / 2 + one.high / 2, abs=0.1) and one.low > 0
+
+
+def test_too_few_draws_for_so_many_tests_are_named(files):
+    found = run(files(make(1), make(2)), draws=50)
+    assert "50 draws cannot give a p below 0.039" in found.warnings[-1] and "--draws=120" in found.warnings[-1]
+    assert "draws" not in run(files(make(1), make(2)), draws=120).warnings[-1]
+
+
+def test_a_decoder_s_labels_of_one_file_only(files):
+    a = make(1, chosen=TRUTH == 1)
+    found = run(files(a, make(2)), protocol="path,all_point")
+    assert list(found.reports["path"]) == ["A"] and found.reports["path"]["A"]["OF1"] == 1.0
+    assert "protocol path: B: no decoder's labels in the file" in found.notes
+    assert {one.protocol for one in found.tests} == {"all_point"}
+
+
+def test_rare_classes_that_do_not_count_are_named(files):
+    a = make(1)
+    rare = a.labels.copy()
+    rare[:, 0] = 0
+    rare[:3, 0] = 1
+    rules = {"eval": {"min_positives": 5, "trained_classes_only": False}}
+    found = run(files(make(1, labels=rare, config=a.config | rules)), draws=0)
+    assert "1 of 5 classes have fewer positives than the run's config.eval.min_positives" in "\n".join(found.warnings)
+    assert found.reports["all_point"]["A"]["num_left_out"] == 2
 
 
 def test_tests_of_the_same_rule_are_made_once(files):
@@ -199,7 +224,7 @@ def test_the_command_writes_what_it_prints(files, tmp_path, capsys):
     for name in ("c.json", "c.csv"):
         assert cli.run(["compare", *paths, "--draws=40", "--protocol=all", f"--out={tmp_path / name}"]) == 0
     text = capsys.readouterr().out
-    assert "why numbers differ" in text and "protocol top3_forced" in text and "p (Holm)" in text
+    assert "protocol top3_forced" in text and "p (Holm)" in text
     stored = json.loads((tmp_path / "c.json").read_text())
     rows = table_of(tmp_path / "c.csv")
     value = next(

@@ -8,11 +8,9 @@ import numpy as np
 
 from jaxmlic import metrics, storage
 from jaxmlic.evaluation import score_facts, scoring
-from jaxmlic.evaluation.compare import LEVEL, Comparison
+from jaxmlic.evaluation.compare import LEVEL, SIGNIFICANT, Comparison
 from jaxmlic.metrics.weighted import NUMBERS
 from jaxmlic.reports.tables import percent, table
-
-_SIGNIFICANT = 0.05
 
 
 def text(found: Comparison, numbers: Sequence[str]) -> str:
@@ -68,7 +66,7 @@ def _tests(found: Comparison) -> str:
             "-" if np.isnan(one.difference) else f"{100 * one.difference:+.2f}",
             _range(one.low, one.high, "+"),
             _p(one.p),
-            _p(one.p_holm) + ("*" if one.p_holm < _SIGNIFICANT else ""),
+            _p(one.p_holm) + ("*" if one.p_holm < SIGNIFICANT else ""),
         ]
         for one in found.tests
     ]
@@ -78,7 +76,7 @@ def _tests(found: Comparison) -> str:
     }[found.test]
     header = ["pair", "protocol", "number", "difference", f"{LEVEL:.0%} interval", "p", "p (Holm)"]
     return (
-        f"paired tests: {how}; p (Holm): for all {len(rows)} together, * below {_SIGNIFICANT}.\n"
+        f"paired tests: {how}; p (Holm): for all {len(rows)} together, * below {SIGNIFICANT}.\n"
         "They tell chance of the images alone: another seed of the training is not in them.\n"
         + table(rows, "<<<>", header=header)
     )

@@ -29,7 +29,6 @@ def draw(parts: list[tuple[str, Reliability]], title: str = ""):
         upper.plot(one.confidence[filled], one.confidence[filled], "o", color=canvas.COLOURS[3], markersize=3, zorder=4)
         upper.set_xlim(0, 1)
         upper.set_ylim(0, 1)
-        upper.set_aspect("equal")
         upper.set_title(
             f"{name}\nECE {100 * one.ece:.2f} %, mean of classes {100 * one.class_ece:.2f} %",
             fontsize=9,

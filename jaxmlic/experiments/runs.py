@@ -1,6 +1,7 @@
 """One run of an experiment: features stored where it reads them, trained, evaluated on its test split."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -15,6 +16,27 @@ from jaxmlic.models.heads import contract
 from jaxmlic.reports import ap_table, score_report
 from jaxmlic.training import loop, optim, run_folder
 from jaxmlic.training import state as state_lib
+
+
+def train(config: str | ConfigDict, workdir: str | Path, overrides: Mapping[str, object] | None = None) -> run.Run:
+    """What `jaxmlic train` does: trains in the folder, or continues what it holds; the run with its best checkpoint.
+
+    Args:
+      config: `FILE[:ARG]` of the experiment, or a config.
+      workdir: the run folder, here or in a bucket.
+      overrides: fields to change by their dotted names, such as {"train.duration": "2 epochs"}.
+
+    Raises:
+      UserError: a mistake in the config or data; the folder is of another config; SIGTERM stopped the training.
+      KeyboardInterrupt: Ctrl-C stopped it, after saving; the same call continues.
+    """
+    values = config_lib.load(config) if isinstance(config, str) else config
+    outcome = loop.run(config_lib.override(values, overrides or {}), str(workdir))
+    if outcome.stopped_by == signal.SIGINT:
+        raise KeyboardInterrupt
+    if not outcome.finished:
+        raise UserError(f"{workdir} was stopped at step {outcome.step} and saved; the same call continues there")
+    return run.load(workdir, values.data.dir or None)
 
 
 def store_features(config: ConfigDict, report: Callable[[str], None] = lambda line: None) -> Path:

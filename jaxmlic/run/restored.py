@@ -116,8 +116,8 @@ class RestoredRun:
         """Images that are given, or without them images of a split.
 
         Args:
-          images: any of `predict`.
-          split: of the data set, without images; None for the test split.
+          images: as for `predict`.
+          split: of the data set, where no images are given; None for the test split.
           count: its first images with two labels or more.
           rows: int [N], these images of the split in their place.
 

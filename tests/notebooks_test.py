@@ -24,7 +24,13 @@ def folder(data_dir, finished_run, tmp_path_factory):
     config = tiny_config(data_dir, **{"train.keep_every": 1})
     with config.unlocked():
         config.head = "cnn_rnn"
-        config.model = {"embedding_size": 4, "recurrent_size": 8, "max_length": 3, "beam_size": 2}
+        config.model = {
+            "order": "frequent_first",
+            "embedding_size": 4,
+            "recurrent_size": 8,
+            "max_length": 3,
+            "beam_size": 2,
+        }
         config.loss = {}
     jaxmlic.train(config, folder / "cnn_rnn")
     return folder

@@ -1,6 +1,5 @@
-"""A finished run as an object: the door for commands, notebooks and services."""
+"""A restored run: its model, its data, and what goes through them."""
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,116 +8,20 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmlic import metrics, sharding, storage
+from jaxmlic import sharding, storage
 from jaxmlic.data import datasets, loader
 from jaxmlic.data.image import ImageError, decode_image
 from jaxmlic.errors import UserError
 from jaxmlic.evaluation import attribution, scoring
-from jaxmlic.evaluation.score_file import ScoreFile
 from jaxmlic.inputs import eval_inputs
 from jaxmlic.labels.names import check_same_classes
 from jaxmlic.models.heads import contract
-from jaxmlic.training import restore, run_folder, targets
-from jaxmlic.training.logs import metrics_log
+from jaxmlic.run.predicted import Pictures
+from jaxmlic.training import restore, targets
 
 
-def load(workdir: str | Path, data_dir: str | Path | None = None) -> "Run":
-    """The run in a folder that `jaxmlic train` wrote, with its best checkpoint.
-
-    Args:
-      workdir: the run folder.
-      data_dir: where the data sets are now, if not where the run found them.
-
-    Raises:
-      UserError: there is no run, no whole checkpoint, or one of another model.
-    """
-    return Run(restore.restore(workdir), data_dir)
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What a run scored on a split: the score file's content, and `metrics.evaluate` under one protocol."""
-
-    scores: ScoreFile
-    numbers: dict
-
-
-def evaluation(
-    record: run_folder.RunRecord,
-    step: int,
-    scored: tuple[contract.Prediction, np.ndarray, np.ndarray],
-    split: str,
-    protocol: str,
-    trained: np.ndarray | None,
-) -> Evaluation:
-    """What a run's scores are worth.
-
-    Args:
-      record: of the run.
-      step: of the checkpoint that scored.
-      scored: prediction (numpy), labels int8 [N, C] and ids [N].
-      split: where these examples come from.
-      protocol: a name of `metrics.PROTOCOLS`.
-      trained: bool [C], the classes with a positive in the training split, where the config counts no others.
-    """
-    prediction, labels, ids = scored
-    numbers = scoring.report(record.config, prediction, labels, trained, protocol=protocol)
-    extra = {"step": step}
-    if prediction.path is not None:  # a reader of the score file has no paths
-        extra["paths"] = metrics.path_metrics(prediction.path, labels)
-    if trained is not None:  # a reader of the score file cannot know the training split
-        extra["untrained_classes"] = np.array(record.class_names)[~trained].tolist()
-    scores = ScoreFile(
-        scores=np.asarray(prediction.scores, np.float32),
-        labels=labels,
-        ids=ids,
-        class_names=record.class_names,
-        config=record.config.to_dict(),
-        protocol=numbers["protocol"],
-        split=split,
-        threshold=numbers["threshold"],
-        chosen=prediction.chosen,
-        extra=extra,
-    )
-    return Evaluation(scores, numbers)
-
-
-@dataclasses.dataclass(frozen=True)
-class ImagePrediction:
-    """What a run predicts for one photograph.
-
-    Attributes:
-      file: the photograph.
-      scores: float32 [C] logits.
-      chosen: bool [C], the labels that are predicted.
-      path: int32 [T], the labels in the order in which the head emitted them, padded with C; None without an order.
-      trace: the head's steps (`contract.Trace` without the batch axis), where they were asked for.
-    """
-
-    file: Path
-    scores: np.ndarray
-    chosen: np.ndarray
-    path: np.ndarray | None = None
-    trace: contract.Trace | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Pictures:
-    """Images as the model is given them.
-
-    Attributes:
-      names: N file names or ids.
-      pixels: uint8 [N, S, S, 3].
-      labels: int8 [N, C], the true ones; None for files.
-    """
-
-    names: list[str]
-    pixels: np.ndarray
-    labels: np.ndarray | None = None
-
-
-class Run:
-    """A run with the variables of its best checkpoint.
+class RestoredRun:
+    """A run with the variables of its best checkpoint: what commands and figures ask of it.
 
     Attributes:
       workdir: its folder.
@@ -135,9 +38,6 @@ class Run:
         self._restored = restored
         self._data_dir = data_dir
 
-    def __repr__(self) -> str:
-        return f"Run({str(self.workdir)!r}, {self.config.head}, {len(self.class_names)} classes, step {self.step})"
-
     @functools.cached_property
     def dataset(self) -> datasets.Dataset:
         """The data set that the run was trained on; UserError where it is gone or has other classes."""
@@ -151,60 +51,6 @@ class Run:
         """Whether the head can show the steps that led to its labels."""
         return hasattr(self._restored.head, "trace_fn")
 
-    def history(self) -> list[dict]:
-        """The rows of metrics.jsonl: `step` and what was logged there."""
-        return metrics_log.read(self.workdir)
-
-    def evaluate(self, split: str | None = None, protocol: str | None = None) -> Evaluation:
-        """Scores a split under a protocol, by default the run's own test split and protocol.
-
-        split: a split of the data set; "val" is the part that selected the checkpoint, where the run carved one.
-        """
-        config, name = self.config, split or self.config.data.test_split
-        protocol = metrics.get_protocol(protocol or config.eval.protocol).name
-        view = loader.find_view(config.data, self.dataset, config.seed, name)
-        prediction, labels, ids = scoring.score(
-            self._predict_step,
-            self._restored.variables,
-            self._restored.source.eval_reader(view),
-            self._restored.mesh,
-            batch_size=self._batch_size,
-            threads=config.data.threads,
-        )
-        trained = self._trained_classes() if config.eval.trained_classes_only else None
-        return evaluation(self._restored.record, self.step, (prediction, labels, ids), name, protocol, trained)
-
-    def predict(
-        self, paths: Sequence[str | Path], *, threshold: float = 0.0, trace: bool = False
-    ) -> tuple[list[ImagePrediction], dict[Path, str]]:
-        """Labels of photographs, in their order, and why files could not be read.
-
-        Args:
-          paths: image files.
-          threshold: logit from which on a label is predicted, where no decoder chooses the labels.
-          trace: whether the head's steps are wanted too.
-
-        Raises:
-          UserError: the run's inputs are no photographs; a trace of a head that has no steps.
-        """
-        self._restored.source.check_photographs(self.workdir)
-        if trace and not self.decides_in_steps:
-            raise UserError(f"the head {self.config.head!r} of {self.workdir} labels images in one step: no --trace")
-        mesh, variables = self._restored.mesh, self._restored.variables
-        batch_size = min(self._batch_size, -(-len(paths) // mesh.size) * mesh.size)
-        found, unreadable = [], {}
-        for names, batch in self._photographs(list(map(storage.to_path, paths)), batch_size, unreadable):
-            pixels = sharding.place(batch, sharding.split(mesh))
-            prediction = jax.tree.map(sharding.gather, self._predict_step(variables, pixels))
-            steps = jax.tree.map(sharding.gather, self._trace_step(variables, pixels)) if trace else None
-            for i, name in enumerate(names):
-                scores = prediction.scores[i]
-                chosen = scores >= threshold if prediction.chosen is None else prediction.chosen[i]
-                path = None if prediction.path is None else prediction.path[i]
-                own = jax.tree.map(lambda x, i=i: x[i], steps) if trace else None
-                found.append(ImagePrediction(name, scores, chosen, path, own))
-        return found, unreadable
-
     @functools.cached_property
     def chooses_labels(self) -> bool:
         """Whether the head's decoder chooses the labels, so that no threshold does."""
@@ -212,6 +58,16 @@ class Run:
         example = self._restored.source.example()
         shapes = jax.eval_shape(lambda v: head.predict_fn(model, v, example), self._restored.variables)
         return shapes.chosen is not None
+
+    def predict_pixels(self, pixels: np.ndarray) -> contract.Prediction:
+        """The prediction, numpy, of images uint8 [N, S, S, 3]."""
+        parts, mesh = [], self._restored.mesh
+        for start in range(0, len(pixels), self._batch_size):
+            part = pixels[start : start + self._batch_size]
+            padded = np.resize(part, (self._batch_size, *part.shape[1:]))
+            found = self._predict_step(self._restored.variables, sharding.place(padded, sharding.split(mesh)))
+            parts.append(jax.tree.map(sharding.gather, found))
+        return jax.tree.map(lambda *xs: np.concatenate(xs)[: len(pixels)], *parts)
 
     def image_features(self, view: loader.View) -> np.ndarray:
         """float32 [N, D]: the pooled vectors of a view's images. UserError for a head without such an output."""
@@ -268,16 +124,6 @@ class Run:
         pixels = np.stack([decode_image(source[int(view.indices[row])]["image"], side) for row in rows])
         return Pictures(view.ids[rows].tolist(), pixels, view.labels[rows])
 
-    def predict_pixels(self, pixels: np.ndarray) -> contract.Prediction:
-        """The prediction, numpy, of images uint8 [N, S, S, 3]."""
-        parts, mesh = [], self._restored.mesh
-        for start in range(0, len(pixels), self._batch_size):
-            part = pixels[start : start + self._batch_size]
-            padded = np.resize(part, (self._batch_size, *part.shape[1:]))
-            found = self._predict_step(self._restored.variables, sharding.place(padded, sharding.split(mesh)))
-            parts.append(jax.tree.map(sharding.gather, found))
-        return jax.tree.map(lambda *xs: np.concatenate(xs)[: len(pixels)], *parts)
-
     def boxes(self, split: str) -> list[dict[str, np.ndarray]]:
         """The boxes of each image that `evaluate(split)` scores (see `RecordSource`); UserError without boxes."""
         view = loader.find_view(self.config.data, self.dataset, self.config.seed, split)
@@ -307,13 +153,6 @@ class Run:
     def joint_embedding(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `attribution.joint_embedding`."""
         return attribution.joint_embedding(*self._parts, pixels)
-
-    def label_embeddings(self) -> dict[str, np.ndarray]:
-        """{name: float32 [C, D]}: the tables of label vectors that the head has; empty where it has none."""
-        head = self._restored.head
-        if not hasattr(head, "label_embeddings"):
-            return {}
-        return {name: np.asarray(table) for name, table in head.label_embeddings(self._restored.variables).items()}
 
     @property
     def _parts(self) -> tuple:

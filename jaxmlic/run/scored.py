@@ -1,0 +1,59 @@
+"""What a run scored on a split."""
+
+import dataclasses
+
+import numpy as np
+
+from jaxmlic import metrics
+from jaxmlic.evaluation import scoring
+from jaxmlic.evaluation.score_file import ScoreFile
+from jaxmlic.models.heads import contract
+from jaxmlic.training import run_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a run scored on a split: the score file's content, and `metrics.evaluate` under one protocol."""
+
+    scores: ScoreFile
+    numbers: dict
+
+
+def evaluation(
+    record: run_folder.RunRecord,
+    step: int,
+    scored: tuple[contract.Prediction, np.ndarray, np.ndarray],
+    split: str,
+    protocol: str,
+    trained: np.ndarray | None,
+) -> Evaluation:
+    """What a run's scores are worth.
+
+    Args:
+      record: of the run.
+      step: of the checkpoint that scored.
+      scored: prediction (numpy), labels int8 [N, C] and ids [N].
+      split: where these examples come from.
+      protocol: a name of `metrics.PROTOCOLS`.
+      trained: bool [C], the classes with a positive in the training split, where the config counts no others.
+    """
+    prediction, labels, ids = scored
+    numbers = scoring.report(record.config, prediction, labels, trained, protocol=protocol)
+    extra = {"step": step}
+    if prediction.path is not None:  # a reader of the score file has no paths
+        extra["paths"] = metrics.path_metrics(prediction.path, labels)
+    if trained is not None:  # a reader of the score file cannot know the training split
+        extra["untrained_classes"] = np.array(record.class_names)[~trained].tolist()
+    scores = ScoreFile(
+        scores=np.asarray(prediction.scores, np.float32),
+        labels=labels,
+        ids=ids,
+        class_names=record.class_names,
+        config=record.config.to_dict(),
+        protocol=numbers["protocol"],
+        split=split,
+        threshold=numbers["threshold"],
+        chosen=prediction.chosen,
+        extra=extra,
+    )
+    return Evaluation(scores, numbers)

@@ -38,6 +38,10 @@ GROUPS = {
             "fuse score files of one split and compare the fusion with its members",
         ),
     },
+    "looking": {
+        "report": ("jaxmlic.cli.analysis.report", "one HTML page about runs: numbers, mistakes, maps, label graph"),
+        "pointing": ("jaxmlic.cli.analysis.pointing", "say whether a run's maps point at the objects in the boxes"),
+    },
     "few labels": {
         "propagate": (
             "jaxmlic.cli.training.propagate",

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxmlic import metrics, storage
 from jaxmlic import run as run_lib
+from jaxmlic.data import loader
 from jaxmlic.errors import UserError
 from jaxmlic.evaluation import ensemble, score_file
 from jaxmlic.evaluation.score_file import ScoreFile
@@ -72,6 +73,11 @@ def open_members(
         protocol = metrics.get_protocol(protocol or scores.protocol).name
         members.append(Member(name, place, scores, *_judge(place, scores, protocol), history, run, notes))
     return members
+
+
+def view_of(run: Run, split: str) -> loader.View:
+    """The examples of a split as the run scores them; UserError where the data set or the split is gone."""
+    return loader.find_view(run.config.data, run.dataset, run.config.seed, split)
 
 
 def _judge(path: Path, scores: ScoreFile, protocol: str) -> tuple[dict, np.ndarray]:

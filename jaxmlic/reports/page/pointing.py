@@ -1,5 +1,6 @@
 """The pointing game of a run: which of its maps point at the objects, beside the centre of the image."""
 
+import contextlib
 import csv
 from collections.abc import Iterator
 from functools import partial
@@ -10,6 +11,7 @@ import numpy as np
 from jaxmlic import progress, storage
 from jaxmlic.errors import UserError, check_least
 from jaxmlic.evaluation import attribution, pointing
+from jaxmlic.reports.page import members
 from jaxmlic.reports.tables import table
 from jaxmlic.run import Pictures, Run
 from jaxmlic.training import run_folder
@@ -30,7 +32,7 @@ def play(run: Run, split: str | None = None, count: int = 500, tolerance: float 
     """
     check_least("--count", count, 1)
     split = split or run.config.data.test_split
-    boxes, labels = run.boxes(split), run.labels(split)
+    boxes, labels = run.boxes(split), members.view_of(run, split).labels
     pairs = pointing.pairs_of(boxes, labels)
     images = np.unique(pairs.rows)[:count]
     chosen = np.isin(pairs.rows, images)
@@ -77,12 +79,10 @@ def _points(run: Run, pictures: Pictures, places: np.ndarray, labels: np.ndarray
     yield "Grad-CAM", np.stack([pointing.peak(one) for one in run.grad_cam(pixels, labels)])
     yield "gradient", run.saliency(pixels, labels, "gradient", of_gradient)
     yield "guided", run.saliency(pixels, labels, "guided", of_gradient)
-    try:
+    with contextlib.suppress(UserError):  # a head without attention maps
         for stage, maps in run.attention_maps(pictures.pixels).items():
             yield f"attention {stage}", np.stack([pointing.peak(one) for one in maps])[places]
-    except UserError:
-        pass  # a head without attention maps
-    if run.decides_in_steps:
+    with contextlib.suppress(UserError):  # a head that labels images in one step
         steps = run.step_attention(pictures.pixels, "gradient", sharp)
         found = np.full((len(labels), 2), np.inf)
         for number, (place, label) in enumerate(zip(places, labels, strict=True)):

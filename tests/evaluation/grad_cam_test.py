@@ -38,7 +38,9 @@ def test_where_the_trunk_ends_in_fully_connected_layers_the_map_is_what_they_rea
     images, labels = np.repeat(IMAGES, 4, axis=0), np.tile(np.arange(4), 2)
     model = Model()
     variables = model.init(jax.random.key(0), images[:1].astype(np.float32))
-    found = attribution.grad_cam(SimpleNamespace(reads=lambda model: Reads(pool="avg")), model, variables, images, labels)
+    found = attribution.grad_cam(
+        SimpleNamespace(reads=lambda model: Reads(pool="avg")), model, variables, images, labels
+    )
     params = jax.tree.map(np.asarray, variables["params"])
     conv = nn.Conv(3, (3, 3), 4).apply({"params": params["trunk"]["conv"]}, images.astype(np.float32) / 255)
     own = np.maximum(np.asarray(conv), 0)  # [8, 4, 4, 3]

@@ -110,7 +110,9 @@ def _summary(members: Sequence[Member]) -> str:
         for one in members
     )
     body += f'<tr><th scope="row">threshold of a score</th>{thresholds}</tr>'
-    caption = "Metrics in percent. The mean AP and the C columns are means over classes, O over all labels, I over images."
+    caption = (
+        "Metrics in percent. The mean AP and the C columns are means over classes, O over all labels, I over images."
+    )
     return f'<table><caption>{caption}</caption><thead><tr><th scope="col">metric</th>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
@@ -149,9 +151,7 @@ def _pointing(members: Sequence[Member]) -> str:
             f"{html.escape(one.name)}: does the highest point of a map lie on an object of the label? "
             f"{found['images']:,} images with boxes; the centre of the image is the baseline."
         )
-        tables.append(
-            f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        )
+        tables.append(f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
     return "".join(tables) or (
         "<p>Not played: <code>jaxmlic pointing --workdir=RUN</code> says whether the maps point at the objects, where "
         "the data set has boxes.</p>"

@@ -98,7 +98,9 @@ def _open_file(path: Path) -> tuple[ScoreFile, list[dict], None, list[str]]:
     return score_file.load(path), [], None, [note]
 
 
-def _open_run(path: Path, split: str | None, data_dir: str | None) -> tuple[ScoreFile, list[dict], Run | None, list[str]]:
+def _open_run(
+    path: Path, split: str | None, data_dir: str | None
+) -> tuple[ScoreFile, list[dict], Run | None, list[str]]:
     record = run_folder.load(path)
     split = split or record.config.data.test_split
     file = path / run_folder.SCORES / f"{split}.npz"

@@ -88,9 +88,7 @@ def confused(counts: np.ndarray, positives: np.ndarray) -> dict:
     np.fill_diagonal(others, 0)
     classes = _most(others.sum(0) + others.sum(1) + counts.diagonal())
     shares = counts / np.where(positives > 0, positives, np.nan)[:, None]
-    beside = [
-        [[int(j), int(row[j])] for j in np.argsort(-row, kind="stable")[:BESIDE] if row[j] > 0] for row in others
-    ]
+    beside = [[[int(j), int(row[j])] for j in np.argsort(-row, kind="stable")[:BESIDE] if row[j] > 0] for row in others]
     return {"classes": classes.tolist(), "matrix": plain(shares[np.ix_(classes, classes)], 3), "beside": beside}
 
 

@@ -52,10 +52,8 @@ def test_the_highest_point():
 
 def test_hits_and_means_against_loops():
     rng = np.random.default_rng(2)
-    pairs = pointing.Pairs(
-        np.arange(40), rng.integers(0, 3, 40), [np.sort(rng.random((2, 2, 2)), axis=1).reshape(2, 4) for _ in range(40)],
-        rng.random(40) < 0.4,
-    )  # fmt: skip
+    own = [np.sort(rng.random((2, 2, 2)), axis=1).reshape(2, 4) for _ in range(40)]
+    pairs = pointing.Pairs(np.arange(40), rng.integers(0, 3, 40), own, rng.random(40) < 0.4)
     points = rng.random((40, 2))
     points[7] = np.nan
     there = rng.random(40) < 0.8

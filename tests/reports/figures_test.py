@@ -157,7 +157,9 @@ def test_recall_by_area_of_a_run_is_the_evaluation_s(run, tmp_path, capsys):
     assert "written: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["per-class", "label-neighbours", "feature-maps", "saliency", "grad-cam", "annotations"])
+@pytest.mark.parametrize(
+    "name", ["per-class", "label-neighbours", "feature-maps", "saliency", "grad-cam", "annotations"]
+)
 def test_figures_of_a_run(run, tmp_path, name):
     assert draw(run, tmp_path / "f.png", name, "--count=2") == 0
     with Image.open(tmp_path / "f.png") as image:

@@ -1,11 +1,12 @@
 """The page in headless Chromium: it renders, filters, asks for nothing, and reads without the pictures."""
 
+import itertools
 import shutil
 
 import pytest
+from page_test import NASTY, scored
 
 from jaxmlic.cli import main as cli
-from page_test import NASTY, scored
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -110,7 +111,7 @@ def test_controls_have_names_and_pictures_have_numbers(page):
     page.locator("#curves summary").first.click()
     assert page.locator("#curves details table tbody tr").count() > 5
     levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map(e => +e.tagName[1])")
-    assert levels[0] == 1 and all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert levels[0] == 1 and all(b <= a + 1 for a, b in itertools.pairwise(levels))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -121,8 +122,12 @@ def test_text_stands_out_from_what_is_behind_it(page, scheme):
       const light = key => { const c = style.getPropertyValue(key).trim().slice(1).match(/../g).map(x => {
         const v = parseInt(x, 16) / 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
         return 0.2126 * c[0] + 0.7152 * c[1] + 0.0722 * c[2]; };
-      const ratio = (a, b) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + .05) / (y + .05); };
-      return ['--text', '--soft', '--link', '--wrong', '--right'].flatMap(t => ['--back', '--panel'].map(b => ratio(t, b)));
+      const ratio = (a, b) => {
+        const [x, y] = [light(a), light(b)].sort((p, q) => q - p);
+        return (x + .05) / (y + .05);
+      };
+      const texts = ['--text', '--soft', '--link', '--wrong', '--right'];
+      return texts.flatMap(t => ['--back', '--panel'].map(b => ratio(t, b)));
     }""")
     assert min(ratios) >= 4.5
     back = page.evaluate("document.querySelector('.js-plotly-plot .bg, .js-plotly-plot .main-svg').style.background")

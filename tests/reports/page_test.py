@@ -6,13 +6,13 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import COLOURS, examples, tiny_config
 
 from jaxmlic.cli import main as cli
 from jaxmlic.data.prepare import writer
 from jaxmlic.evaluation import score_file
 from jaxmlic.evaluation.score_file import ScoreFile
 from jaxmlic.training import loop
-from conftest import COLOURS, examples, tiny_config
 
 NASTY = ["<b>x</b>", "a & b", 'say "hi"', "</script><script>alert(1)</script>"]
 

@@ -145,5 +145,6 @@ def write(path: Path, found: dict) -> str:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["class", "map", "pairs", "hits"])
         for form in found["forms"]:
-            writer.writerows(zip(found["classes"], [form["form"]] * len(form["pairs"]), form["pairs"], form["hits"]))
+            counts = zip(found["classes"], form["pairs"], form["hits"], strict=True)
+            writer.writerows([name, form["form"], pairs, hits] for name, pairs, hits in counts)
     return f"written: {path} and {path.with_suffix('.csv')}"

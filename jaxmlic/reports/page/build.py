@@ -111,9 +111,13 @@ def _summary(members: Sequence[Member]) -> str:
     )
     body += f'<tr><th scope="row">threshold of a score</th>{thresholds}</tr>'
     caption = (
-        "Metrics in percent. The mean AP and the C columns are means over classes, O over all labels, I over images."
+        "Metrics in percent: mAP and those with C are means over classes, with O over all labels, with I over images."
     )
-    return f'<table><caption>{caption}</caption><thead><tr><th scope="col">metric</th>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return _table(caption, f'<th scope="col">metric</th>{head}', body)
+
+
+def _table(caption: str, head: str, body: str) -> str:
+    return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _notes(members: Sequence[Member], runs: Sequence[dict]) -> str:
@@ -151,7 +155,7 @@ def _pointing(members: Sequence[Member]) -> str:
             f"{html.escape(one.name)}: does the highest point of a map lie on an object of the label? "
             f"{found['images']:,} images with boxes; the centre of the image is the baseline."
         )
-        tables.append(f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+        tables.append(_table(caption, head, body))
     return "".join(tables) or (
         "<p>Not played: <code>jaxmlic pointing --workdir=RUN</code> says whether the maps point at the objects, where "
         "the data set has boxes.</p>"

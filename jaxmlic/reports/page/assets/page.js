@@ -249,7 +249,7 @@
   function photo(src, alt, map) {
     const canvas = map ? el("canvas", { "aria-hidden": "true" }) : null;
     if (map) drawMap(canvas, map);
-    return el("div", { class: "photo" }, el("img", { src, alt, loading: "lazy" }), canvas);
+    return el("div", { class: "photo" }, el("img", { src, alt }), canvas);
   }
 
   function card(r, c, index, score, kind) {

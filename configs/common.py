@@ -104,6 +104,7 @@ def base() -> ConfigDict:
     config.train.eval_batch_size = 0  # global; 0 = batch_size
     config.train.eval_every = "1 epochs"  # scores on the validation split, and a checkpoint
     config.train.checkpoint_every = "100%"  # further checkpoints, for resuming
+    config.train.keep_every = 0  # K: every K-th checkpoint is kept too, beside the best and the last two
     config.train.log_every = "50 steps"
     # Micro-batches that a step takes one after the other; their gradients are summed before the one update. The numbers
     # are those of the whole batch, but for what counts over a batch: batch norm's statistics, losses with batch counts,

@@ -22,6 +22,7 @@ FREE_FIELDS = (
     "data.dir",
     "data.threads",
     "data.pseudo_labels",
+    "train.keep_every",
     "train.log_every",
     "train.eval_batch_size",
     "train.cpu_devices",

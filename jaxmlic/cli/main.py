@@ -32,10 +32,18 @@ GROUPS = {
             "jaxmlic.cli.results.evaluate",
             "score a split with a run's best checkpoint under a named protocol",
         ),
+        "thresholds": (
+            "jaxmlic.cli.analysis.thresholds",
+            "fit thresholds and calibrate probabilities on a run's validation part",
+        ),
         "predict": ("jaxmlic.cli.results.predict", "label photographs with a run's best checkpoint"),
         "ensemble": (
             "jaxmlic.cli.results.ensemble",
             "fuse score files of one split and compare the fusion with its members",
+        ),
+        "compare": (
+            "jaxmlic.cli.analysis.compare",
+            "score files side by side: why they differ, intervals, paired tests",
         ),
     },
     "looking": {

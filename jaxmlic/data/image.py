@@ -63,7 +63,7 @@ def decode_image(
     if has_alpha:
         image = _over_white(image)
     if size is not None:
-        image = _resize(image, tuple(size) if isinstance(size, tuple) else (size, size), out)
+        image = resize(image, tuple(size) if isinstance(size, tuple) else (size, size), out)
     if flag != cv2.IMREAD_COLOR_RGB:
         # Reduced decoding and IMREAD_UNCHANGED know no RGB order; swapping costs least on the smallest array.
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
@@ -119,7 +119,7 @@ def _imdecode(image_bytes, flag: int) -> np.ndarray:
     return image
 
 
-def _resize(image: np.ndarray, size: tuple[int, int], out: np.ndarray | None) -> np.ndarray:
+def resize(image: np.ndarray, size: tuple[int, int], out: np.ndarray | None = None) -> np.ndarray:
     """Area averaging along the axes that shrink by more than AREA_FROM, bilinear for what is left to do."""
     shrunk = tuple(new if old > AREA_FROM * new else old for old, new in zip(image.shape[:2], size, strict=True))
     if shrunk != image.shape[:2]:

@@ -21,6 +21,7 @@ Batch = dict[str, np.ndarray]
 
 _ENDLESS = 2**62  # steps
 DIFFICULT = {"ignore": -1, "positive": 1, "negative": 0}
+SELECTION = "selection"  # the examples that selected a run's checkpoint, whatever the data set's splits are called
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +99,11 @@ def train_and_val(config: ConfigDict, dataset: datasets.Dataset, seed: int) -> t
 
 
 def find_view(config: ConfigDict, dataset: datasets.Dataset, seed: int, split: str) -> View:
-    """The view that `split` names in a run: "val" is the run's own selection part, anything else a split on disk."""
-    if split == "val" and not config.val_split and "val" not in dataset.splits:
+    """The view that `split` names in a run: SELECTION is its own selection part, anything else a split on disk.
+
+    "val" is the selection part too, where it was carved and the data set has no split of that name.
+    """
+    if split == SELECTION or (split == "val" and not config.val_split and "val" not in dataset.splits):
         view = train_and_val(config, dataset, seed)[1]
         if view is None:
             raise UserError("this run has no validation part: config.data.val_fraction is 0")

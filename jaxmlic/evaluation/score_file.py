@@ -2,7 +2,7 @@
 
 Evaluate writes it; ensemble, compare and report read it. An `.npz` without pickles: `scores` float32 [N, C], `labels`
 int8 [N, C] in {1, 0, -1}, `ids` and `class_names` as text arrays, `config` and `extra` as JSON text, `protocol` and
-`split` as text; `threshold` (float64) and `chosen` (bool [N, C]) if there are any.
+`split` as text; `threshold` (float64, one or [C]) and `chosen` (bool [N, C]) if there are any.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class ScoreFile:
       config: the run's configuration, anything JSON can hold.
       protocol: name of the protocol that the run reports by.
       split: name of the split.
-      threshold: fitted decision threshold, or None for the protocol's own.
+      threshold: decision threshold on the scale of the scores, one or float64 [C]; None for the protocol's own.
       chosen: bool [N, C], what a decoder emitted, or None.
       extra: further facts, anything JSON can hold.
 
@@ -46,7 +46,7 @@ class ScoreFile:
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     protocol: str = "all_point"
     split: str = ""
-    threshold: float | None = None
+    threshold: float | np.ndarray | None = None
     chosen: np.ndarray | None = None
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -72,9 +72,13 @@ class ScoreFile:
         chosen = None if self.chosen is None else np.asarray(self.chosen)
         if chosen is not None and (chosen.dtype != bool or chosen.shape != scores.shape):
             raise ValueError(f"chosen must be bool {list(scores.shape)}, not {chosen.dtype} {list(chosen.shape)}")
-        threshold = None if self.threshold is None else float(self.threshold)
-        if threshold is not None and np.isnan(threshold):
-            raise ValueError("threshold is NaN")
+        threshold = None if self.threshold is None else np.asarray(self.threshold, np.float64)
+        if threshold is not None:
+            if threshold.shape not in ((), (len(names),)):
+                raise ValueError(f"threshold must be one or {len(names)} numbers, not {list(threshold.shape)}")
+            if np.isnan(threshold).any():
+                raise ValueError("threshold is NaN")
+            threshold = threshold if threshold.ndim else float(threshold)
         normal = {"scores": scores, "labels": labels.astype(np.int8, copy=False), "ids": ids.astype(str)}
         for name, value in {**normal, "class_names": names, "chosen": chosen, "threshold": threshold}.items():
             object.__setattr__(self, name, value)
@@ -120,7 +124,7 @@ def load(path: str | os.PathLike) -> ScoreFile:
             config=json.loads(str(arrays["config"][()])),
             protocol=str(arrays["protocol"][()]),
             split=str(arrays["split"][()]),
-            threshold=float(arrays["threshold"]) if "threshold" in arrays else None,
+            threshold=arrays.get("threshold"),
             chosen=arrays.get("chosen"),
             extra=json.loads(str(arrays["extra"][()])),
         )

@@ -1,19 +1,42 @@
 """One run of an experiment: features stored where it reads them, trained, evaluated on its test split."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
 from jaxmlic import run, sharding, storage
-from jaxmlic.data import datasets
+from jaxmlic.data import datasets, loader
 from jaxmlic.errors import UserError
+from jaxmlic.evaluation import thresholds
 from jaxmlic.inputs import compute, open_source
 from jaxmlic.models.heads import contract
 from jaxmlic.reports import ap_table, score_report
 from jaxmlic.training import loop, optim, run_folder
 from jaxmlic.training import state as state_lib
+
+
+def train(config: str | ConfigDict, workdir: str | Path, overrides: Mapping[str, object] | None = None) -> run.Run:
+    """What `jaxmlic train` does: trains in the folder, or continues what it holds; the run with its best checkpoint.
+
+    Args:
+      config: `FILE[:ARG]` of the experiment, or a config.
+      workdir: the run folder, here or in a bucket.
+      overrides: fields to change by their dotted names, such as {"train.duration": "2 epochs"}.
+
+    Raises:
+      UserError: a mistake in the config or data; the folder is of another config; SIGTERM stopped the training.
+      KeyboardInterrupt: Ctrl-C stopped it, after saving; the same call continues.
+    """
+    values = config_lib.load(config) if isinstance(config, str) else config
+    outcome = loop.run(config_lib.override(values, overrides or {}), str(workdir))
+    if outcome.stopped_by == signal.SIGINT:
+        raise KeyboardInterrupt
+    if not outcome.finished:
+        raise UserError(f"{workdir} was stopped at step {outcome.step} and saved; the same call continues there")
+    return run.load(workdir, values.data.dir or None)
 
 
 def store_features(config: ConfigDict, report: Callable[[str], None] = lambda line: None) -> Path:
@@ -34,22 +57,48 @@ def evaluate(
     protocol: str | None = None,
     split: str | None = None,
     data_dir: str | None = None,
+    fitted: bool = False,
     report: Callable[[str], None] = lambda text: None,
 ) -> dict:
     """Scores a split with a run's best checkpoint, writes scores/<split>.* and returns the metrics.
 
-    report: gets the text about them.
+    Args:
+      workdir: the run folder.
+      protocol, split, data_dir: see `Run.evaluate` and `run.load`.
+      fitted: decide by the run's fitted thresholds, and write scores/<split>.fitted.*.
+      report: gets the text about them.
 
     Raises UserError for a folder without a run, another model's checkpoint, class names that differ.
     """
     storage.check_writable(workdir)
     found = run.load(workdir, data_dir)
-    result = found.evaluate(split, protocol)
+    result = found.evaluate(split, protocol, fitted=fitted)
     scores, numbers = result.scores, result.numbers
-    path = found.workdir / run_folder.SCORES / f"{scores.split}.npz"
+    path = found.workdir / run_folder.SCORES / f"{scores.split}{'.fitted' if fitted else ''}.npz"
     written = score_report.write(path, scores, numbers, {"split": scores.split, "step": found.step})
     report(f"{ap_table.text(numbers, scores.class_names, scores.labels)}\n\n{written}")
     return numbers
+
+
+def fit_thresholds(
+    workdir: str | Path, *, split: str | None = None, data_dir: str | None = None, **how
+) -> tuple[thresholds.Fit, Path]:
+    """Fits thresholds and a calibration for a run's best checkpoint; returns them and the file they are kept in.
+
+    Args:
+      workdir: the run folder, which gets thresholds.json.
+      split: of the images to fit on; None for the part that selected the checkpoint.
+      data_dir: where the data sets are now.
+      how: objective, per_class, shrink, calibrate, seed; see `thresholds.fit`.
+
+    Raises UserError for images that were trained on or are tested on, and for a run without a validation part.
+    """
+    storage.check_writable(workdir)
+    found = run.load(workdir, data_dir)
+    name = split or loader.SELECTION
+    thresholds.check_split(found.config, found.dataset, name)
+    fit = thresholds.fit(found.evaluate(name, "all_point").scores, found.model_digest, **how)
+    return fit, thresholds.save(workdir, fit.thresholds)
 
 
 def result_of(workdir: Path, config: ConfigDict) -> dict | None:

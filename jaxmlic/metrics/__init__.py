@@ -3,14 +3,16 @@
 from jaxmlic.metrics.ap import average_precision
 from jaxmlic.metrics.paths import path_metrics
 from jaxmlic.metrics.protocols import PROTOCOLS, Protocol, get_protocol
-from jaxmlic.metrics.report import evaluate, predicted_labels, top_k
+from jaxmlic.metrics.report import Decisions, decisions, evaluate, predicted_labels, top_k
 from jaxmlic.metrics.thresholds import best_threshold
 
 __all__ = [
     "PROTOCOLS",
+    "Decisions",
     "Protocol",
     "average_precision",
     "best_threshold",
+    "decisions",
     "evaluate",
     "get_protocol",
     "path_metrics",

@@ -1,5 +1,7 @@
 """Every metric of the field under one named protocol."""
 
+import dataclasses
+
 import numpy as np
 
 from jaxmlic.metrics.ap import ap_of_columns, checked
@@ -13,7 +15,7 @@ def evaluate(
     labels: np.ndarray,
     protocol: str = "all_point",
     *,
-    threshold: float | None = None,
+    threshold: float | np.ndarray | None = None,
     chosen: np.ndarray | None = None,
     classes: np.ndarray | None = None,
     min_positives: int = 1,
@@ -24,8 +26,9 @@ def evaluate(
       scores: float [N, C], logits or probabilities; higher means more likely. Ranked as float32.
       labels: int8 [N, C] in {1, 0, -1}; -1 is ignored everywhere.
       protocol: a name that `get_protocol` knows.
-      threshold: a label is predicted where `score >= threshold`. None means 0.0 (scores are logits), or 0.5 if all
-        scores lie in [0, 1] and are therefore read as probabilities. Forced and path decisions ignore it.
+      threshold: a label is predicted where `score >= threshold`; one number, or one for each class, float [C]. It is on
+        the scale of the scores. None means 0.0 (scores are logits), or 0.5 if all scores lie in [0, 1] and are
+        therefore read as probabilities. Forced and path decisions ignore it.
       chosen: bool [N, C], what a decoder emitted; needed by the path decision and ignored by the others.
       classes: bool [C] or None for all. A class outside the mask is treated as if all its labels were unknown: it may
         take one of the k places of a top-k decision (the model cannot know the mask), but counts nowhere.
@@ -55,46 +58,124 @@ def evaluate(
       ValueError: shapes, dtypes or label values are wrong, a score or threshold is NaN, or `chosen` is missing.
       UserError: unknown protocol.
     """
-    protocol = get_protocol(protocol)
-    scores, labels = checked(scores, labels)
-    if min_positives < 1:
-        raise ValueError(f"min_positives must be at least 1, not {min_positives}")
-    num_examples, num_classes = labels.shape
-    if classes is not None:
-        classes = _check_bool("classes", classes, (num_classes,))
-        labels = np.where(classes, labels, np.int8(-1))
-    positive, known = labels == 1, labels >= 0
-    all_known = bool(known.all())
-
-    num_positive = np.count_nonzero(positive, axis=0)
-    included = num_positive >= min_positives
-    ap = ap_of_columns(scores, positive, None if all_known else known, protocol.ap)
+    found = decisions(
+        scores, labels, protocol, threshold=threshold, chosen=chosen, classes=classes, min_positives=min_positives
+    )
+    included, counted = found.included, found.counted
+    ap = ap_of_columns(found.scores, found.positive, found.known, found.protocol.ap)
     ap[~included] = np.nan
-
-    order = top_k(scores, max(MAP_CUT, protocol.k or 0))
-    predicted, threshold = _decide(scores, order, protocol, threshold, chosen)
-    if not all_known:
-        # A class outside the mask counts nowhere, under any protocol.
-        predicted &= known | (protocol.unknown_wrong & (True if classes is None else classes))
-        order = top_k(scores, MAP_CUT, known)
-    per_image = _per_image(predicted, positive, order[:, :MAP_CUT], protocol.empty_zero)
-    single_label = all_known and num_examples > 0 and bool((np.count_nonzero(positive, axis=1) == 1).all())
+    precision, recall = _mean(found.precision[found.entering]), _mean(found.recall[found.entering])
+    top1 = _mean(found.top1[counted])
+    num_examples, num_classes = found.positive.shape
+    single_label = found.known is None and num_examples > 0 and bool((found.positive.sum(axis=1) == 1).all())
     return {
         "mAP": _mean(ap[included]),
         "AP": ap,
-        **_class_and_overall(predicted, positive, num_positive, included, bool(known.any())),
-        **per_image,
-        "accuracy": per_image["top1"] if single_label else float("nan"),
-        "protocol": protocol.name,
-        "threshold": threshold,
+        **_class_and_overall(found),
+        "IP": precision,
+        "IR": recall,
+        "IF1": _harmonic(precision, recall),
+        "MAP@10": _mean(found.ap_at_10[counted]),
+        "top1": top1,
+        "accuracy": top1 if single_label else float("nan"),
+        "protocol": found.protocol.name,
+        "threshold": found.threshold,
         "num_classes": int(included.sum()),
         "num_left_out": int(num_classes - included.sum()),
         "num_examples": num_examples,
     }
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decisions:
+    """What every number of a report is counted from.
+
+    Attributes:
+      protocol: the rules.
+      scores: float32 [N, C].
+      positive: bool [N, C].
+      known: bool [N, C], or None where all labels are known.
+      predicted: bool [N, C], without the cells that do not count.
+      included: bool [C], the classes of the per-class means.
+      threshold: the one used; None where no threshold decides.
+      precision, recall: float64 [N], of each image.
+      entering: bool [N], the images over which these two are averaged.
+      ap_at_10, top1: float64 [N], of each image's own ranking.
+      counted: bool [N], the images over which these two are averaged.
+    """
+
+    protocol: Protocol
+    scores: np.ndarray
+    positive: np.ndarray
+    known: np.ndarray | None
+    predicted: np.ndarray
+    included: np.ndarray
+    threshold: float | np.ndarray | None
+    precision: np.ndarray
+    recall: np.ndarray
+    entering: np.ndarray
+    ap_at_10: np.ndarray
+    top1: np.ndarray
+    counted: np.ndarray
+
+
+def decisions(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    protocol: str = "all_point",
+    *,
+    threshold: float | np.ndarray | None = None,
+    chosen: np.ndarray | None = None,
+    classes: np.ndarray | None = None,
+    min_positives: int = 1,
+) -> Decisions:
+    """What `evaluate` counts, from the same arguments and with the same errors."""
+    rules = get_protocol(protocol)
+    scores, labels = checked(scores, labels)
+    if min_positives < 1:
+        raise ValueError(f"min_positives must be at least 1, not {min_positives}")
+    if classes is not None:
+        classes = _check_bool("classes", classes, (labels.shape[1],))
+        labels = np.where(classes, labels, np.int8(-1))
+    positive, known = labels == 1, labels >= 0
+    all_known = bool(known.all())
+
+    order = top_k(scores, max(MAP_CUT, rules.k or 0))
+    predicted, threshold = _decide(scores, order, rules, threshold, chosen)
+    if not all_known:
+        # A class outside the mask counts nowhere, under any protocol.
+        predicted &= known | (rules.unknown_wrong & (True if classes is None else classes))
+        order = top_k(scores, MAP_CUT, known)
+
+    num_positive = np.count_nonzero(positive, axis=1)  # [N]
+    num_hit = np.count_nonzero(predicted & positive, axis=1)
+    counted = num_positive > 0
+    # [N, <= 10]: each image's known labels, the best first
+    right = np.take_along_axis(positive, order[:, :MAP_CUT], axis=1)
+    precision_at = np.cumsum(right, axis=1) / np.arange(1, right.shape[1] + 1)
+    return Decisions(
+        protocol=rules,
+        scores=scores,
+        positive=positive,
+        known=None if all_known else known,
+        predicted=predicted,
+        included=np.count_nonzero(positive, axis=0) >= min_positives,
+        threshold=threshold,
+        precision=num_hit / np.maximum(np.count_nonzero(predicted, axis=1), 1),
+        recall=num_hit / np.maximum(num_positive, 1),
+        entering=counted | (rules.empty_zero & counted.any()),
+        ap_at_10=(precision_at * right).sum(axis=1) / np.clip(num_positive, 1, MAP_CUT),
+        top1=right[:, 0].astype(np.float64),
+        counted=counted,
+    )
+
+
 def predicted_labels(
-    scores: np.ndarray, protocol: str, *, threshold: float | None = None, chosen: np.ndarray | None = None
+    scores: np.ndarray,
+    protocol: str,
+    *,
+    threshold: float | np.ndarray | None = None,
+    chosen: np.ndarray | None = None,
 ) -> np.ndarray:
     """bool [N, C]: the labels that `evaluate` takes as predicted, from the same arguments; unknown ones too."""
     rules = get_protocol(protocol)
@@ -132,7 +213,7 @@ def _check_bool(what: str, values, shape: tuple[int, ...]) -> np.ndarray:
     return values
 
 
-def _decide(scores, order, protocol: Protocol, threshold, chosen) -> tuple[np.ndarray, float | None]:
+def _decide(scores, order, protocol: Protocol, threshold, chosen) -> tuple[np.ndarray, float | np.ndarray | None]:
     """What counts as predicted, bool [N, C], and the threshold used or None. `order` int [N, >= k], best first."""
     if protocol.decision == "path":
         if chosen is None:
@@ -147,21 +228,28 @@ def _decide(scores, order, protocol: Protocol, threshold, chosen) -> tuple[np.nd
     if threshold is None:
         probabilities = scores.size and scores.min() >= 0 and scores.max() <= 1
         threshold = 0.5 if probabilities else 0.0
-    if np.isnan(threshold):
+    threshold = np.asarray(threshold, np.float64)
+    if threshold.shape not in ((), scores.shape[1:]):
+        raise ValueError(f"threshold must be a number or float {list(scores.shape[1:])}, not {list(threshold.shape)}")
+    if np.isnan(threshold).any():
         raise ValueError("threshold is NaN")
     with np.errstate(over="ignore"):
-        above = scores >= np.float32(threshold)
-    return above if among_best is None else above & among_best, float(threshold)
+        above = scores >= threshold.astype(np.float32)
+    used = threshold if threshold.ndim else float(threshold)
+    return above if among_best is None else above & among_best, used
 
 
-def _class_and_overall(predicted, positive, num_positive, included, any_known: bool) -> dict[str, float | np.ndarray]:
-    num_predicted = np.count_nonzero(predicted, axis=0)  # [C]
-    num_hit = np.count_nonzero(predicted & positive, axis=0)
+def _class_and_overall(found: Decisions) -> dict[str, float | np.ndarray]:
+    included = found.included
+    num_positive = np.count_nonzero(found.positive, axis=0)  # [C]
+    num_predicted = np.count_nonzero(found.predicted, axis=0)
+    num_hit = np.count_nonzero(found.predicted & found.positive, axis=0)
     precision = num_hit / np.maximum(num_predicted, 1)
     recall = num_hit / np.maximum(num_positive, 1)
     f1 = 2 * num_hit / np.maximum(num_predicted + num_positive, 1)
     class_precision, class_recall = _mean(precision[included]), _mean(recall[included])
     hit, all_predicted, all_positive = int(num_hit.sum()), int(num_predicted.sum()), int(num_positive.sum())
+    any_known = found.positive.size > 0 if found.known is None else bool(found.known.any())
     overall_precision = hit / max(all_predicted, 1) if any_known else float("nan")
     overall_recall = hit / all_positive if all_positive else float("nan")
     return {
@@ -175,26 +263,6 @@ def _class_and_overall(predicted, positive, num_positive, included, any_known: b
         "OP": overall_precision,
         "OR": overall_recall,
         "OF1": _harmonic(overall_precision, overall_recall),
-    }
-
-
-def _per_image(predicted, positive, order, empty_zero: bool) -> dict[str, float]:
-    """`order` int [N, <= 10]: each image's known labels, best first."""
-    num_positive = np.count_nonzero(positive, axis=1)  # [N]
-    num_hit = np.count_nonzero(predicted & positive, axis=1)
-    counted = num_positive > 0
-    entering = counted | (empty_zero & counted.any())
-    precision = _mean((num_hit / np.maximum(np.count_nonzero(predicted, axis=1), 1))[entering])
-    recall = _mean((num_hit / np.maximum(num_positive, 1))[entering])
-    right = np.take_along_axis(positive, order, axis=1)  # [N, <= 10]
-    precision_at = np.cumsum(right, axis=1) / np.arange(1, order.shape[1] + 1)
-    ap = (precision_at * right).sum(axis=1) / np.clip(num_positive, 1, MAP_CUT)
-    return {
-        "IP": precision,
-        "IR": recall,
-        "IF1": _harmonic(precision, recall),
-        "MAP@10": _mean(ap[counted]),
-        "top1": _mean(right[counted, 0]),
     }
 
 

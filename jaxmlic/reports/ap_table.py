@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import expit
 
 from jaxmlic import metrics, storage
 from jaxmlic.reports.tables import percent, shorten, table
@@ -45,7 +46,7 @@ def text(report: dict, class_names: Sequence[str], labels: np.ndarray) -> str:
     if not np.isnan(report["accuracy"]):
         lines.append(f"single-label accuracy: {percent(report['accuracy'])}")
     lines.append(f"classes with recall > 0: {report['N+']}")
-    threshold = "" if report["threshold"] is None else f" (threshold {report['threshold']:g})"
+    threshold = "" if report["threshold"] is None else f" (threshold {_thresholds(report['threshold'])})"
     lines.append(f"protocol {report['protocol']}: {metrics.get_protocol(report['protocol']).description}{threshold}")
     return "\n".join(lines) + "\n"
 
@@ -133,6 +134,13 @@ def _rows(report: dict, class_names: Sequence[str], labels: np.ndarray) -> list[
 def _by_ap(report: dict, class_names: Sequence[str], labels: np.ndarray) -> list[tuple[str, int, float, float, float]]:
     """`_rows`, the best class first and those without an AP last."""
     return sorted(_rows(report, class_names, labels), key=lambda row: -np.nan_to_num(row[2], nan=-1.0))
+
+
+def _thresholds(value: float | np.ndarray) -> str:
+    """Scores are logits here, as every head gives them."""
+    if np.ndim(value):
+        return f"logits {np.min(value):.3g} to {np.max(value):.3g}, one a class"
+    return f"logit {value:g}, probability {expit(value):.3g}"
 
 
 def _headline(report: dict) -> str:

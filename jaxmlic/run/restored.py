@@ -8,14 +8,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmlic import sharding, storage
+from jaxmlic import sharding
 from jaxmlic.data import datasets, loader
 from jaxmlic.data.image import ImageError, decode_image
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import attribution, scoring
-from jaxmlic.inputs import eval_inputs
+from jaxmlic.evaluation import attribution, scoring, thresholds
+from jaxmlic.inputs import Inputs, eval_inputs
 from jaxmlic.labels.names import check_same_classes
 from jaxmlic.models.heads import contract
+from jaxmlic.run.given import Given, Images, as_given
 from jaxmlic.run.predicted import Pictures
 from jaxmlic.training import restore, targets
 
@@ -28,6 +29,7 @@ class RestoredRun:
       config: its config, locked.
       class_names: C names, in the order of scores and labels.
       step: of the checkpoint.
+      steps: of all checkpoints that were kept; `jaxmlic.load(workdir, step=...)` opens any of them.
     """
 
     def __init__(self, restored: restore.Restored, data_dir: str | Path | None = None):
@@ -35,6 +37,7 @@ class RestoredRun:
         self.config: ConfigDict = restored.record.config
         self.class_names: list[str] = restored.record.class_names
         self.step: int = restored.step
+        self.steps: list[int] = restored.steps
         self._restored = restored
         self._data_dir = data_dir
 
@@ -46,18 +49,34 @@ class RestoredRun:
         check_same_classes(self.class_names, dataset.class_names, str(self.workdir), f"data set {dataset.name!r}")
         return dataset
 
+    def fitted_thresholds(self) -> tuple[thresholds.Thresholds | None, str]:
+        """What `jaxmlic thresholds` fitted for this checkpoint; else None, and why ("" where it fitted nothing)."""
+        return thresholds.find(self.workdir, self.step, self.model_digest, self.class_names)
+
+    @functools.cached_property
+    def model_digest(self) -> str:
+        """Changes with the variables."""
+        return thresholds.digest_of_model(self._restored.variables)
+
     @property
     def decides_in_steps(self) -> bool:
         """Whether the head can show the steps that led to its labels."""
         return hasattr(self._restored.head, "trace_fn")
 
-    @functools.cached_property
+    @property
     def chooses_labels(self) -> bool:
         """Whether the head's decoder chooses the labels, so that no threshold does."""
-        head, model = self._restored.head, self._restored.model
+        return self._prediction_shapes.chosen is not None
+
+    @functools.cached_property
+    def attention_forms(self) -> list[str]:
+        """What `Run.attention` can show of the head: its own "weights" and "steps" first."""
+        head, model, variables = self._parts
         example = self._restored.source.example()
-        shapes = jax.eval_shape(lambda v: head.predict_fn(model, v, example), self._restored.variables)
-        return shapes.chosen is not None
+        outputs = jax.eval_shape(lambda v: model.apply(v, example, train=False), variables)
+        weights = any(name.startswith(attribution.ATTENTION) for name in outputs)
+        steps = hasattr(head, "step_logits_fn")
+        return [*(["weights"] if weights else []), *(["steps"] if steps else []), "grad_cam", "gradient"]
 
     def predict_pixels(self, pixels: np.ndarray) -> contract.Prediction:
         """The prediction, numpy, of images uint8 [N, S, S, 3]."""
@@ -71,16 +90,7 @@ class RestoredRun:
 
     def image_features(self, view: loader.View) -> np.ndarray:
         """float32 [N, D]: the pooled vectors of a view's images. UserError for a head without such an output."""
-        model, mesh = self._restored.model, self._restored.mesh
-
-        def forward(variables: dict, inputs: jax.Array) -> jax.Array:
-            outputs = model.apply(variables, inputs, train=False)
-            if "pooled" not in outputs:
-                raise UserError(f"head {self.config.head!r} has no output 'pooled' to propagate with")
-            return outputs["pooled"].astype("float32")
-
-        split = sharding.split(mesh)
-        step = jax.jit(forward, in_shardings=(sharding.replicated(mesh), split), out_shardings=split)
+        mesh = self._restored.mesh
         reader, parts = self._restored.source.eval_reader(view), []
         batches = loader.eval_batches(
             reader,
@@ -91,31 +101,38 @@ class RestoredRun:
         )
         for batch in batches:
             arrays = sharding.put(batch, mesh)
-            found = step(self._restored.variables, eval_inputs(arrays))
+            found = self._pooled_step(self._restored.variables, eval_inputs(arrays))
             parts.append(sharding.gather(found)[sharding.gather(arrays["mask"])])
         return np.concatenate(parts)
 
     def pictures(
         self,
-        paths: Sequence[str | Path] = (),
+        images: Images = (),
         *,
         split: str | None = None,
         count: int = 4,
         rows: np.ndarray | None = None,
     ) -> Pictures:
-        """Image files, or without them images of a split: `rows` int [N] of it, else the first `count` with two labels.
+        """Images that are given, or without them images of a split.
+
+        Args:
+          images: as for `predict`.
+          split: of the data set, where no images are given; None for the test split.
+          count: its first images with two labels or more.
+          rows: int [N], these images of the split in their place.
 
         UserError for a file that cannot be read, and for a run whose inputs are no photographs.
         """
         self._restored.source.check_photographs(self.workdir)
-        side = self.config.data.image_size
-        if paths:
-            found, unreadable = [], {}
-            for _, batch in self._photographs(list(map(storage.to_path, paths)), 1, unreadable):
-                found.append(batch[0])
-            for path, why in unreadable.items():
-                raise UserError(f"image {path} cannot be read ({why})")
-            return Pictures([storage.to_path(path).name for path in paths], np.stack(found))
+        side, given = self.config.data.image_size, as_given(images)
+        if given:
+            found = []
+            for one in given:
+                try:
+                    found.append(one.read(side))
+                except ImageError as error:
+                    raise UserError(f"image {one.name} cannot be read ({error})") from None
+            return Pictures([one.name.rpartition("/")[2] for one in given], np.stack(found))
         view = loader.find_view(self.config.data, self.dataset, self.config.seed, split or self.config.data.test_split)
         if rows is None:
             several = (view.labels == 1).sum(axis=1) > 1
@@ -160,8 +177,29 @@ class RestoredRun:
         return self._restored.head, self._restored.model, self._restored.variables
 
     @functools.cached_property
+    def _prediction_shapes(self) -> contract.Prediction:
+        """Shapes and dtypes of the prediction of one image."""
+        head, model, variables = self._parts
+        example = self._restored.source.example()
+        return jax.eval_shape(lambda v: head.predict_fn(model, v, example), variables)
+
+    @functools.cached_property
     def _predict_step(self) -> scoring.PredictStep:
         return scoring.make_predict_step(self._restored.head, self._restored.model, self._restored.mesh)
+
+    @functools.cached_property
+    def _pooled_step(self):
+        """Jitted (variables, inputs) -> the images' pooled vectors, float32 [B, D]."""
+        model, mesh = self._restored.model, self._restored.mesh
+
+        def forward(variables: dict, inputs: Inputs) -> jax.Array:
+            outputs = model.apply(variables, inputs, train=False)
+            if "pooled" not in outputs:
+                raise UserError(f"the head {self.config.head!r} has no output 'pooled', the image's vector")
+            return outputs["pooled"].astype("float32")
+
+        split = sharding.split(mesh)
+        return jax.jit(forward, in_shardings=(sharding.replicated(mesh), split), out_shardings=split)
 
     @functools.cached_property
     def _trace_step(self):
@@ -180,19 +218,24 @@ class RestoredRun:
         train, _ = targets.training_views(self.config, self.dataset, self.workdir, restored=True)
         return targets.trained_classes(train)
 
-    def _photographs(
-        self, paths: list[Path], batch_size: int, unreadable: dict[Path, str]
-    ) -> Iterator[tuple[list[Path], np.ndarray]]:
-        """Batches (paths, uint8 [batch_size, S, S, 3], zero-padded); why others cannot be read goes to `unreadable`."""
-        side = self.config.data.image_size
-        batch: list[tuple[Path, np.ndarray]] = []
-        for path in paths:
+    def _batches(self, given: Sequence[Given], unreadable: dict[str, str]) -> Iterator[tuple[list[str], jax.Array]]:
+        """Batches (names, pixels uint8 [B, S, S, 3] on the devices, zero-padded).
+
+        unreadable: gets the reason for each image that cannot be read. B is one of few numbers, so that predicting one
+        image and then two compiles little.
+        """
+        side, mesh = self.config.data.image_size, self._restored.mesh
+        size = mesh.size
+        while size < min(len(given), self._batch_size):
+            size = min(2 * size, self._batch_size)
+        names, images = [], np.zeros((size, side, side, 3), np.uint8)
+        for number, one in enumerate(given, 1):
             try:
-                batch.append((path, decode_image(path.read_bytes(), side)))
-            except (ImageError, OSError) as error:
-                unreadable[path] = str(error)
-            if len(batch) == batch_size or (batch and path is paths[-1]):
-                images = np.zeros((batch_size, side, side, 3), np.uint8)
-                images[: len(batch)] = [image for _, image in batch]
-                yield [path for path, _ in batch], images
-                batch = []
+                images[len(names)] = one.read(side)
+                names.append(one.name)
+            except ImageError as error:
+                unreadable[one.name] = str(error)
+            if len(names) == size or (names and number == len(given)):
+                images[len(names) :] = 0
+                yield names, sharding.place(images, sharding.split(mesh))
+                names, images = [], np.zeros_like(images)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxmlic import metrics
 from jaxmlic.evaluation import scoring
 from jaxmlic.evaluation.score_file import ScoreFile
+from jaxmlic.evaluation.thresholds import Thresholds
 from jaxmlic.models.heads import contract
 from jaxmlic.training import run_folder
 
@@ -26,6 +27,7 @@ def evaluation(
     split: str,
     protocol: str,
     trained: np.ndarray | None,
+    thresholds: Thresholds | None = None,
 ) -> Evaluation:
     """What a run's scores are worth.
 
@@ -36,14 +38,18 @@ def evaluation(
       split: where these examples come from.
       protocol: a name of `metrics.PROTOCOLS`.
       trained: bool [C], the classes with a positive in the training split, where the config counts no others.
+      thresholds: what decides, in place of the logit 0.
     """
     prediction, labels, ids = scored
-    numbers = scoring.report(record.config, prediction, labels, trained, protocol=protocol)
+    rules = {"protocol": protocol} | ({} if thresholds is None else {"threshold": thresholds.values})
+    numbers = scoring.report(record.config, prediction, labels, trained, **rules)
     extra = {"step": step}
     if prediction.path is not None:  # a reader of the score file has no paths
         extra["paths"] = metrics.path_metrics(prediction.path, labels)
     if trained is not None:  # a reader of the score file cannot know the training split
         extra["untrained_classes"] = np.array(record.class_names)[~trained].tolist()
+    if thresholds is not None:
+        extra["thresholds"] = {name: getattr(thresholds, name) for name in ("objective", "split", "step")}
     scores = ScoreFile(
         scores=np.asarray(prediction.scores, np.float32),
         labels=labels,

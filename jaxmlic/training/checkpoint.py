@@ -61,10 +61,10 @@ class Checkpoints:
     `metric` names the score that the best one has most of. Saves are synchronous up to the copy off the device and
     finish in the background; `close` waits. A checkpoint exists only once it is whole (Orbax renames it into place),
     and older ones are removed only after that. The last two are kept, so that there is another where a file of the
-    last one was lost.
+    last one was lost; with `keep_steps` also those whose step is a multiple of that.
     """
 
-    def __init__(self, workdir: str | Path, metric: str = "mAP", read_only: bool = False):
+    def __init__(self, workdir: str | Path, metric: str = "mAP", read_only: bool = False, keep_steps: int = 0):
         self.folder = storage.resolve(workdir) / FOLDER
         self.metric = metric
         self._mirror = storage.Mirror(self.folder) if _needs_mirror(workdir) else None
@@ -75,8 +75,9 @@ class Checkpoints:
         if read_only and not self.folder.is_dir():
             raise UserError(f"{workdir} holds no checkpoints; train there first: jaxmlic train --workdir={workdir} ...")
         best = _policy.BestN(get_metric_fn=lambda metrics: metrics[metric], n=1, keep_checkpoints_without_metrics=False)
+        kept = [_policy.LatestN(2), best, *([_policy.EveryNSteps(keep_steps)] if keep_steps else [])]
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_policy.AnyPreservationPolicy([_policy.LatestN(2), best]),
+            preservation_policy=_policy.AnyPreservationPolicy(kept),
             best_fn=lambda metrics: metrics[metric],
             best_mode="max",
             **({"read_only": True, "create": False, "save_interval_steps": 0} if read_only else {}),
@@ -108,6 +109,10 @@ class Checkpoints:
         if self._mirror:
             self._copied.result()
         self._guarded(self.manager.wait_until_finished)
+
+    def steps(self) -> list[int]:
+        """The steps of all whole checkpoints, the first one first."""
+        return sorted(self.manager.all_steps())
 
     def latest(self) -> int | None:
         """Step of the last whole checkpoint, or None."""
@@ -150,7 +155,7 @@ class Checkpoints:
         """
         for note in self._notes:
             report(note)
-        steps = sorted(self.manager.all_steps(), reverse=True)
+        steps = self.steps()[::-1]
         for number, step in enumerate(steps):
             state, mistake = None, ""
             try:

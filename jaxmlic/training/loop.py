@@ -15,6 +15,7 @@ from jaxmlic import config as config_lib
 from jaxmlic import distributed, progress, sharding, storage
 from jaxmlic.data import datasets, loader
 from jaxmlic.data.prefetch import PlacedBatches
+from jaxmlic.errors import check_least
 from jaxmlic.evaluation import scoring
 from jaxmlic.inputs import open_source
 from jaxmlic.models.heads import contract
@@ -65,6 +66,7 @@ class Trainer:
             name: max(1, convert(config.train[f"{name}_every"], f"train.{name}_every"))
             for name in ("eval", "checkpoint", "log")
         }
+        self.keep_steps = self._keep_steps()
         examples, whole = len(self.train_view), sharding.replicated(self.mesh)
         shapes = state_lib.abstract(
             config, self.model, self.source.example(), examples, self.mesh, config.train.shard_state
@@ -81,6 +83,12 @@ class Trainer:
         if config.train.shard_state:
             self.eval_variables = jax.jit(state_lib.eval_variables, out_shardings=whole)
         self.predict_step = scoring.make_predict_step(self.head, self.model, self.mesh)
+
+    def _keep_steps(self) -> int:
+        """Checkpoints at multiples of so many steps are kept, by `config.train.keep_every`; 0 = none."""
+        check_least("train.keep_every", self.config.train.keep_every, 0)
+        saved = [self.every["checkpoint"], *([self.every["eval"]] if self.val_view else [])]
+        return self.config.train.keep_every * min(saved)
 
     def initial_state(self, restored: bool = False) -> TrainState:
         """A state from scratch, with the trunk's pretrained weights or from another run, as the config says.
@@ -153,7 +161,7 @@ class Trainer:
             process_count=jax.process_count(),
         )
         iterator = PlacedBatches(batches, lambda batch: sharding.put(batch, self.mesh), self.config.train.prefetch)
-        checkpoints = Checkpoints(self.workdir, self.config.eval.metric)
+        checkpoints = Checkpoints(self.workdir, self.config.eval.metric, keep_steps=self.keep_steps)
         # Where training starts: 1. the run folder's last checkpoint, 2. another run, 3. pretrained weights, 4. scratch.
         start = checkpoints.latest() or 0
         state = self.initial_state(restored=start > 0)

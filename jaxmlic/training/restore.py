@@ -28,6 +28,7 @@ class Restored:
       mesh: the devices that hold the variables.
       variables: parameters (averaged ones where the run keeps them), batch statistics and constants.
       step: of the checkpoint.
+      steps: of all checkpoints that were kept.
     """
 
     record: run_folder.RunRecord
@@ -37,13 +38,14 @@ class Restored:
     mesh: jax.sharding.Mesh
     variables: dict
     step: int
+    steps: list[int]
 
 
-def restore(workdir: str | Path, mesh: jax.sharding.Mesh | None = None) -> Restored:
-    """The run in `workdir` with its best checkpoint, on all devices or those of `mesh`.
+def restore(workdir: str | Path, mesh: jax.sharding.Mesh | None = None, step: int | None = None) -> Restored:
+    """The run in `workdir` with its best checkpoint or that of `step`, on all devices or those of `mesh`.
 
     Raises:
-      UserError: there is no run, no whole checkpoint, or one of another model.
+      UserError: there is no run, no whole checkpoint, none of that step, or one of another model.
     """
     record = run_folder.load(workdir)
     config = record.config
@@ -54,10 +56,14 @@ def restore(workdir: str | Path, mesh: jax.sharding.Mesh | None = None) -> Resto
     head = contract.find(config.head)
     model = head.Model(len(record.class_names), **config.model)
     checkpoints = Checkpoints(record.workdir, config.eval.metric, read_only=True)
-    step = checkpoints.best()
+    steps = checkpoints.steps()
+    if step is not None and step not in steps:
+        checkpoints.close()
+        raise UserError(f"{workdir} keeps no checkpoint of step {step}; it has: {', '.join(map(str, steps)) or 'none'}")
+    step = checkpoints.best() if step is None else step
     if step is None:
         checkpoints.close()
         raise UserError(f"{workdir} holds no finished checkpoint yet; let the training reach its first one")
     state = checkpoints.restore(step, state_lib.abstract(config, model, source.example(), record.num_train, mesh))
     checkpoints.close()
-    return Restored(record, source, head, model, mesh, state_lib.eval_variables(state), step)
+    return Restored(record, source, head, model, mesh, state_lib.eval_variables(state), step, steps)

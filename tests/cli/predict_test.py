@@ -12,6 +12,7 @@ from jaxmlic.cli.results import predict
 from jaxmlic.data import datasets
 from jaxmlic.evaluation import score_file
 from jaxmlic.experiments import runs
+from jaxmlic.run import predicted
 from jaxmlic.training import run_folder
 from jaxmlic.training.logs import metrics_log
 
@@ -99,4 +100,4 @@ def test_mistakes(run, photos, tmp_path, arguments, message, capsys):
 
 
 def test_sigmoid_at_the_extremes():
-    np.testing.assert_allclose(predict.sigmoid(np.array([-1e4, 0, 1e4])), [0, 0.5, 1])
+    np.testing.assert_allclose(predicted.sigmoid(np.array([-1e4, 0, 1e4])), [0, 0.5, 1])

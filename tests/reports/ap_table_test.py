@@ -38,7 +38,11 @@ def test_text_summary_names_protocol_and_what_was_left_out():
     result = report("voc10+top3_thresholded")
     summary = ap_table.text(result, NAMES, LABELS).split("\n\n")[1]
     assert f"mAP {100 * (5 / 6 + 1 + 0.25) / 3:.2f} % over 3 classes (1 left out), 4 images" in summary
-    assert "protocol voc10+top3_thresholded: " in summary and "envelope" in summary and "threshold 0" in summary
+    assert (
+        "protocol voc10+top3_thresholded: " in summary
+        and "envelope" in summary
+        and "threshold logit 0, probability 0.5" in summary
+    )
     for key in ("CP", "CR", "CF1", "CF1_mean", "OP", "OR", "OF1", "IP", "IR", "IF1", "MAP@10", "top1"):
         assert f"{key} {100 * result[key]:.2f}" in summary, key
     assert "(threshold" not in ap_table.text(report("top3_forced"), NAMES, LABELS)

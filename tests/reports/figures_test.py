@@ -12,7 +12,8 @@ from PIL import Image
 from jaxmlic import metrics, papers
 from jaxmlic.cli import main as cli
 from jaxmlic.data.prepare import writer
-from jaxmlic.reports.figures import box_area, canvas, looks, neighbours, per_class, printed
+from jaxmlic.labels.neighbours import nearest
+from jaxmlic.reports.figures import box_area, canvas, looks, per_class, printed
 from jaxmlic.training import loop
 
 
@@ -54,12 +55,12 @@ def test_nearest_labels_by_their_cosines():
     rng = np.random.default_rng(1)
     labels, images = rng.normal(size=(9, 4)), rng.normal(size=(3, 4))
     labels[7] = 0
-    order, cosines = neighbours.nearest(images, labels, 3)
+    order, cosines = nearest(images, labels, 3)
     for row, found, values in zip(images, order, cosines, strict=True):
         all_of = [0.0 if not v.any() else v @ row / np.sqrt((v @ v) * (row @ row)) for v in labels]
         assert found.tolist() == sorted(range(9), key=lambda i: -all_of[i])[:3]
         np.testing.assert_allclose(values, sorted(all_of, reverse=True)[:3])
-    own, _ = neighbours.nearest(labels, labels, 20, own=np.arange(9))
+    own, _ = nearest(labels, labels, 20, own=np.arange(9))
     assert own.shape == (9, 8) and not (own == np.arange(9)[:, None]).any()
 
 

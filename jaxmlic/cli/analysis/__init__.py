@@ -1,1 +1,1 @@
-"""Commands that look into scores: reports, comparisons, thresholds."""
+"""Commands that look into what runs scored: comparisons, thresholds, reports, maps."""

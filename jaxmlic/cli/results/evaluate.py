@@ -15,7 +15,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workdir", required=True, help="folder of a `jaxmlic train`")
     parser.add_argument("--protocol", help="default: the run's config.eval.protocol")
     parser.add_argument(
-        "--split", help='default: the run\'s test split; "val" is the part that selected the checkpoint'
+        "--split", help='default: the run\'s test split; "selection" is the part that selected the checkpoint'
+    )
+    parser.add_argument(
+        "--thresholds",
+        action="store_true",
+        help="decide by what `jaxmlic thresholds` fitted, not from the logit 0 (probability 0.5) up; written as "
+        "SPLIT.fitted",
     )
     parser.add_argument("--data-dir", help="where the data sets are now, if not where the run found them")
     options = parser.parse_args(argv)
@@ -24,6 +30,7 @@ def main(argv: list[str]) -> int:
         protocol=options.protocol,
         split=options.split,
         data_dir=options.data_dir,
+        fitted=options.thresholds,
         report=print,
     )
     return 0

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from jaxmlic import run as run_lib
 from jaxmlic import storage
 from jaxmlic.cli.parser import Parser
-from jaxmlic.cli.results.predict import find_images
 from jaxmlic.errors import UserError, unknown, writing
 from jaxmlic.reports.figures import canvas, catalogue
 from jaxmlic.reports.tables import table
@@ -61,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     if out.suffix != ".png":
         raise UserError(f"--out={out}: a picture's name ends in .png")
     request = catalogue.Request(
-        images=find_images(options.images),
+        images=run_lib.find_images(options.images),
         count=options.count,
         split=options.split,
         protocol=options.protocol,

@@ -11,16 +11,29 @@ from jaxmlic import storage
 from jaxmlic.cli.parser import Parser
 from jaxmlic.errors import UserError
 from jaxmlic.reports import trace as trace_report
-from jaxmlic.run import ImagePrediction, Run
+from jaxmlic.run import Predictions, Run, find_images
+from jaxmlic.run.predicted import sigmoid
+from jaxmlic.run.steps import describe
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+CALIBRATED = {
+    "temperature": "calibrated (temperature)",
+    "platt": "calibrated (Platt)",
+    "none": "as the model gives them",
+}
 
 
 def main(argv: list[str]) -> int:
     parser = Parser(hosts=True, prog="jaxmlic predict", description="Labels photographs with a run's best checkpoint.")
     parser.add_argument("--workdir", required=True, help="folder of a `jaxmlic train`")
     parser.add_argument(
-        "--threshold", default="0.5", help='probability, or "fitted" (on the validation part); default 0.5'
+        "--threshold",
+        help='probability from which on a label is predicted (0.5 is the logit 0), or "fitted" (on the validation '
+        "part); default: what `jaxmlic thresholds` fitted, where it did, else 0.5",
+    )
+    parser.add_argument(
+        "--no-thresholds",
+        action="store_true",
+        help="leave what `jaxmlic thresholds` fitted, thresholds and calibration, out of use",
     )
     parser.add_argument("--out", help="path without suffix for the CSV and JSON; default: WORKDIR/predictions")
     parser.add_argument(
@@ -28,18 +41,23 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     options = parser.parse_args(argv)
-    return predict(options.workdir, options.images, threshold=options.threshold, out=options.out, trace=options.trace)
+    wanted = options.threshold
+    if options.no_thresholds:
+        if wanted == "fitted":
+            raise UserError("--threshold=fitted and --no-thresholds: give one of them")
+        wanted = wanted or "0.5"
+    return predict(options.workdir, options.images, threshold=wanted, out=options.out, trace=options.trace)
 
 
 def predict(
-    workdir: str, images: Sequence[str], *, threshold: str = "0.5", out: str | None = None, trace: bool = False
+    workdir: str, images: Sequence[str], *, threshold: str | None = None, out: str | None = None, trace: bool = False
 ) -> int:
     """Labels the images, prints a table and writes `out`.csv and `out`.json.
 
     Args:
       workdir: the run folder.
       images: files, and folders of them.
-      threshold: a probability, or "fitted".
+      threshold: a probability, or "fitted"; None for the run's fitted thresholds where it has some, else 0.5.
       out: path without suffix; None for WORKDIR/predictions.
       trace: also show the steps of each prediction.
 
@@ -50,51 +68,48 @@ def predict(
     storage.check_writable(storage.to_path(out).parent if out else workdir)
     run = run_lib.load(workdir)
     bound, source = choose_threshold(run, threshold)
-    found, unreadable = run.predict(paths, threshold=bound, trace=trace)
-    decoded = bool(found) and run.chooses_labels
+    found = run.predict(paths, logit=bound, trace=trace, skip_unreadable=True)
+    decoded = len(found) > 0 and run.chooses_labels
     if decoded:
         source = "none: the decoder chose the labels"
-    traces = [trace_report.describe(one.trace, one.chosen, run.class_names) for one in found] if trace else []
-    if found:
-        print(table(found, run.class_names))
+    traces = [describe(one.trace, one.chosen, run.class_names) for one in found if one.trace is not None]
+    if len(found):
+        print(table(found))
     for one, steps in zip(found, traces, strict=False):
         print(f"{one.file}\n{trace_report.text(steps)}")
     print(f"threshold: {source}")
     stem = storage.to_path(out) if out else run.workdir / "predictions"
-    if found:
-        write_csv(stem.with_suffix(".csv"), found, run.class_names, source)
-        limit = {"logit": None if decoded else bound, "source": source}
-        storage.write_json(stem.with_suffix(".json"), as_json(run, found, limit, unreadable, traces))
+    if len(found):
+        write_csv(stem.with_suffix(".csv"), found, source)
+        limit = {"logit": None if decoded else as_logits(found), "source": source}
+        storage.write_json(stem.with_suffix(".json"), as_json(run, found, limit, traces))
         print(f"written: {stem.with_suffix('.csv')} and {stem.with_suffix('.json')}")
-    if unreadable:
-        listed = ", ".join(f"{path} ({why})" for path, why in unreadable.items())
-        raise UserError(f"{len(unreadable)} of {len(paths)} images could not be read and have no labels: {listed}")
+    if found.unreadable:
+        listed = ", ".join(f"{path} ({why})" for path, why in found.unreadable.items())
+        raise UserError(
+            f"{len(found.unreadable)} of {len(paths)} images could not be read and have no labels: {listed}"
+        )
     return 0
 
 
-def find_images(arguments: Sequence[str]) -> list[Path]:
-    """The files named, and the images directly in the folders named, in order. UserError for a missing path."""
-    found = []
-    for path in map(storage.to_path, arguments):
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise UserError(f"{path} holds no images ({', '.join(SUFFIXES)})")
-            found.extend(inside)
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise UserError(f"image {path} does not exist")
-    return found
-
-
-def choose_threshold(run: Run, wanted: str) -> tuple[float, str]:
-    """Threshold as a logit, and where it comes from. `wanted` is a probability or "fitted"."""
+def choose_threshold(run: Run, wanted: str | None) -> tuple[float | None, str]:
+    """Threshold as a logit, and where it comes from; None for what `jaxmlic thresholds` fitted. See `predict`."""
+    stale = ""
+    if wanted in (None, "fitted"):
+        own, stale = run.fitted_thresholds()
+        if own is not None:
+            return None, f"{own.describe()}; probabilities: {CALIBRATED[own.calibration]}"
     if wanted == "fitted":
+        if stale:
+            raise UserError(stale)
         rows = [r for r in run.history() if r["step"] == run.step and r.get("val/best_threshold") is not None]
         if not rows:
             raise UserError(f"{run.workdir} has no fitted threshold (no validation part); give --threshold=0.5")
-        return rows[-1]["val/best_threshold"], f"fitted on the validation part at step {run.step} for the highest OF1"
+        bound = rows[-1]["val/best_threshold"]
+        return bound, f"fitted on the validation part at step {run.step} for the highest OF1"
+    if stale:
+        return 0.0, f"probability 0.5 (logit 0), because {stale}"
+    wanted = wanted or "0.5"
     try:
         probability = float(wanted)
     except ValueError:
@@ -104,53 +119,46 @@ def choose_threshold(run: Run, wanted: str) -> tuple[float, str]:
     return float(np.log(probability / (1 - probability))), f"given: probability {probability:g}"
 
 
-def sigmoid(scores: np.ndarray) -> np.ndarray:
-    """Logits -> probabilities without overflow."""
-    return 0.5 * (1.0 + np.tanh(0.5 * scores.astype(np.float64)))
+def as_logits(found: Predictions) -> float | dict[str, float] | None:
+    """The threshold, or that of each class by name."""
+    if not np.ndim(found.threshold):
+        return found.threshold
+    return dict(zip(found.class_names, np.asarray(found.threshold).tolist(), strict=True))
 
 
-def labels_of(one: ImagePrediction) -> list[int]:
-    """The predicted labels, the most probable first."""
-    return [i for i in np.argsort(-one.scores, kind="stable").tolist() if one.chosen[i]]
-
-
-def table(found: Sequence[ImagePrediction], names: Sequence[str]) -> str:
+def table(found: Predictions) -> str:
     """A line an image: its labels with probabilities, most likely first; or the best one below the threshold."""
-    width = max((len(str(one.file)) for one in found), default=0)
+    names = found.class_names
+    width = max(map(len, found.files), default=0)
     lines = []
-    for one in found:
-        probability, best = sigmoid(one.scores), int(np.argmax(one.scores))
-        text = ", ".join(f"{names[i]} {probability[i]:.2f}" for i in labels_of(one))
+    for file, labels, probability in zip(found.files, found.labels, found.probabilities, strict=True):
+        best = int(np.argmax(probability))
+        text = ", ".join(f"{name} {probability[names.index(name)]:.2f}" for name in labels)
         text = text or f"- (best: {names[best]} {probability[best]:.2f}, below the threshold)"
-        lines.append(f"{one.file!s:{width}}  {text}")
+        lines.append(f"{file:{width}}  {text}")
     return "\n".join(lines)
 
 
-def write_csv(path: Path, found: Sequence[ImagePrediction], names: Sequence[str], source: str) -> None:
+def write_csv(path: Path, found: Predictions, source: str) -> None:
     """file, labels, threshold_source, then the probability of every class."""
     with storage.replacing(path, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["file", "labels", "threshold_source", *names])
-        for one in found:
-            labels = ";".join(names[i] for i in labels_of(one))
-            writer.writerow([one.file, labels, source, *(f"{p:.6g}" for p in sigmoid(one.scores))])
+        writer.writerow(["file", "labels", "threshold_source", *found.class_names])
+        for name, labels, logits in zip(found.files, found.labels, found.logits, strict=True):
+            writer.writerow([name, ";".join(labels), source, *(f"{p:.6g}" for p in sigmoid(logits))])
 
 
-def as_json(
-    run: Run, found: Sequence[ImagePrediction], threshold: dict, unreadable: dict[Path, str], traces: Sequence[dict]
-) -> dict:
+def as_json(run: Run, found: Predictions, threshold: dict, traces: Sequence[dict]) -> dict:
     """The same with logits, the checkpoint's step, the files that could not be read, and traces where there are any."""
     images: list[dict] = [
-        {
-            "file": str(one.file),
-            "labels": [run.class_names[i] for i in labels_of(one)],
-            "logits": dict(zip(run.class_names, map(float, one.scores), strict=True)),
-        }
-        for one in found
+        {"file": file, "labels": labels, "logits": dict(zip(found.class_names, map(float, scores), strict=True))}
+        for file, labels, scores in zip(found.files, found.labels, found.scores, strict=True)
     ]
-    for image, one in zip(images, found, strict=True):
-        if one.path is not None:
-            image["path"] = [run.class_names[i] for i in one.path.tolist() if i < len(run.class_names)]
+    if found.calibrated is not None:
+        for image, row in zip(images, found.probabilities, strict=True):
+            image["probabilities"] = dict(zip(found.class_names, map(float, row), strict=True))
+    for image, path in zip(images, found.label_paths or (), strict=False):
+        image["path"] = path
     for image, steps in zip(images, traces, strict=False):
         image["trace"] = steps
     return {
@@ -158,5 +166,5 @@ def as_json(
         "step": run.step,
         "threshold": threshold,
         "images": images,
-        "unreadable": {str(path): why for path, why in unreadable.items()},
+        "unreadable": found.unreadable,
     }

@@ -114,7 +114,7 @@ def open_lane(
     except UserError:
         locks.close()
         raise
-    checkpoints = Checkpoints(workdir, config.eval.metric)
+    checkpoints = Checkpoints(workdir, config.eval.metric, keep_steps=trainer.keep_steps)
     lane = Lane(title, workdir, group, trainer, train, validation, checkpoints, locks, checkpoints.latest() or 0)
     for row in metrics_log.read(workdir):
         if lane.start and row["step"] == checkpoints.best() and f"val/{lane.metric}" in row:

@@ -204,16 +204,20 @@ def predict_fn(model: Model, variables: dict, images: jax.Array) -> Prediction:
 
 
 def label_embeddings(variables: dict) -> dict[str, jax.Array]:
-    """float32 [C, gcn_dim], of the graph or free, and with a graph its word_vectors [C, W]; {} without fusion."""
+    """float32 [C, gcn_dim], of the graph or free, and with a graph its word_vectors [C, W].
+
+    And where stages have classifiers of their own, classifier_STAGE [C, D], the weights of each label.
+    """
     params, values = variables["params"], variables.get("constants", {})
+    stages = {name: layer["kernel"].T for name, layer in params.items() if name.startswith("classifier_")}
     if "label_embedding" in params:
-        return {"label_embedding": params["label_embedding"]}
+        return {"label_embedding": params["label_embedding"], **stages}
     if "gcn" not in params:
-        return {}
+        return stages
     widths = tuple(params["gcn"][f"kernel_{layer}"].shape[1] for layer in range(len(params["gcn"])))
     layers = graph_convolution.GraphConvolutions(widths)
     embeddings = layers.apply({"params": params["gcn"]}, values["adjacency"], values["word_vectors"])
-    return {"label_embedding": embeddings, "word_vectors": values["word_vectors"]}
+    return {"label_embedding": embeddings, "word_vectors": values["word_vectors"], **stages}
 
 
 def constants(config: ConfigDict, statistics: LabelStatistics) -> tuple[dict[str, np.ndarray], list[str]]:

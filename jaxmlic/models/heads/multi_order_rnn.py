@@ -190,9 +190,18 @@ def constants(config: ConfigDict, statistics: LabelStatistics) -> tuple[dict[str
 
 
 def label_embeddings(variables: dict) -> dict[str, Array]:
-    """The rows that a step reads, float32 [C, E], and START's [1, E] apart."""
-    table = variables["params"]["label_embedding"]
-    return {"label_embedding": table[:-1], "label_embedding_start": table[-1:]}
+    """The rows that a step reads, float32 [C, E], and START's [1, E] apart; the weights of each label's score.
+
+    These are "output" [C, H] (or [C, E] with a projection) of the recurrent layer, with an order END's row apart, and
+    "classifier" [C, D] of the CNN.
+    """
+    params = variables["params"]
+    table, scored = params["label_embedding"], params["output_kernel"].T
+    count = len(table) - 1
+    tables = {"label_embedding": table[:-1], "label_embedding_start": table[-1:], "output": scored[:count]}
+    if len(scored) > count:
+        tables["output_end"] = scored[count:]
+    return tables | {"classifier": params["classifier"]["kernel"].T}
 
 
 def loss_fn(

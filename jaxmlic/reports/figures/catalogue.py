@@ -9,6 +9,7 @@ import numpy as np
 from jaxmlic import metrics
 from jaxmlic.errors import UserError, unknown
 from jaxmlic.evaluation import attribution
+from jaxmlic.labels.neighbours import nearest
 from jaxmlic.models.layers import rectifier
 from jaxmlic.reports.figures import box_area, looks, neighbours, per_class, printed
 from jaxmlic.run import Pictures, Run
@@ -103,7 +104,7 @@ def _label_neighbours(run: Run, request: Request) -> Drawing:
     table = "label_embedding" if "label_embedding" in tables else next(iter(tables))
     chosen = _indices(run, request.labels)
     own = np.arange(len(run.class_names)) if chosen is None else chosen
-    order, cosines = neighbours.nearest(tables[table][own], tables[table], NEAREST, own=own)
+    order, cosines = nearest(tables[table][own], tables[table], NEAREST, own=own)
     names = [[run.class_names[i] for i in row] for row in order]
     labels = [run.class_names[i] for i in own]
     rows = [("label", "rank", "neighbour", "cosine")]
@@ -117,7 +118,7 @@ def _label_neighbours(run: Run, request: Request) -> Drawing:
 def _image_neighbours(run: Run, request: Request) -> Drawing:
     pictures = _pictures(run, request)
     images, labels = run.joint_embedding(pictures.pixels)
-    order, cosines = neighbours.nearest(images, labels, NEAREST)
+    order, cosines = nearest(images, labels, NEAREST)
     names = [[run.class_names[i] for i in row] for row in order]
     best = metrics.top_k(np.asarray(run.predict_pixels(pictures.pixels).scores), NEAREST)
     scored = [[run.class_names[i] for i in row] for row in best]

@@ -7,21 +7,6 @@ import numpy as np
 from jaxmlic.reports.figures import canvas
 
 
-def nearest(
-    queries: np.ndarray, vectors: np.ndarray, count: int = 5, own: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of `vectors` [C, E] with the highest cosine to each of `queries` [N, E]: int [N, k], and the cosines.
-
-    own: int [N], a row that is left out for each query, itself. A vector of zeros has the cosine 0 with all.
-    """
-    cosines = _unit(queries) @ _unit(vectors).T  # [N, C]
-    if own is not None:
-        cosines[np.arange(len(own)), own] = -np.inf
-    count = min(count, len(vectors) - (own is not None))
-    order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
-    return order, np.take_along_axis(cosines, order, axis=1)
-
-
 def draw_table(labels: Sequence[str], neighbours: Sequence[Sequence[str]], title: str = ""):
     """A line for each label: its nearest ones, the nearest first."""
     figure = canvas.new(6.4, 0.7 + 0.26 * len(labels))
@@ -51,9 +36,3 @@ def draw_images(
         for near, best in zip(neighbours, predicted, strict=True)
     ]
     return canvas.captioned(pixels, captions, title)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    vectors = np.asarray(vectors, np.float64)
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)

@@ -80,6 +80,8 @@ def test_label_embeddings_of_multi_order_rnn_and_of_paths():
     assert {name: x.shape for name, x in tables.items()} == {
         "label_embedding": (CLASSES, 5),
         "label_embedding_start": (1, 5),
+        "output": (CLASSES, 512),
+        "classifier": (CLASSES, MAPS.feature_map.shape[-1]),
     }
     variables = drawn(path.Model(CLASSES, trunk="small_cnn", embedding=5, units=3))
     tables = path.label_embeddings(variables)
@@ -96,8 +98,11 @@ def test_label_embeddings_of_the_graph_are_the_model_s(fields):
     variables = drawn(model)
     tables = mscnn_lce_mic.label_embeddings(variables)
     outputs = jax.jit(model.apply)(variables, MAPS)
-    if "label_embeddings" not in outputs:
-        assert tables == {}
+    if "label_embeddings" not in outputs:  # the stages' own classifiers
+        layers = {name: layer for name, layer in variables["params"].items() if name.startswith("classifier_")}
+        assert tables.keys() == layers.keys() and layers
+        for name, layer in layers.items():
+            np.testing.assert_array_equal(tables[name][1], layer["kernel"][:, 1])
         return
     np.testing.assert_allclose(tables["label_embedding"], outputs["label_embeddings"], rtol=1e-5, atol=1e-6)
     assert ("word_vectors" in tables) == (model.graph == "gcn")

@@ -19,6 +19,7 @@ from jaxmlic.experiments import runs
 from jaxmlic.models import trunks
 from jaxmlic.models.heads import contract, multi_order_rnn
 from jaxmlic.reports import trace as trace_report
+from jaxmlic.run.steps import describe
 from jaxmlic.training import loop, restore
 
 CLASSES, FEATURES, BATCH = 4, 96, 6
@@ -340,7 +341,7 @@ def test_figure_3_as_text():
     pooled = probabilities == probabilities.max(axis=0)
     trace = contract.Trace(probabilities, np.array([2, 0]), pooled)
     names = ["person", "sky", "temple", "animal"]
-    described = trace_report.describe(trace, np.array([True, False, True, False]), names, shown=3)
+    described = describe(trace, np.array([True, False, True, False]), names, shown=3)
     rows = ["  t=1  temple (0.69)*  person (0.43)  sky (0.21)", "  t=2  person (0.61)*  temple (0.21)  sky (0.14)"]
     assert trace_report.text(described) == "\n".join(rows)
     assert [step["taken"] for step in described["steps"]] == ["temple", "person"]

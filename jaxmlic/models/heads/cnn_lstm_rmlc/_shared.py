@@ -55,3 +55,8 @@ def loss_fn(
 def predict_fn(model, variables: dict, images: Array) -> Prediction:
     """Scores are the logits."""
     return Prediction(scores=model.apply(variables, images, train=False)["logits"])
+
+
+def label_embeddings(variables: dict) -> dict[str, Array]:
+    """The classifier's weights of each label, float32 [C, D]."""
+    return {"classifier": variables["params"]["classifier"]["kernel"].T}

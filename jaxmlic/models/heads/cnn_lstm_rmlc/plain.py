@@ -7,12 +7,12 @@ from ml_collections import ConfigDict
 
 from jaxmlic.errors import check_choice, check_least
 from jaxmlic.models import trunks
-from jaxmlic.models.heads.cnn_lstm_rmlc._shared import half_square, loss_fn, predict_fn, prepare
+from jaxmlic.models.heads.cnn_lstm_rmlc._shared import half_square, label_embeddings, loss_fn, predict_fn, prepare
 from jaxmlic.models.heads.contract import Reads
 from jaxmlic.models.layers.norm import Dropout
 from jaxmlic.models.layers.pooling import POOLS
 
-__all__ = ["Model", "loss_fn", "predict_fn", "reads"]
+__all__ = ["Model", "label_embeddings", "loss_fn", "predict_fn", "reads"]
 
 Array = jax.Array
 

@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 
 from jaxmlic.errors import UserError, check_choice, check_least
 from jaxmlic.models import trunks
-from jaxmlic.models.heads.cnn_lstm_rmlc._shared import half_square, loss_fn, predict_fn, prepare
+from jaxmlic.models.heads.cnn_lstm_rmlc._shared import half_square, label_embeddings, loss_fn, predict_fn, prepare
 from jaxmlic.models.heads.contract import Reads
 from jaxmlic.models.layers.norm import Dropout
 from jaxmlic.models.layers.peephole_lstm import ACTIVATIONS, PeepholeLSTM
 
-__all__ = ["Model", "loss_fn", "predict_fn", "reads"]
+__all__ = ["Model", "label_embeddings", "loss_fn", "predict_fn", "reads"]
 
 Array = jax.Array
 POOLS = ("avg", "max", "flatten")

@@ -1,0 +1,1 @@
+"""Text and files of `jaxmlic compare` and `jaxmlic thresholds`."""

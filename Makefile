@@ -10,7 +10,7 @@ help:
 	@echo "make quickstart   new environment, install, embedded data, train, evaluate (minutes)"
 	@echo "make test         new environment where there is none, lint, tests (14 minutes on two busy cores)"
 	@echo "make test-slow    the tests that take minutes each"
-	@echo "make lint         ruff, and the layers that imports go down"
+	@echo "make lint         ruff, the layers that imports go down, types of the public door"
 
 # The stamp file makes the install happen once; a change of setup.cfg repeats it.
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -35,6 +35,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -30,7 +30,7 @@ def load(workdir: str | os.PathLike, data_dir: str | os.PathLike | None = None, 
     """
     from jaxmlic import run
 
-    return run.load(workdir, data_dir, step)
+    return run.load(os.fspath(workdir), None if data_dir is None else os.fspath(data_dir), step)
 
 
 def train(
@@ -51,7 +51,7 @@ def train(
     """
     from jaxmlic.experiments import runs
 
-    return runs.train(config, workdir, overrides)
+    return runs.train(config, os.fspath(workdir), overrides)
 
 
 def sweep(

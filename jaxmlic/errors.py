@@ -21,7 +21,7 @@ def shorten(text: str, length: int = 2000) -> str:
     return text if len(text) <= length else f"{text[: length - length // 4]} ... {text[-length // 4 :]}"
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: object, known: Iterable[str]) -> str:
     """`" (did you mean 'dog'?)"` for the closest known word, or an empty string."""
     close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

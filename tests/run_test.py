@@ -226,7 +226,26 @@ def test_a_folder_without_a_run(tmp_path):
         jaxmlic.load(tmp_path)
 
 
+def test_training_and_sweeps_from_python(data_dir, tmp_path):
+    (tmp_path / "experiment.py").write_text(
+        "from jaxmlic.configs import quickstart\n"
+        "def get_config(arg=None):\n    return quickstart.get_config('smoke')\n"
+        "def sweep():\n    return [('a', {}), ('b', {'optim.lr': 0.01})]\n"
+    )
+    fields = {"data.name": "tiny", "data.dir": str(data_dir), "data.image_size": 16, "train.duration": "2 steps"}
+    spec = str(tmp_path / "experiment.py")
+    run = jaxmlic.train(spec, tmp_path / "run", fields)
+    assert run.step == 2 and run.config.data.name == "tiny" and run.workdir == tmp_path / "run"
+    assert jaxmlic.train(spec, tmp_path / "run", fields).step == 2  # complete: only loaded
+    with pytest.raises(UserError, match=r"config\.train\.duratio is unknown \(did you mean 'train\.duration'"):
+        jaxmlic.train(spec, tmp_path / "run", {"train.duratio": "1 steps"})
+    found = jaxmlic.sweep(spec, tmp_path / "sweep", fields, only=["b"])
+    assert [row["entry"] for row in found.rows] == ["b"] and found.failures == []
+    assert jaxmlic.load(tmp_path / "sweep" / "b" / "seed0").config.optim.lr == 0.01
+
+
 def test_importing_the_package_starts_nothing():
+    """Not even numpy: what takes time is imported by the functions that need it."""
     code = "import jaxmlic, sys; print(jaxmlic.__version__, sorted({'jax', 'flax', 'numpy', 'cv2'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == f"{jaxmlic.__version__} []", done.stderr

@@ -3,6 +3,7 @@
 import ast
 import configparser
 import functools
+import json
 import re
 from pathlib import Path
 
@@ -35,6 +36,13 @@ STAY = {
 @functools.cache
 def tree_of(path):
     return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def notebook_tree(path):
+    """Of a notebook's code, without its %magic lines."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    lines = [line for cell in cells if cell["cell_type"] == "code" for line in "".join(cell["source"]).splitlines()]
+    return ast.parse("\n".join(line for line in lines if not line.startswith("%")))
 
 
 def room(path):
@@ -123,9 +131,9 @@ def lines(path):
 def test_every_public_name_has_a_caller():
     """A function, class or method that only tests reach is an option nobody has."""
     used = set()
-    sources = [*FILES, *ROOT.glob("configs/*.py"), *ROOT.glob("benchmarks/*.py")]
-    for path in sources:
-        for node in ast.walk(tree_of(path)):
+    trees = [tree_of(path) for path in [*FILES, *ROOT.glob("configs/*.py"), *ROOT.glob("benchmarks/*.py")]]
+    for tree in [*trees, *map(notebook_tree, ROOT.glob("notebooks/*.ipynb"))]:
+        for node in ast.walk(tree):
             if isinstance(node, ast.Name):
                 used.add(node.id)
             elif isinstance(node, ast.Attribute):

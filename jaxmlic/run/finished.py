@@ -263,7 +263,7 @@ class Run(RestoredRun):
         if form == "grad_cam":
             maps = self.grad_cam(repeated, column)
         else:
-            maps = attribution.strength(self.saliency(repeated, column))
+            maps = np.asarray(attribution.strength(self.saliency(repeated, column)))
         return Attention(pixels[0], dict(zip(shown, maps, strict=True)), form)
 
     def _required_thresholds(self, protocol: str) -> Thresholds:

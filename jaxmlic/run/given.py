@@ -48,13 +48,15 @@ def as_given(images: Images) -> list[Given]:
     """The images in their order. UserError for a missing path, and for arrays that are no pixels."""
     from PIL.Image import Image
 
-    one = isinstance(images, str | os.PathLike | bytes | Image) or hasattr(images, "__array__")
+    several = images if isinstance(images, Iterable) else [images]
+    if isinstance(images, str | os.PathLike | bytes | Image) or hasattr(images, "__array__"):
+        several = [images]
     found: list[Given] = []
-    for item in [images] if one else images:
+    for item in several:
         if isinstance(item, str | os.PathLike):
             found += [_file(path) for path in find_images([item])]
         elif isinstance(item, bytes):
-            found.append(Given(f"image {len(found)}", lambda side, data=item: decode_image(data, side)))
+            found.append(_encoded(f"image {len(found)}", item))
         elif isinstance(item, Image):
             found.append(_array(f"image {len(found)}", _from_pil(item)))
         elif hasattr(item, "__array__"):
@@ -77,6 +79,10 @@ def _file(path: Path) -> Given:
             raise ImageError(storage.reason(error)) from None
 
     return Given(str(path), read)
+
+
+def _encoded(name: str, data: bytes) -> Given:
+    return Given(name, lambda side: decode_image(data, side))
 
 
 def _array(name: str, values: np.ndarray) -> Given:

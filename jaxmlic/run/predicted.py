@@ -84,7 +84,8 @@ class Predictions:
         return len(self.files)
 
     def __getitem__(self, number: int) -> ImagePrediction:
-        path, trace = (None if values is None else values[number] for values in (self.path, self.traces))
+        path = None if self.path is None else self.path[number]
+        trace = None if self.traces is None else self.traces[number]
         return ImagePrediction(self.files[number], self.scores[number], self.chosen[number], path, trace)
 
     def __iter__(self) -> Iterator[ImagePrediction]:

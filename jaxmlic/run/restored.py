@@ -3,7 +3,9 @@
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
+import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -62,6 +64,11 @@ class RestoredRun:
     def decides_in_steps(self) -> bool:
         """Whether the head can show the steps that led to its labels."""
         return hasattr(self._restored.head, "trace_fn")
+
+    @property
+    def has_joint_embedding(self) -> bool:
+        """Whether images have a place among the label vectors."""
+        return hasattr(self._restored.head, "joint_embedding_fn")
 
     @property
     def chooses_labels(self) -> bool:
@@ -172,7 +179,7 @@ class RestoredRun:
         return attribution.joint_embedding(*self._parts, pixels)
 
     @property
-    def _parts(self) -> tuple:
+    def _parts(self) -> tuple[ModuleType, nn.Module, dict]:
         """(head, model, variables)."""
         return self._restored.head, self._restored.model, self._restored.variables
 
@@ -228,7 +235,8 @@ class RestoredRun:
         size = mesh.size
         while size < min(len(given), self._batch_size):
             size = min(2 * size, self._batch_size)
-        names, images = [], np.zeros((size, side, side, 3), np.uint8)
+        names: list[str] = []
+        images = np.zeros((size, side, side, 3), np.uint8)
         for number, one in enumerate(given, 1):
             try:
                 images[len(names)] = one.read(side)

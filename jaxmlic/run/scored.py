@@ -43,9 +43,9 @@ def evaluation(
     prediction, labels, ids = scored
     rules = {"protocol": protocol} | ({} if thresholds is None else {"threshold": thresholds.values})
     numbers = scoring.report(record.config, prediction, labels, trained, **rules)
-    extra = {"step": step}
+    extra: dict[str, object] = {"step": step}
     if prediction.path is not None:  # a reader of the score file has no paths
-        extra["paths"] = metrics.path_metrics(prediction.path, labels)
+        extra["paths"] = metrics.path_metrics(np.asarray(prediction.path), labels)
     if trained is not None:  # a reader of the score file cannot know the training split
         extra["untrained_classes"] = np.array(record.class_names)[~trained].tolist()
     if thresholds is not None:
@@ -59,7 +59,7 @@ def evaluation(
         protocol=numbers["protocol"],
         split=split,
         threshold=numbers["threshold"],
-        chosen=prediction.chosen,
+        chosen=None if prediction.chosen is None else np.asarray(prediction.chosen),
         extra=extra,
     )
     return Evaluation(scores, numbers)

@@ -1,6 +1,7 @@
 """The steps of a prediction as values for JSON: Fig. 3 of Multi-order RNN, and the paths of a beam."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -36,8 +37,8 @@ def describe(trace: Trace, chosen: np.ndarray, names: Sequence[str], shown: int 
         steps.append({"top": top, "taken": tokens[taken]})
         if taken == len(names):
             break
-    described = {"steps": steps}
-    if trace.paths is not None:
+    described: dict[str, Any] = {"steps": steps}
+    if trace.paths is not None and trace.log_probs is not None:
         described["paths"] = [
             {
                 "labels": [names[i] for i in path if i < len(names)],

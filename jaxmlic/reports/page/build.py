@@ -9,6 +9,8 @@ from string import Template
 import numpy as np
 
 from jaxmlic import metrics, storage
+from jaxmlic.evaluation import score_facts
+from jaxmlic.reports import embeddings
 from jaxmlic.reports.page import gallery, numbers, pointing
 from jaxmlic.reports.page.members import Member
 
@@ -35,6 +37,7 @@ def build(members: Sequence[Member], images: int, title: str | None = None) -> s
         "classes": first.scores.class_names,
         "positives": positives.tolist(),
         "graph_classes": classes.tolist(),
+        "communities": embeddings.communities(labels).tolist(),
         "runs": runs,
     }
     facts = (
@@ -78,7 +81,7 @@ def _run(member: Member, positives: np.ndarray, classes: np.ndarray, images: int
         order = [member.run.class_names.index(name) for name in member.scores.class_names]
         tables = member.run.label_embeddings()
         found["embeddings"] = {
-            name: numbers.plane(table[order]) for name, table in tables.items() if len(table) == len(order) > 1
+            name: numbers.plane(table[order]) for name, table in tables.items() if len(table) == len(order) >= 3
         }
     return found
 
@@ -105,11 +108,8 @@ def _summary(members: Sequence[Member]) -> str:
         + "</tr>"
         for key, values in rows
     )
-    thresholds = "".join(
-        f"<td>{'-' if one.numbers['threshold'] is None else format(one.numbers['threshold'], '.4g')}</td>"
-        for one in members
-    )
-    body += f'<tr><th scope="row">threshold of a score</th>{thresholds}</tr>'
+    thresholds = "".join(f"<td>{html.escape(score_facts.threshold_text(one.scores))}</td>" for one in members)
+    body += f'<tr><th scope="row">threshold</th>{thresholds}</tr>'
     caption = (
         "Metrics in percent: mAP and those with C are means over classes, with O over all labels, with I over images."
     )

@@ -1,7 +1,6 @@
 """The worst mistakes of each class: which images, their thumbnails, their maps, and the steps of the decoder."""
 
 import base64
-import contextlib
 import dataclasses
 
 import cv2
@@ -120,11 +119,11 @@ def _look(member: Member, mistakes: Mistakes, rows: list[int], images: list[dict
         found = _class_maps(run, pixels, pairs, bar)
     for (i, label), maps in zip(pairs, found, strict=True):
         images[i].setdefault("class_maps", {})[str(label)] = maps
-    with contextlib.suppress(UserError):  # a head without attention maps
+    if "weights" in run.attention_forms:
         for name, maps in run.attention_maps(pixels[:MAPS]).items():
             for image, one in zip(images, maps, strict=False):
                 image.setdefault("maps", {})[f"attention {name}"] = packed(one)
-    with contextlib.suppress(UserError):  # a head that labels images in one step
+    if "steps" in run.attention_forms:
         _add_steps(run, pixels[:STEPS], images)
     total = sum(1 for c in (*mistakes.wrong, *mistakes.missed) for row in c if row in number)
     return [f"Maps of {len(pairs)} of the {total} mistakes with a photograph."] if len(pairs) < total else []

@@ -10,7 +10,7 @@ from jaxmlic import metrics, storage
 from jaxmlic import run as run_lib
 from jaxmlic.data import loader
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import ensemble, score_file
+from jaxmlic.evaluation import compare, ensemble, score_facts, score_file
 from jaxmlic.evaluation.score_file import ScoreFile
 from jaxmlic.reports import convergence
 from jaxmlic.run import Run
@@ -68,6 +68,7 @@ def open_members(
     for name, place in zip(names, places, strict=True):
         own = _open_file(place) if place.suffix == _SCORES else _open_run(place, split, data_dir)
         scores, history, run, notes = own
+        notes += [f"{line[0].upper()}{line[1:]}." for line in score_facts.selected_on(scores)]
         if members:
             scores = _aligned(members[0], scores, place)
         protocol = metrics.get_protocol(protocol or scores.protocol).name
@@ -114,6 +115,8 @@ def _open_run(
         notes.append(f"No checkpoint could be read ({error}): no photographs, maps or embeddings.")
     if file.is_file():
         scores = score_file.load(file)
+        if fitted := scores.extra.get("thresholds"):
+            notes.append(f"Thresholds fitted on {fitted['split']!r} for {fitted['objective']} decide the labels.")
         if run is not None and scores.extra.get("step", run.step) != run.step:
             notes.append(
                 f"The scores are of step {scores.extra['step']}, the best checkpoint now is of step {run.step}: run "
@@ -134,9 +137,5 @@ def _aligned(first: Member, scores: ScoreFile, path: Path) -> ScoreFile:
             f"{path} was scored on {named[0]!r} and {first.path} on {named[1]!r}: a report compares runs on the same "
             "images; make one report for each data set"
         )
-    found, moved = ensemble.align(str(first.path), own, str(path), scores)
-    chosen = scores.chosen
-    if moved and chosen is not None:
-        rows = np.argsort(scores.ids)[np.searchsorted(np.sort(scores.ids), own.ids)]
-        chosen = chosen[np.ix_(rows, [scores.class_names.index(name) for name in own.class_names])]
-    return dataclasses.replace(found, chosen=chosen)
+    ensemble.align(str(first.path), own, str(path), scores)  # refuses other classes, images and labels
+    return compare.align(own, scores, own.ids, str(first.path))[0]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxmlic.labels import graph
+from jaxmlic.reports import embeddings
 
 POINTS = 64  # of a precision-recall curve
 SHOWN = 50  # classes of a heat map
@@ -128,14 +129,9 @@ def graph_of(labels: np.ndarray, predicted: np.ndarray, classes: np.ndarray) -> 
 
 
 def plane(table: np.ndarray) -> dict:
-    """PCA of vectors [C, D]: {"x", "y": coordinates, "explained": shares of the variance of the two axes}."""
-    centred = np.asarray(table, np.float64) - np.mean(table, axis=0)
-    left, values, _ = np.linalg.svd(centred, full_matrices=False)
-    total = float((values**2).sum()) or 1.0
-    two = np.zeros((len(centred), 2))
-    two[:, : min(2, len(values))] = (left * values)[:, :2]
-    explained = [*(values[:2] ** 2 / total).tolist(), 0.0, 0.0][:2]
-    return {"x": plain(two[:, 0]), "y": plain(two[:, 1]), "explained": [round(share, 4) for share in explained]}
+    """The PCA map of label vectors [C, D], C >= 3: {"x", "y": coordinates, "caption"}; see `embeddings.project`."""
+    points, caption = embeddings.project(table)
+    return {"x": plain(points[:, 0]), "y": plain(points[:, 1]), "caption": caption}
 
 
 def _most(weights: np.ndarray) -> np.ndarray:

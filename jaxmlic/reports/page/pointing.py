@@ -1,6 +1,5 @@
 """The pointing game of a run: which of its maps point at the objects, beside the centre of the image."""
 
-import contextlib
 import csv
 from collections.abc import Iterator
 from functools import partial
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmlic import progress, storage
-from jaxmlic.errors import UserError, check_least
+from jaxmlic.errors import check_least
 from jaxmlic.evaluation import attribution, pointing
 from jaxmlic.reports.page import members
 from jaxmlic.reports.tables import table
@@ -79,10 +78,10 @@ def _points(run: Run, pictures: Pictures, places: np.ndarray, labels: np.ndarray
     yield "Grad-CAM", np.stack([pointing.peak(one) for one in run.grad_cam(pixels, labels)])
     yield "gradient", run.saliency(pixels, labels, "gradient", of_gradient)
     yield "guided", run.saliency(pixels, labels, "guided", of_gradient)
-    with contextlib.suppress(UserError):  # a head without attention maps
+    if "weights" in run.attention_forms:
         for stage, maps in run.attention_maps(pictures.pixels).items():
             yield f"attention {stage}", np.stack([pointing.peak(one) for one in maps])[places]
-    with contextlib.suppress(UserError):  # a head that labels images in one step
+    if "steps" in run.attention_forms:
         steps = run.step_attention(pictures.pixels, "gradient", sharp)
         found = np.full((len(labels), 2), np.inf)
         for number, (place, label) in enumerate(zip(places, labels, strict=True)):

@@ -42,8 +42,6 @@
   };
 
   function layout(more) {
-    const style = getComputedStyle(document.documentElement);
-    const value = (key) => style.getPropertyValue(key).trim();
     const axis = { gridcolor: value("--line"), linecolor: value("--line"), zerolinecolor: value("--line"), automargin: true };
     const own = {
       paper_bgcolor: value("--back"), plot_bgcolor: value("--back"), font: { color: value("--text"), size: 12 },
@@ -209,25 +207,30 @@
     if (!box.children.length) nothing(box, "No run is chosen.");
   }
 
+  const value = (key) => getComputedStyle(document.documentElement).getPropertyValue(key).trim();
+  const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon"];
   function drawEmbeddings() {
     const box = clear("plot-embeddings"), key = $("table").value;
+    const colouring = $("colouring").value, text = value("--text");
     for (const r of shownRuns()) {
       const own = data.runs[r].embeddings[key];
       if (!own) continue;
-      const classes = shownClasses(), few = classes.length <= 60;
-      const marked = new Set(classes);
-      const all = [...data.classes.keys()];
+      const classes = shownClasses(), named = classes.length <= 60;
+      const marked = new Set(classes), all = [...data.classes.keys()];
+      const group = all.map((c) => data.communities[c]);
+      const byAP = { color: data.runs[r].AP.map((v) => (v === null ? null : 100 * v)), colorscale: "Viridis", cmin: 0, cmax: 100, colorbar: { title: { text: "AP" }, thickness: 10, len: 0.7 } };
+      const byGroup = { color: group.map((g) => COLOURS[g % COLOURS.length]), symbol: group.map((g) => SYMBOLS[Math.floor(g / COLOURS.length + g) % SYMBOLS.length]) };
       const trace = {
-        x: own.x, y: own.y, mode: few ? "markers+text" : "markers", type: "scatter",
-        text: all.map((c) => safe(short(name(c)))), textposition: "top center", textfont: { size: 10, color: all.map((c) => marked.has(c) ? getComputedStyle(document.documentElement).getPropertyValue("--text").trim() : "rgba(0,0,0,0)") },
-        hovertext: all.map((c) => `${safe(name(c))}: AP ${percent(data.runs[r].AP[c])}`), hoverinfo: "text",
-        marker: { size: 9, opacity: all.map((c) => (marked.has(c) ? 1 : 0.15)), color: data.runs[r].AP.map((v) => (v === null ? null : 100 * v)), colorscale: "Viridis", cmin: 0, cmax: 100, colorbar: { title: { text: "AP" }, thickness: 10, len: 0.7 }, line: { width: 0.5, color: "#888" } },
+        x: own.x, y: own.y, mode: named ? "markers+text" : "markers", type: "scatter",
+        text: all.map((c) => (marked.has(c) ? safe(short(name(c))) : "")), textposition: "top center", textfont: { size: 10, color: text },
+        hovertext: all.map((c) => `${safe(name(c))}: AP ${percent(data.runs[r].AP[c])}, community ${group[c] + 1}`), hoverinfo: "text",
+        marker: { size: 9, opacity: all.map((c) => (marked.has(c) ? 1 : 0.15)), line: { width: 0.5, color: "#888" }, ...(colouring === "AP" ? byAP : byGroup) },
       };
-      const rows = classes.map((c) => [name(c), own.x[c], own.y[c], percent(data.runs[r].AP[c])]);
-      const share = own.explained.map((v) => `${percent(v, 0)} %`);
-      plot(box, `${data.runs[r].name}: ${key}`, [trace],
-        { height: 460, xaxis: { title: { text: `first direction (${share[0]} of the variance)` } }, yaxis: { title: { text: `second direction (${share[1]})` } } },
-        { caption: `${data.runs[r].name}: ${key}`, head: ["class", "first", "second", "AP (%)"], rows });
+      const rows = classes.map((c) => [name(c), own.x[c], own.y[c], group[c] + 1, percent(data.runs[r].AP[c])]);
+      const label = `${data.runs[r].name}: ${key} (${own.caption})`;
+      plot(box, label, [trace],
+        { height: 460, showlegend: false, xaxis: { title: { text: "first direction" } }, yaxis: { title: { text: "second direction" } } },
+        { caption: label, head: ["class", "first", "second", "community", "AP (%)"], rows });
     }
     if (!box.children.length) nothing(box, "The runs shown have no vectors of labels.");
   }
@@ -323,7 +326,7 @@
       Object.keys(image.maps || {}).forEach((form) => forms.add(form));
     }
     options($("overlay"), [["", "none"], ...[...forms].map((form) => [form, form])], forms.has("Grad-CAM") ? "Grad-CAM" : "");
-    for (const [id, empty] of [["metric", !metrics.length], ["table", !tables.length], ["overlay", !forms.size]]) $(id).parentElement.hidden = empty;
+    for (const [id, empty] of [["metric", !metrics.length], ["table", !tables.length], ["colouring", !tables.length], ["overlay", !forms.size]]) $(id).parentElement.hidden = empty;
     fillClasses();
     let waiting = 0;
     $("find").addEventListener("input", () => {
@@ -333,7 +336,7 @@
     $("class").addEventListener("change", () => { state.one = Number($("class").value); draw(); });
     $("filters").addEventListener("submit", (event) => event.preventDefault());
     $("metric").addEventListener("change", drawLearning);
-    $("table").addEventListener("change", drawEmbeddings);
+    for (const id of ["table", "colouring"]) $(id).addEventListener("change", drawEmbeddings);
     $("overlay").addEventListener("change", drawGallery);
     $("graph-form").addEventListener("change", drawGraph);
     dark.addEventListener("change", draw);

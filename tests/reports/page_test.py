@@ -59,6 +59,7 @@ def test_a_page_of_a_run(scored_run, tmp_path, capsys):
         for c, entries in enumerate(run["gallery"][kind]):
             for number, score in entries:
                 row = scores.ids.tolist().index(images[number]["id"])
+                assert all(truth == scores.labels[row, label] for label, _, _, truth in images[number]["top"])
                 assert scores.labels[row, c] == sign and score == round(float(scores.scores[row, c]), 3)
                 if "src" in images[number]:
                     assert set(images[number]["class_maps"][str(c)]) == {"Grad-CAM", "gradient"}

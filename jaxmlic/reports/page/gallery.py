@@ -63,9 +63,10 @@ def shown(mistakes: Mistakes, ap: np.ndarray, budget: int) -> list[int]:
 def build(member: Member, budget: int) -> tuple[dict, list[str]]:
     """The gallery of a member as JSON, and notes on what it lacks.
 
-    Returns {"images": [{"id", "truth", "top": [[label, score]], "path"?, "src"?, "maps"?: {name: map}, "steps"?:
-    [[label or -1 for END, probability, map?]], "class_maps"?: {label: {name: map}}}], "wrong", "missed": of each class
-    [[image, score]]}. A map is [rows, columns, base64 of uint8 row by row, [y, x] of its highest point in percent].
+    Returns {"images": [{"id", "truth", "top": [[label, score, whether it is predicted, 1, 0 or -1]], "path"?, "src"?,
+    "maps"?: {name: map}, "steps"?: [[label or -1 for END, probability, map]], "class_maps"?: {label: {name: map}}}],
+    "wrong", "missed": of each class [[image, score]]}. A map is [rows, columns, base64 of uint8 row by row, [y, x] of
+    its highest point in percent or None].
     """
     scores, labels = member.scores.scores, member.scores.labels
     mistakes = worst(scores, labels, member.predicted)
@@ -89,12 +90,12 @@ def build(member: Member, budget: int) -> tuple[dict, list[str]]:
 
 
 def _facts(member: Member, row: int) -> dict:
-    scores = member.scores.scores[row]
+    scores, labels = member.scores.scores[row], member.scores.labels[row]
     best = np.argsort(-scores, kind="stable")[:_TOP]
     return {
         "id": str(member.scores.ids[row]),
-        "truth": np.flatnonzero(member.scores.labels[row] == 1).tolist(),
-        "top": [[int(c), round(float(scores[c]), 3), int(member.predicted[row, c])] for c in best],
+        "truth": np.flatnonzero(labels == 1).tolist(),
+        "top": [[int(c), round(float(scores[c]), 3), int(member.predicted[row, c]), int(labels[c])] for c in best],
     }
 
 

@@ -84,7 +84,9 @@ def view_of(run: Run, split: str) -> loader.View:
 def _judge(path: Path, scores: ScoreFile, protocol: str) -> tuple[dict, np.ndarray]:
     """The numbers by a protocol, and what counts as predicted."""
     if metrics.get_protocol(protocol).decision == "path" and scores.chosen is None:
-        raise UserError(f"{path}: protocol 'path' counts the labels of a decoder, and there is none; give --protocol")
+        raise UserError(
+            f"{path}: protocol 'path' counts the labels of a decoder, and there is none; give --protocol=all_point"
+        )
     min_positives, untrained = ensemble.counted_classes(str(path), scores)
     classes = np.array([name not in untrained for name in scores.class_names], bool)
     given = {"threshold": scores.threshold, "chosen": scores.chosen}

@@ -265,8 +265,8 @@
     if (image.src) box.append(photo(image.src, alt, map));
     box.append(el("p", {}, el("strong", {}, `${image.id}`), ` score ${score}`));
     box.append(el("p", {}, "labels: ", words(image.truth)));
-    box.append(el("p", {}, "highest: ", image.top.flatMap(([label, value, chosen], i) => [
-      i ? ", " : "", el("span", { class: image.truth.includes(label) ? "true" : "false" }, `${name(label)} ${value.toFixed(1)}${image.truth.includes(label) ? " ✓" : " ✗"}${chosen ? "" : " (not predicted)"}`)])));
+    box.append(el("p", {}, "highest: ", image.top.flatMap(([label, value, predicted, truth], i) => [i ? ", " : "",
+      el("span", { class: ["false", "true"][truth] ?? "unknown" }, `${name(label)} ${value.toFixed(1)} ${["✗", "✓"][truth] ?? "?"}${predicted ? "" : " (not predicted)"}`)])));
     if (image.path) box.append(el("p", {}, "path: ", image.path.map(name).join(" → ") || "END at once"));
     if (image.steps) {
       const steps = image.steps.map(([label, probability, own], t) => {

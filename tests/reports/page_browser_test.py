@@ -60,6 +60,10 @@ def test_it_renders(page):
     assert sorted(page.locator("#table-classes tbody th").all_inner_texts()) == sorted([*NASTY, "dog", "cat", "2007"])
     assert page.locator("#gallery .card").count() > 4
     assert page.locator("b, i, main script").count() == 0
+    wider = (
+        "[...document.querySelectorAll('figure')].filter(f => f.querySelector('svg')?.clientWidth > f.clientWidth + 1)"
+    )
+    assert page.evaluate(f"{wider}.length") == 0
 
 
 def test_it_filters_by_class(page):

@@ -57,7 +57,13 @@
     const box = el("div", { role: "img", "aria-label": label });
     parent.append(el("figure", {}, el("figcaption", {}, label), box, numbers ? details(numbers) : null));
     const config = { responsive: true, displaylogo: false, displayModeBar: false };
-    Plotly.newPlot(box, traces, layout(more), config);
+    waiting.push(() => Plotly.newPlot(box, traces, layout(more), config));
+  }
+  // Plots take the width that their figure has beside all others of its part.
+  const waiting = [];
+  function show(part) {
+    part();
+    waiting.splice(0).forEach((draw) => draw());
   }
   function details({ caption, head, rows }) {
     const box = el("details", {}, el("summary", {}, "Numbers of this picture"));
@@ -125,7 +131,7 @@
       type: "button", "data-column": i, onclick: () => {
         state.down = i === state.sort ? !state.down : i > 0;
         state.sort = i;
-        drawClasses();
+        show(drawClasses);
         document.querySelector(`#table-classes [data-column="${i}"]`).focus();
       } }, title, i === state.sort ? (state.down ? " ▼" : " ▲") : "")));
     $("table-classes").replaceChildren(
@@ -300,7 +306,7 @@
     $("status").textContent = `${count} of ${data.classes.length} classes, ${state.runs.size} of ${data.runs.length} runs`;
   }
   const PARTS = [drawLearning, drawClasses, drawCurves, drawConfusion, drawGallery, drawGraph, drawEmbeddings];
-  const draw = () => { PARTS.forEach((part) => part()); status(); };
+  const draw = () => { PARTS.forEach(show); status(); };
 
   function options(select, entries, chosen) {
     select.replaceChildren(...entries.map(([value, text]) => el("option", { value, ...(value === chosen ? { selected: "" } : {}) }, text)));
@@ -328,17 +334,15 @@
     options($("overlay"), [["", "none"], ...[...forms].map((form) => [form, form])], forms.has("Grad-CAM") ? "Grad-CAM" : "");
     for (const [id, empty] of [["metric", !metrics.length], ["table", !tables.length], ["colouring", !tables.length], ["overlay", !forms.size]]) $(id).parentElement.hidden = empty;
     fillClasses();
-    let waiting = 0;
+    let typing = 0;
     $("find").addEventListener("input", () => {
-      clearTimeout(waiting);
-      waiting = setTimeout(() => { state.find = $("find").value; fillClasses(); draw(); }, 150);
+      clearTimeout(typing);
+      typing = setTimeout(() => { state.find = $("find").value; fillClasses(); draw(); }, 150);
     });
     $("class").addEventListener("change", () => { state.one = Number($("class").value); draw(); });
     $("filters").addEventListener("submit", (event) => event.preventDefault());
-    $("metric").addEventListener("change", drawLearning);
-    for (const id of ["table", "colouring"]) $(id).addEventListener("change", drawEmbeddings);
-    $("overlay").addEventListener("change", drawGallery);
-    $("graph-form").addEventListener("change", drawGraph);
+    const parts = [["metric", drawLearning], ["table", drawEmbeddings], ["colouring", drawEmbeddings], ["overlay", drawGallery], ["graph-form", drawGraph]];
+    for (const [id, part] of parts) $(id).addEventListener("change", () => show(part));
     dark.addEventListener("change", draw);
     draw();
     document.documentElement.dataset.ready = "";

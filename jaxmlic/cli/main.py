@@ -46,6 +46,10 @@ GROUPS = {
             "score files side by side: why they differ, intervals, paired tests",
         ),
     },
+    "looking": {
+        "report": ("jaxmlic.cli.analysis.report", "one HTML page about runs: numbers, mistakes, maps, label graph"),
+        "pointing": ("jaxmlic.cli.analysis.pointing", "say whether a run's maps point at the objects in the boxes"),
+    },
     "few labels": {
         "propagate": (
             "jaxmlic.cli.training.propagate",

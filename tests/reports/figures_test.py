@@ -158,7 +158,9 @@ def test_recall_by_area_of_a_run_is_the_evaluation_s(run, tmp_path, capsys):
     assert "written: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["per-class", "label-neighbours", "feature-maps", "saliency", "annotations"])
+@pytest.mark.parametrize(
+    "name", ["per-class", "label-neighbours", "feature-maps", "saliency", "grad-cam", "annotations"]
+)
 def test_figures_of_a_run(run, tmp_path, name):
     assert draw(run, tmp_path / "f.png", name, "--count=2") == 0
     with Image.open(tmp_path / "f.png") as image:
@@ -186,6 +188,7 @@ def test_the_list_needs_no_run(capsys):
         (["--figure=stage-attention"], "'linear' has no attention maps; it has feature_map"),
         (["--figure=image-neighbours"], "no space that images and labels share"),
         (["--figure=feature-maps", "--stage=conv9"], "stage 'conv9' is unknown"),
+        (["--figure=grad-cam", "--stage=stage1"], "stage that the head 'linear' reads 'stage1' is unknown"),
         (["--figure=per-class", "--split=dev"], "no split 'dev'"),
         (["--figure=per-class", "--out=f.pdf"], "ends in .png"),
         (["--figure=annotations", "--count=0"], "--count=0"),

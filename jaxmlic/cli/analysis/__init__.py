@@ -1,1 +1,1 @@
-"""Commands that compare what runs scored, and choose thresholds."""
+"""Commands that look into what runs scored: comparisons, thresholds, reports, maps."""

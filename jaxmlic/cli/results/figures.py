@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--protocol", help="how labels are decided (the run's config.eval.protocol)")
     parser.add_argument("--count", type=int, default=4, help="images of the split, those with two labels first (4)")
     parser.add_argument("--form", default="gradient", help=f"of attention and saliency: {', '.join(catalogue.FORMS)}")
-    parser.add_argument("--stage", default="", help="of the trunk, for feature-maps (the last)")
+    parser.add_argument("--stage", default="", help="of the trunk, for feature-maps and grad-cam (the last)")
     parser.add_argument("--table", default="", help="PAPER/NUMBER for printed-table, such as mscnn_lce_mic/V")
     parser.add_argument("--data-dir", help="where the data sets are now, if not where the run found them")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, or folders of them")

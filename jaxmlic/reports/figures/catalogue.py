@@ -30,7 +30,7 @@ class Request:
       protocol: None for the run's own.
       labels: names of labels; empty for the figure's own choice.
       form: one of FORMS.
-      stage: of the trunk; "" for the last.
+      stage: of the trunk, for feature maps and Grad-CAM; "" for the last.
       table: "PAPER/NUMBER".
     """
 
@@ -146,21 +146,33 @@ def _step_attention(run: Run, request: Request) -> Drawing:
 
 
 def _saliency(run: Run, request: Request) -> Drawing:
+    def maps_of(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return run.saliency(pixels, labels, request.form, attribution.strength)
+
+    return _label_maps(run, request, maps_of, _FORM_NAMES[request.form], looks.BLUR)
+
+
+def _grad_cam(run: Run, request: Request) -> Drawing:
+    def maps_of(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return run.grad_cam(pixels, labels, request.stage)
+
+    return _label_maps(run, request, maps_of, "Grad-CAM", 0.0)
+
+
+def _label_maps(
+    run: Run, request: Request, maps_of: Callable[[np.ndarray, np.ndarray], np.ndarray], what: str, blur: float
+) -> Drawing:
+    """Maps [N, h, w] of labels int [N] over pictures: of the labels that are named, else the three highest of each."""
     pictures, chosen = _pictures(run, request), _indices(run, request.labels)
     scores = np.asarray(run.predict_pixels(pictures.pixels).scores)
-    # The three highest of each image where no labels are named: [N, n].
-    columns = metrics.top_k(scores, 3) if chosen is None else np.tile(chosen, (len(scores), 1))
-    maps = [
-        attribution.strength(run.saliency(pictures.pixels, column, request.form)) for column in columns.T
-    ]  # a list over labels of [N, S, S]
+    columns = metrics.top_k(scores, 3) if chosen is None else np.tile(chosen, (len(scores), 1))  # [N, n]
+    maps = [maps_of(pictures.pixels, column) for column in columns.T]  # a list over labels of [N, h, w]
     titles = [
         [f"{run.class_names[i]} ({score:.2f})" for i, score in zip(row, own[row], strict=True)]
         for row, own in zip(columns, scores, strict=True)
     ]
-    title = (
-        f"{run.config.head}: {_FORM_NAMES[request.form]} of a label's score (in brackets), each map on its own scale"
-    )
-    return Drawing(looks.draw_heat(pictures.pixels, list(zip(*maps, strict=True)), titles, title))
+    title = f"{run.config.head}: {what} of a label's score (in brackets), each map on its own scale"
+    return Drawing(looks.draw_heat(pictures.pixels, list(zip(*maps, strict=True)), titles, title, blur))
 
 
 def _stage_attention(run: Run, request: Request) -> Drawing:
@@ -228,6 +240,7 @@ FIGURES = {
     "step-attention": Entry("where each step of a recurrent head looks", "CNN-RNN Fig. 10", _step_attention),
     "feature-maps": Entry("maps of a stage of the trunk", "CNN-LSTM-RMLC Fig. 2", _feature_maps),
     "saliency": Entry("pixels that a label's score depends on", "CNN-LSTM-RMLC Fig. 7 (d-f)", _saliency),
+    "grad-cam": Entry("regions that raise a label's score", "none of them", _grad_cam),
     "annotations": Entry(
         "images with true and predicted labels",
         "Multi-order RNN Fig. 4, CNN-RNN Fig. 6, CNN-LSTM-RMLC Fig. 7 (a-c)",

@@ -34,6 +34,7 @@ class _Place:
 
 
 _place = _Place()
+_asked = 0  # how often `Stop.now` was called in this process
 
 
 def index() -> int:
@@ -260,7 +261,7 @@ def leave(status: int) -> NoReturn:
 
 
 class Stop:
-    """A notice to leave (SIGTERM, Ctrl-C, a maintenance event), on which all processes agree at one step.
+    """A notice to leave (SIGTERM, Ctrl-C, a maintenance event), on which all processes agree at one place.
 
     A context manager. A second signal acts as usual with one process.
     """
@@ -288,11 +289,14 @@ class Stop:
         else:
             self.signal = number
 
-    def at(self, step: int) -> bool:
-        """Whether all processes leave after this step. To be asked once for each step, by all."""
+    def now(self) -> bool:
+        """Whether all processes leave here. All have to ask at the same places, such as after each step."""
+        global _asked
         if count() > 1 and self.signal is None:
             from jax.experimental import multihost_utils
 
-            if multihost_utils.reached_preemption_sync_point(step):
+            # Counted over all runs of the process: they agree on the number after the largest that any has reached.
+            _asked += 1
+            if multihost_utils.reached_preemption_sync_point(_asked):
                 self.signal = signal.SIGTERM
         return self.signal is not None

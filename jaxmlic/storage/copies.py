@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -185,11 +185,16 @@ class Mirror:
             files = {path.relative_to(self.path / name).as_posix(): path for path in _files(self.path / name)}
             sizes = {file: path.stat().st_size for file, path in files.items()}
             write_json(self._folder / f"{name}{LISTING}", sizes)
-        for name in whole.keys() - here:
-            whole[name].unlink(missing_ok=True)
+        self.forget(whole.keys() - here)
         for path in list(self._folder.iterdir()):
             if path.name.isdigit() and path.name not in here:
                 path.rmtree(missing_ok=True)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Removes subfolders from the bucket: what is here under their names is copied by the next `push`."""
+        for name in names:
+            (self._folder / f"{name}{LISTING}").unlink(missing_ok=True)
+            (self._folder / str(name)).rmtree(missing_ok=True)
 
     def _whole(self) -> dict[str, Path]:
         """{subfolder: the object that lists its files}."""

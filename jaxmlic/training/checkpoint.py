@@ -86,12 +86,18 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(self._local, options=options)
 
     def save(self, step: int, state: Any, iterator: Any, metrics: dict[str, float] | None = None) -> None:
-        """Saves `state` (a tree of arrays) and the position of the grain `iterator` under `step`, once.
+        """Saves `state` (a tree of arrays) and the position of the grain `iterator` under `step`, once; a checkpoint
+        without a score is replaced by one with it.
 
         Raises UserError when the disk is full; the checkpoints that were there stay.
         """
         if step in self.manager.all_steps():
-            return
+            if metrics is None or self.has_score(step):
+                return
+            self.wait()
+            self._guarded(lambda: self.manager.delete(step))
+            if self._mirror:
+                self._mirror.forget([str(step)])
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator))
         if self._mirror:
             self._copied.result()
@@ -112,6 +118,11 @@ class Checkpoints:
     def latest(self) -> int | None:
         """Step of the last whole checkpoint, or None."""
         return self.manager.latest_step()
+
+    def has_score(self, step: int) -> bool:
+        """Whether the checkpoint of a step has a score."""
+        self.wait()
+        return self.manager.metrics(step) is not None
 
     def best(self) -> int | None:
         """Step with the best metric; without any metric the last one; None without checkpoints."""
@@ -191,6 +202,8 @@ class Checkpoints:
         for step in steps if distributed.is_main() else ():
             places = (self._local / f"{step}.damaged{number or ''}" for number in itertools.count())
             (self._local / str(step)).rename(next(place for place in places if not place.exists()))
+            if self._mirror:
+                self._mirror.forget([str(step)])
         if steps:
             distributed.wait_for_all("damaged checkpoints")
 

@@ -99,7 +99,7 @@ class Group:
     def _loop(self, logs: list[metrics_log.MetricsLog], bar: progress.Progress, stop: distributed.Stop) -> None:
         trainer, every = self._trainer, self._trainer.every
         pending, clock, clock_step, saved = collections.deque(), time.monotonic(), self.step, time.monotonic()
-        stopped = stop.at(self.step)
+        stopped = stop.now()
         while self.step < trainer.total and not stopped and self._going():
             pending.append(self._take_step())
             self.step += 1
@@ -130,7 +130,7 @@ class Group:
                     self._save(values, logs)
                     saved = time.monotonic()
                 clock, clock_step = time.monotonic(), self.step
-            stopped = stop.at(self.step)
+            stopped = stop.now()
         if stopped:
             self._find_failures(bar)
             self._save({}, logs)

@@ -15,31 +15,12 @@ from jaxmlic.data import benchmark_facts, datasets
 from jaxmlic.errors import UserError
 from jaxmlic.evaluation import scoring
 from jaxmlic.experiments import step_costs
+from jaxmlic.experiments.devices import UTILISATION, Device
 from jaxmlic.inputs import Source, open_source
 from jaxmlic.models import trunks
 from jaxmlic.models.heads import contract
 from jaxmlic.training import optim, run_folder, starting_point, step
 from jaxmlic.training import state as state_lib
-
-UTILISATION = 0.4  # of a device's peak: what well-fed convolutional networks reach
-
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """A device by its data sheet: dense peak in FLOP/s for bfloat16 and for float32 as JAX computes it (TF32 on a GPU,
-    bfloat16 passes on a TPU), and bytes of memory."""
-
-    title: str
-    bfloat16: float
-    float32: float
-    memory: float
-
-
-DEVICES = {
-    "h100": Device("NVIDIA H100 SXM", 989e12, 494e12, 80e9),
-    "h200": Device("NVIDIA H200 SXM", 989e12, 494e12, 141e9),
-    "v5e": Device("TPU v5e", 197e12, 197e12, 16e9),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +72,15 @@ class Plan:
 
     def seconds(self, device: Device, dtype: str) -> float:
         """Of the whole training on such devices at UTILISATION of their peak; evaluation and input are not counted."""
-        return self.steps * self.flops / (self.devices * UTILISATION * getattr(device, dtype))
+        return self.steps * self.step_seconds(device, dtype)
+
+    def step_seconds(self, device: Device, dtype: str) -> float:
+        """Of a step's arithmetic."""
+        return self.flops / (self.devices * UTILISATION * getattr(device, dtype))
+
+    def link_seconds(self, device: Device) -> float:
+        """Of a step's collectives, were none hidden behind the arithmetic."""
+        return device.all_reduce_seconds(self.collective_bytes + self.gathered_bytes / 2, self.devices)
 
 
 def make(

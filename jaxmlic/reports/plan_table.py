@@ -13,7 +13,7 @@ def text(plan, config: ConfigDict, devices: Sequence) -> str:
     Args:
       plan: an `experiments.plan.Plan`.
       config: of the run.
-      devices: `experiments.plan.Device`s.
+      devices: `experiments.devices.Device`s.
     """
     dtype = config.model.get("dtype", "float32")
     rows = [
@@ -73,6 +73,46 @@ def sweep_text(plans: Mapping, devices: Sequence) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def growth_text(plans: Sequence, config: ConfigDict, devices: Sequence) -> str:
+    """Plans of one run on more and more devices, a table for each kind of device.
+
+    Args:
+      plans: `experiments.plan.Plan`s, of equal batches a device.
+      config: of the run on the fewest.
+      devices: `experiments.devices.Device`s.
+    """
+    dtype = config.model.get("dtype", "float32")
+    parts = [
+        f"{config.head}, {config.model.get('trunk', 'none')} ({dtype}), {plans[0].inputs}; {config.train.duration}; "
+        f"{plans[0].batch // plans[0].devices} images a device; arithmetic at 40 % of the peak"
+    ]
+    header = ["devices", "batch", "steps", "TFLOP/step", "GB/device", "summed MB"]
+    header += ["arithmetic ms", "links ms", "img/s a device", "binds", "training"]
+    for device in devices:
+        rows = []
+        for plan in plans:
+            arithmetic, links = plan.step_seconds(device, dtype), plan.link_seconds(device)
+            moved = plan.collective_bytes + plan.gathered_bytes
+            rows.append(
+                [
+                    f"{plan.devices:,}",
+                    f"{plan.batch:,}",
+                    f"{plan.steps:,}",
+                    f"{plan.flops / 1e12:,.1f}",
+                    f"{plan.memory / 1e9:.1f}",
+                    f"{moved / 1e6:.1f}",
+                    f"{1000 * arithmetic:.1f}",
+                    f"{1000 * links:.1f}",
+                    f"{plan.batch / plan.devices / max(arithmetic, links):,.0f}",
+                    "memory" if plan.memory > device.memory else "arithmetic" if arithmetic >= links else "links",
+                    _time(plan.steps * max(arithmetic, links)),
+                ]
+            )
+        parts.append(f"{device.title}\n{tables.table(rows, header=header)}")
+    parts.append(_list("problems", [f"{p.devices} devices: {problem}" for p in plans for problem in p.problems]))
+    return "\n\n".join(part for part in parts if part)
+
+
 def _memory(plan) -> str:
     return (
         f"{plan.memory / 1e9:.2f} GB at most: parameters, optimizer and gradients {plan.state_bytes / 1e9:.2f}, "
@@ -96,7 +136,7 @@ def _fits(plan, device) -> str:
 
 def _time(seconds: float) -> str:
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.{int(seconds < 2)}f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 

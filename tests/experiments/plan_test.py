@@ -10,6 +10,7 @@ from jaxmlic import sharding
 from jaxmlic.cli import main as cli
 from jaxmlic.data import benchmark_facts
 from jaxmlic.experiments import plan, sweep
+from jaxmlic.experiments.devices import DEVICES
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +88,28 @@ def test_flops_of_vgg16_are_those_of_its_layers(mesh):
 
 def test_time_is_flops_over_the_peak(mesh):
     found = plan.make(linear(), mesh, labels=5, images=80)
-    device = plan.DEVICES["h100"]
+    device = DEVICES["h100"]
     assert found.seconds(device, "bfloat16") == pytest.approx(found.steps * found.flops / (2 * 0.4 * 989e12))
     assert found.seconds(device, "float32") > found.seconds(device, "bfloat16")
+
+
+def test_rings_by_hand():
+    """8 GPUs of a node: each sends 2 * 7/8 of the bytes. 16 GPUs: an eighth goes on to the other node and back."""
+    gpu = DEVICES["h100"]
+    assert gpu.all_reduce_seconds(1e9, 1) == 0
+    assert gpu.all_reduce_seconds(1e9, 8) == pytest.approx(2 * 7 / 8 / 450)
+    assert gpu.all_reduce_seconds(1e9, 16) == pytest.approx(2 * 7 / 8 / 450 + 2 * (1 / 8) * (1 / 2) / 50)
+
+
+def test_growth(capsys):
+    """Equal images a device: the batch grows, steps fall, arithmetic stays; a row for each number of devices."""
+    command = ["plan", "--config=quickstart", "--labels=5", "--images=80", "--device=h100", "--devices=1,2,8"]
+    more = ["--config.train.batch_size=2", "--config.data.image_size=24", "--config.data.name=nowhere"]
+    assert cli.run([*command, *more, "--config.data.val_fraction=0", "--config.train.duration=2 epochs"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert [row[:3] for row in rows] == [["1", "2", "80"], ["2", "4", "40"], ["8", "16", "10"]]
+    assert rows[0][9] == "arithmetic" and float(rows[0][5]) == 0 and float(rows[2][5]) > 0
+    assert cli.run([*command[:-1], "--devices=1,x", *more]) == 2
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from jaxmlic import sharding
 from jaxmlic.cli.parser import Parser
 from jaxmlic.errors import UserError, check_least
 from jaxmlic.experiments import plan, sweep
+from jaxmlic.experiments.devices import DEVICES
 from jaxmlic.reports import plan_table
 
 
@@ -19,8 +20,14 @@ def main(argv: list[str]) -> int:
         epilog="Config fields can be set: --config.train.batch_size=256.",
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="experiment file")
-    parser.add_argument("--devices", type=int, default=1, metavar="N", help="devices that a batch is divided over (1)")
-    parser.add_argument("--device", choices=sorted(plan.DEVICES), help="estimate for this device alone")
+    parser.add_argument(
+        "--devices",
+        default="1",
+        metavar="N,...",
+        help="devices that a batch is divided over (1); several numbers: growth with as many images a "
+        "device as with the first",
+    )
+    parser.add_argument("--device", choices=sorted(DEVICES), help="estimate for this device alone")
     parser.add_argument("--sweep", action="store_true", help="a line for every entry of the experiment's sweep()")
     parser.add_argument("--only", default="", metavar="NAME,...", help="with --sweep: these entries")
     parser.add_argument("--weights", metavar="DIR", help="with --sweep: folder with a weight file for each trunk")
@@ -30,16 +37,25 @@ def main(argv: list[str]) -> int:
         "--compile", action="store_true", help="also compile the step, and count its collectives (minutes)"
     )
     options, overrides = parser.parse_known_args(argv)
-    check_least("--devices", options.devices, 1)
+    counts = _device_counts(options.devices)
+    if len(counts) > 1 and (options.sweep or options.compile):
+        raise UserError(f"--{'sweep' if options.sweep else 'compile'} goes with one number of --devices")
     for name in ("only", "weights"):
         if getattr(options, name) and not options.sweep:
             raise UserError(f"--{name} goes with --sweep")
-    devices = [plan.DEVICES[options.device]] if options.device else list(plan.DEVICES.values())
-    if jax.config.jax_num_cpu_devices < options.devices:
-        jax.config.update("jax_num_cpu_devices", options.devices)
-    mesh = sharding.make_mesh(jax.devices("cpu")[: options.devices])
+    devices = [DEVICES[options.device]] if options.device else list(DEVICES.values())
+    if jax.config.jax_num_cpu_devices < max(counts):
+        jax.config.update("jax_num_cpu_devices", max(counts))
+    mesh, *larger = (sharding.make_mesh(jax.devices("cpu")[:count]) for count in counts)
     sizes = {"labels": options.labels, "images": options.images, "compile_step": options.compile}
     config = config_lib.load(options.config, overrides)
+    if larger:
+        plans = [plan.make(config, mesh, **sizes)]
+        for wide in larger:
+            batch = config.train.batch_size * wide.size // mesh.size
+            plans.append(plan.make(config_lib.override(config, {"train.batch_size": batch}), wide, **sizes))
+        print(plan_table.growth_text(plans, config, devices))
+        return 2 if any(found.problems for found in plans) else 0
     if not options.sweep:
         found = plan.make(config, mesh, **sizes)
         print(plan_table.text(found, config, devices))
@@ -63,3 +79,13 @@ def main(argv: list[str]) -> int:
     if unplanned:
         raise UserError(f"{len(unplanned)} of {len(chosen)} entries cannot be planned: {'; '.join(unplanned)}")
     return 2 if any(found.problems for found, _ in plans.values()) else 0
+
+
+def _device_counts(text: str) -> list[int]:
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--devices={text!r}: expected a number, or several with commas between them") from None
+    for count in counts:
+        check_least("--devices", count, 1)
+    return counts

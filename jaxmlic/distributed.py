@@ -24,7 +24,9 @@ Result = TypeVar("Result")
 
 START_SECONDS = 300  # until all processes have found each other
 _TCP_SECONDS = 1.0
-_LAST_WORDS_SECONDS = 2.0
+_GRACE_SECONDS, _LAST_WORDS_SECONDS = 2.0, 4.0  # the second is longer: process 0 keeps what the others read
+_LAST_WORDS = "jaxmlic/last words"
+_FOREVER_MS = 10**9  # twelve days: asked again then
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,8 @@ class _Place:
 
 
 _place = _Place()
-_asked = 0  # how often `Stop.now` was called in this process
+_asked = _failures = 0  # how often `Stop.now` and `all_fail` were called in this process
+_complaint, _leaving = "a process ended", False
 
 
 def index() -> int:
@@ -108,6 +111,8 @@ def start(
 
         found = _Place(jax.process_index(), jax.process_count())
     _place = found
+    if count() > 1:
+        threading.Thread(target=_listen, args=[_client()], daemon=True).start()
     if not is_main():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (for the rest of the process)
 
@@ -239,25 +244,80 @@ def check_same(values: Mapping[str, str]) -> None:
                 )
 
 
-def describe_loss(error: Exception) -> str:
-    """A line for an error that came of another process that is gone; "" for any other error."""
+def describe_loss(error: Exception) -> tuple[str, int]:
+    """A line for an error that came of another process that is gone, and the exit status; ("", 0) for other errors."""
     text = " ".join(str(error).split())
     signs = ("Gloo", "Connection closed", "Connection reset", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat")
     if count() == 1 or not any(sign in text for sign in signs):
-        return ""
+        return "", 0
+    with contextlib.suppress(Exception):  # it did not say why, or the first process is gone
+        number, status, why = json.loads(_client().key_value_try_get(_LAST_WORDS))
+        return f"{why} (process {number} of {count()})", status
     return (
         f"process {index()} of {count()} lost another one, whose own output tells why; the same commands continue from "
-        f"the last checkpoint ({text[:200]})"
+        f"the last checkpoint ({text[:200]})",
+        1,
     )
 
 
+def complain(text: str) -> None:
+    """Prints a mistake; it is what the other processes print when this one leaves."""
+    global _complaint
+    _complaint = text
+    with contextlib.suppress(OSError):  # the disk of a log may be full
+        print(f"jaxmlic: {text}", file=sys.stderr, flush=True)
+
+
 def leave(status: int) -> NoReturn:
-    """Ends this process of several without waiting for the others, which may wait for it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """Ends this process of several without waiting for the others, which may wait for it: they end within seconds, with
+    the same status and complaint, unless they are about to leave themselves."""
+    global _leaving
+    _leaving = True
+    with contextlib.suppress(Exception):  # another one was first, or the first process is gone
+        _client().key_value_set(_LAST_WORDS, json.dumps([index(), status, _complaint]))
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     if is_main():  # the others end with it: let them print first
         time.sleep(_LAST_WORDS_SECONDS)
     os._exit(status)
+
+
+def end_all(text: str) -> NoReturn:
+    """Ends the job for a mistake that this process of several alone has met: the others may wait for it in any place."""
+    complain(text)
+    leave(2)
+
+
+def all_fail(seconds: float = 60.0) -> bool:
+    """Whether all processes have failed at the same place, so that they can go on together; True for one process."""
+    global _failures
+    if count() == 1:
+        return True
+    _failures += 1
+    try:
+        _client().wait_at_barrier(f"jaxmlic/failure {_failures}", int(1000 * seconds))
+    except Exception:  # jaxlib has its own types: somebody did not come, or is gone
+        return False
+    return True
+
+
+def _client() -> "jax.lib.xla_extension.DistributedRuntimeClient":
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def _listen(client: "jax.lib.xla_extension.DistributedRuntimeClient") -> None:
+    """Ends this process when another one says that it leaves."""
+    try:
+        number, status, text = json.loads(client.blocking_key_value_get(_LAST_WORDS, _FOREVER_MS))
+    except Exception:  # the job is at its end
+        return
+    time.sleep(_GRACE_SECONDS)  # the same may have happened here
+    if not _leaving:
+        complain(f"{text} (process {number} of {count()})")
+        os._exit(status)
 
 
 class Stop:
@@ -300,3 +360,14 @@ class Stop:
             if multihost_utils.reached_preemption_sync_point(_asked):
                 self.signal = signal.SIGTERM
         return self.signal is not None
+
+
+def stopped_status(number: int | None) -> int:
+    """The exit status of work that a signal ended after saving: 130 for Ctrl-C, else $JAXMLIC_STOPPED_STATUS or 0.
+
+    Kubernetes takes 0 for a job that is complete, and needs another one to start it again.
+    """
+    text = os.environ.get("JAXMLIC_STOPPED_STATUS") or "0"
+    if not text.isdecimal() or int(text) > 255:
+        raise UserError(f"$JAXMLIC_STOPPED_STATUS = {text!r}: an exit status from 0 to 255")
+    return 130 if number == signal.SIGINT else int(text)

@@ -68,7 +68,7 @@ def run(
         found, stopped = run_one(one, folder / f"round{number}", report)
         if found is None:
             report(f"stopped in round {number}; the same command continues there")
-            return 130 if stopped == 2 else 0
+            return distributed.stopped_status(stopped)
         rows.append(results.row(Entry(f"round{number}"), config.seed, found))
     results.write(folder, rows)
     report(results.table(rows))

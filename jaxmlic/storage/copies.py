@@ -129,13 +129,14 @@ class Appender:
         if is_bucket(path):
             self._parts = [self._path.read_text()] if self._path.exists() else []
         else:
-            self._file = self._path.open("a", encoding="utf-8")
+            self._file = self._path.open("ab", buffering=0)  # nothing is left to write when it is closed
 
     def write(self, text: str) -> None:
         """Adds text; OSError or UserError where it cannot be written."""
         if self._file is not None:
-            self._file.write(text)
-            self._file.flush()
+            rest = text.encode()
+            while rest:  # a disk that is nearly full takes a part
+                rest = rest[self._file.write(rest) :]
             return
         self._parts.append(text)
         self._changed = True

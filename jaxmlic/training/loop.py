@@ -146,18 +146,13 @@ class Trainer:
         With several processes a signal to any of them stops all at one step.
         profiled: steps to trace, as `profile.parse` gives them.
         """
-        distributed.check_same(run_folder.must_agree(self.config, self.train_view))
-        lock = distributed.all_or_none(lambda: run_folder.lock(self.workdir))
-        try:
-            return self._fit(profiled)
-        finally:
-            lock.close()
-
-    def _fit(self, profiled: tuple[int | None, int] | None) -> Outcome:
+        distributed.check_same(run_folder.must_agree(self.config, self.train_view, self.workdir))
         with contextlib.ExitStack() as opened:
-            return self._fit_with(opened, profiled)
+            lock = distributed.all_or_none(lambda: run_folder.lock(self.workdir))
+            opened.enter_context(contextlib.closing(lock))
+            return self._fit(opened, profiled)
 
-    def _fit_with(self, opened: contextlib.ExitStack, profiled: tuple[int | None, int] | None) -> Outcome:
+    def _fit(self, opened: contextlib.ExitStack, profiled: tuple[int | None, int] | None) -> Outcome:
         time_spent = opened.enter_context(
             contextlib.closing(goodput.Goodput(self.workdir, self.started, active=distributed.is_main()))
         )
@@ -166,6 +161,7 @@ class Trainer:
         notes = targets.keep(self.config, self.workdir, self.train_view)
         print(*notes, sep="\n", end="\n" if notes else "")
         distributed.wait_for_all("claimed")
+        distributed.all_or_none(lambda: run_folder.check_shared(self.workdir))
         readers = distributed.all_or_none(self.readers)
         batches = loader.train_iterator(
             readers[0],

@@ -63,7 +63,7 @@ class Group:
         self._predict_steps: dict[int | None, Callable] = {}  # by the axis of lanes of what they score
 
     def fit(self) -> int | None:
-        """Trains to the end, or until a signal, which saves first and is returned. Failed lanes know why."""
+        """Trains to the end, or until a signal, which saves first; returns one that came. Failed lanes know why."""
         total, batch = self._trainer.total, self._trainer.config.train.batch_size
         for lane, time_spent in zip(self.lanes, self._times, strict=True):
             run_folder.note_start(lane.workdir, lane.start)
@@ -91,7 +91,7 @@ class Group:
             for log, time_spent in zip(logs, self._times, strict=True):
                 log.close()
                 time_spent.close()
-        return stop.signal if self.step < total else None
+        return stop.signal
 
     def _going(self) -> list[tuple[int, Lane]]:
         return [(number, lane) for number, lane in enumerate(self.lanes) if not lane.failure]

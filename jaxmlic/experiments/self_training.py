@@ -14,7 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
-from jaxmlic import storage
+from jaxmlic import distributed, storage
 from jaxmlic.config import Entry
 from jaxmlic.errors import UserError
 from jaxmlic.experiments.pseudo_labels import propagate

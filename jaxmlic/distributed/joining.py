@@ -139,7 +139,7 @@ def _reach(host: str, port: int, end: float) -> None:
 @contextlib.contextmanager
 def _patience(seconds: float, message: str) -> Iterator[None]:
     """Ends the process with one line when the block takes too long. (JAX would abort it with a stack trace.)"""
-    timer = threading.Timer(max(0.1, seconds), _leave, [f"jaxmlic: {message} within {seconds:.0f} s"])
+    timer = threading.Timer(max(0.1, seconds), _leave, [f"{message} within {seconds:.0f} s"])
     timer.daemon = True
     timer.start()
     try:
@@ -149,5 +149,5 @@ def _patience(seconds: float, message: str) -> Iterator[None]:
 
 
 def _leave(message: str) -> NoReturn:
-    print(message, file=sys.stderr, flush=True)
+    ending.complain(message)
     os._exit(2)

@@ -82,7 +82,7 @@ class MetricsLog:
 
     def _check_events(self) -> None:
         if not self._writes_events():
-            raise UserError(f"{self.outbox.path}: events cannot be written; free some space and run again")
+            raise UserError(f"{self.outbox.path}: cannot be written; free some space and run again")
 
     @contextlib.contextmanager
     def _one_line(self, path: Path) -> Iterator[None]:

@@ -71,10 +71,17 @@ class MetricsLog:
             if self.trackers:
                 rest.callback(self.trackers.close)
             rest.callback(self.outbox.send)
-            if self._writes_events():
-                rest.enter_context(self._one_line(self.outbox.path))
-                rest.callback(self.events.close)
+            rest.callback(self._close_events)
             rest.callback(self.file.close)
+
+    def _close_events(self) -> None:
+        writer = self.events.file_writer.event_writer
+        try:
+            if self._writes_events():
+                with self._one_line(self.outbox.path):
+                    self.events.close()
+        finally:
+            writer._closed = True  # else it is tried again when the process ends, with a traceback
 
     def _writes_events(self) -> bool:
         """Whether TensorBoard's thread goes on: an error ends it, and nobody is told."""

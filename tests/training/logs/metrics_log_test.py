@@ -49,9 +49,12 @@ def test_a_full_disk_under_the_events_is_one_line_and_no_wait_for_ever(tmp_path)
     """TensorBoard's thread ends with the error; its queue would fill, and the next event would wait."""
     log = metrics_log.MetricsLog(tmp_path, 0)
     log.flush()
-    log.events.file_writer.event_writer._ev_writer._py_recordio_writer._writer = open("/dev/full", "wb", buffering=0)
+    records = log.events.file_writer.event_writer._ev_writer._py_recordio_writer
+    records._writer.close()
+    records._writer = open("/dev/full", "wb", buffering=0)
     with pytest.raises(UserError, match=r"tensorboard: .*cannot be written.*; free some space"):
         for step in range(1000):
             log.write(step, {"a": 1.0, "b": 2.0})
             time.sleep(0.01)
     log.close()
+    records._writer.close()

@@ -314,6 +314,48 @@ def test_sigterm_saves_and_the_same_command_continues(stopping_trainer, finished
     assert rows[0] == rows[1]
 
 
+def notice_in_evaluation(trainer, number, batch):
+    """Sends SIGTERM within a batch of the trainer's `number`th evaluation; returns the batches that it computes."""
+    predict, batches, calls = trainer.predict_step, [], []
+    validate = trainer.validate
+
+    def counted(*args):
+        calls.append(1)
+        return validate(*args)
+
+    def predict_then_signal(variables, images):
+        if len(calls) == number:
+            batches.append(1)
+            if len(batches) == batch:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return predict(variables, images)
+
+    trainer.validate, trainer.predict_step = counted, predict_then_signal
+    return batches
+
+
+@pytest.mark.parametrize(("number", "step"), [(1, 4), (4, 16)], ids=["the first evaluation", "the last one"])
+def test_sigterm_ends_an_evaluation_that_the_same_command_repeats(number, step, finished_run, data_dir, tmp_path):
+    config = tiny_config(data_dir, **{"train.eval_batch_size": 8})
+    workdir = tmp_path / "run"
+    trainer = loop.Trainer(config, str(workdir))
+    batches = notice_in_evaluation(trainer, number, 1)
+    assert trainer.fit() == loop.Outcome(step, False, signal.SIGTERM)
+    assert len(batches) == 1 < len(trainer.val_view) / 8  # the others were not computed
+    assert run_folder.result(workdir) is None and not Checkpoints(workdir, read_only=True).has_score(step)
+    assert not [row for row in metrics_log.read(workdir) if row["step"] == step and "val/protocol" in row]
+    # Ended again, and at last complete: nothing is missing, and nothing stands there twice.
+    again = loop.Trainer(config, str(workdir))
+    notice_in_evaluation(again, 1, 1)
+    assert again.fit() == loop.Outcome(step, False, signal.SIGTERM)
+    assert loop.Trainer(config, str(workdir)).fit() == loop.Outcome(16, True)
+    rows = [without_rate(metrics_log.read(folder)) for folder in (workdir, finished_run)]
+    assert rows[0] == rows[1]
+    assert run_folder.result(workdir) == run_folder.result(finished_run)
+    kept = [sorted(p.name for p in (folder / "checkpoints").iterdir()) for folder in (workdir, finished_run)]
+    assert kept[0] == kept[1]
+
+
 def test_nan_stops_the_run_says_where_and_spares_the_checkpoint(data_dir, tmp_path):
     trainer = loop.Trainer(tiny_config(data_dir), str(tmp_path / "run"))
     jitted = trainer.train_step

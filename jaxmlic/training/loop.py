@@ -200,6 +200,8 @@ class Trainer:
         with distributed.Stop() as stop:
             work = _Work(iterator, readers[1], checkpoints, log, bar, stop, time_spent, trace)
             outcome = self._loop(state, start, work)
+        if line := trace.stop():
+            bar.write(line)
         with time_spent.span("saving"):
             checkpoints.wait()
         bar.write(f"time: {time_spent.text()}")

@@ -1,5 +1,6 @@
 """metrics.jsonl after kills, and what it holds."""
 
+import io
 import json
 import time
 
@@ -51,7 +52,7 @@ def test_a_full_disk_under_the_events_is_one_line_and_no_wait_for_ever(tmp_path)
     log.flush()
     records = log.events.file_writer.event_writer._ev_writer._py_recordio_writer
     records._writer.close()
-    records._writer = open("/dev/full", "wb", buffering=0)
+    records._writer = io.FileIO("/dev/full", "w")
     with pytest.raises(UserError, match=r"tensorboard: .*cannot be written.*; free some space"):
         for step in range(1000):
             log.write(step, {"a": 1.0, "b": 2.0})

@@ -80,6 +80,7 @@ class Plan:
 
     def link_seconds(self, device: Device) -> float:
         """Of a step's collectives, were none hidden behind the arithmetic."""
+        # A gather is the second half of an all-reduce.
         return device.all_reduce_seconds(self.collective_bytes + self.gathered_bytes / 2, self.devices)
 
 

@@ -164,7 +164,8 @@ def test_the_mesh_equals_pmap(plain_trainer):
     state = jax.tree.map(lambda x: np.stack([np.asarray(x)] * 8), trainer.initial_state())
     for batch in batches:
         state = jax.pmap(step, axis_name="data")(state, {k: v.reshape(8, 2, *v.shape[1:]) for k, v in batch.items()})
-    assert_close({k: np.asarray(v[3]) for k, v in optim.flatten(state.params).items()}, expected, atol=1e-5)
+    # Adam divides by gradients near zero, and devices sum in the order in which they come: 2e-5 was seen once.
+    assert_close({k: np.asarray(v[3]) for k, v in optim.flatten(state.params).items()}, expected, atol=1e-4)
 
 
 class Normed(nn.Module):

@@ -6,6 +6,7 @@ cannot write, so there it works in a local folder, whose step folders are copied
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -42,13 +43,20 @@ class Damaged(UserError):
 
 
 def check_place(workdir: str | Path) -> None:
-    """UserError where checkpoints cannot be written: no permission in a bucket, several processes and s3://."""
+    """UserError where checkpoints cannot be written: no permission, several processes and s3://."""
     storage.check_writable(workdir)
+    _check_access(workdir, os.R_OK | os.W_OK | os.X_OK, "written")
     if _needs_mirror(workdir) and distributed.count() > 1:
         raise UserError(
             f"{workdir}: the checkpoints of {distributed.count()} processes cannot be written to s3://; use a "
             "--workdir in gs:// or in a folder that all of them share"
         )
+
+
+def _check_access(workdir: str | Path, mode: int, what: str) -> None:
+    folder = storage.resolve(workdir) / FOLDER
+    if not storage.is_bucket(workdir) and os.path.isdir(folder) and not os.access(folder, mode):
+        raise UserError(f"{folder}: cannot be {what} (Permission denied); run as its owner, or change its permissions")
 
 
 def _needs_mirror(workdir: str | Path) -> bool:
@@ -74,6 +82,8 @@ class Checkpoints:
             self._mirror.pull()
         if read_only and not self.folder.is_dir():
             raise UserError(f"{workdir} holds no checkpoints; train there first: jaxmlic train --workdir={workdir} ...")
+        if read_only:
+            _check_access(workdir, os.R_OK | os.X_OK, "read")
         best = _policy.BestN(get_metric_fn=lambda metrics: metrics[metric], n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_policy.AnyPreservationPolicy([_policy.LatestN(2), best]),

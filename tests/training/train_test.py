@@ -17,7 +17,7 @@ from conftest import tiny_config
 from jaxmlic import losses, sharding
 from jaxmlic.errors import UserError
 from jaxmlic.inputs import open_source
-from jaxmlic.training import loop, optim, run_folder
+from jaxmlic.training import checkpoint, loop, optim, run_folder
 from jaxmlic.training import state as state_lib
 from jaxmlic.training import step as step_lib
 from jaxmlic.training.checkpoint import Checkpoints
@@ -511,3 +511,19 @@ def test_a_run_knows_where_it_came_from_and_where_its_time_went(finished_run):
     seconds = {key.removeprefix("goodput/"): value for key, value in rows[-1].items() if key.startswith("goodput/")}
     assert all(seconds[kind] > 0 for kind in ("steps", "input", "evaluation", "saving", "compiling", "starting"))
     assert seconds["redone"] == seconds["away"] == 0
+
+
+def test_checkpoints_without_permission_are_one_line(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint.check_place(tmp_path)
+    # Root may do everything, so that the system's answer is changed and not the folder.
+    monkeypatch.setattr(
+        checkpoint.os, "access", lambda path, mode: not (mode & denied and str(path).endswith("points"))
+    )
+    denied = os.W_OK
+    Checkpoints(tmp_path, read_only=True)
+    with pytest.raises(UserError, match=r"checkpoints: cannot be written \(Permission denied\)"):
+        checkpoint.check_place(tmp_path)
+    denied = os.R_OK
+    with pytest.raises(UserError, match=r"checkpoints: cannot be read \(Permission denied\)"):
+        Checkpoints(tmp_path, read_only=True)

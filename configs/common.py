@@ -80,7 +80,7 @@ def base() -> ConfigDict:
     config.augment.mixup = "off"
 
     config.optim = ConfigDict()
-    # "adamw", "adam", "sgd", "sgd_nesterov" or "rmsprop"; L2 is coupled except in adamw
+    # "adamw", "adam", "sgd", "sgd_nesterov" or "rmsprop"; L2 is coupled except in adamw. "none" for heads without steps
     config.optim.name = "adamw"
     config.optim.lr = 1e-3  # peak learning rate
     config.optim.schedule = "cosine"  # "cosine", "one_cycle", "constant" or "step"

@@ -117,7 +117,9 @@ def make(
     labels, images = _sizes(config, labels, images)
     source, notes = _source(config)
     head = contract.find(config.head)
-    model = head.Model(labels, **config.model)
+    if contract.has_closed_form(head):
+        raise UserError(f"config.head = {config.head!r} is fitted at once: there are no steps to plan")
+    model = contract.make_model(head, config, labels, images)
     tx, multipliers, _, total = state_lib.optimizer(config, model, source.example(), images)
     state = state_lib.abstract(config, model, source.example(), images, mesh, config.train.shard_state)
     batch = _batch(config, source, labels, mesh)
@@ -245,7 +247,7 @@ def _frozen_problems(config, model, source, multipliers, first_stage: ConfigDict
         before = run_folder.load(config.start_from).config
     copied = set()
     if before is not None:
-        other = contract.find(before.head).Model(model.num_labels, **before.model)
+        other = contract.make_model(contract.find(before.head), before, model.num_labels, 1)
         theirs = state_lib.parameter_shapes(other, source.example())
         copied = {name for name, shape in mine.items() if theirs.get(name) == shape}
     has_trunk_weights = bool(config.pretrained) or not trunks.has_pretrained(config.model.trunk)

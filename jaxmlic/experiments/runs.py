@@ -50,7 +50,7 @@ def store_features(config: ConfigDict, report: Callable[[str], None] = lambda li
     """
     sharding.use_cpu_devices(config.train.cpu_devices, config.train.batch_size)  # before anything is computed
     dataset = datasets.load(config.data.name, config.data.dir or None)
-    model = contract.find(config.head).Model(len(dataset.class_names), **config.model)
+    model = contract.make_model(contract.find(config.head), config, len(dataset.class_names), 1)
     names = state_lib.parameter_names(model, open_source(config).example())
     return compute.compute(config, optim.multipliers(config.optim.groups, names), report)
 

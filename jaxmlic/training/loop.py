@@ -20,7 +20,7 @@ from jaxmlic.errors import check_least
 from jaxmlic.evaluation import scoring
 from jaxmlic.inputs import open_source
 from jaxmlic.models.heads import contract
-from jaxmlic.training import optim, run_folder, starting_point, targets
+from jaxmlic.training import closed_form, optim, run_folder, starting_point, targets
 from jaxmlic.training import state as state_lib
 from jaxmlic.training.checkpoint import Checkpoints, check_place
 from jaxmlic.training.logs import goodput, metrics_log, profile, trackers
@@ -70,7 +70,7 @@ class Trainer:
         self.train_view, self.val_view = targets.training_views(config, self.dataset, self.workdir)
         self.trained_classes = targets.trained_classes(self.train_view)
         self.head = contract.find(config.head)
-        self.model = self.head.Model(len(self.dataset.class_names), **config.model)
+        self.model = contract.make_model(self.head, config, len(self.dataset.class_names), len(self.train_view))
         self.tx, self.multipliers, self.learning_rate, self.total = state_lib.optimizer(
             config, self.model, self.source.example(), len(self.train_view)
         )
@@ -87,13 +87,23 @@ class Trainer:
             config, self.model, self.source.example(), examples, self.mesh, config.train.shard_state
         )
         self.place = jax.tree.map(lambda x: x.sharding, shapes)  # of the state's arrays
-        self.train_step = jax.jit(
-            make_step_fn(self.head, self.model, config, self.source, self.tx, self.multipliers, examples, self.mesh),
-            in_shardings=(self.place, sharding.split(self.mesh)),
-            out_shardings=(self.place, whole),
-            donate_argnums=0,
-            compiler_options=compiler_options(config),
-        )
+        self.step_examples = config.train.batch_size
+        closed_form.check(config, self.head, self.multipliers, self.total)
+        if contract.has_closed_form(self.head):
+            self.step_examples = examples
+            self.train_step = closed_form.make_step(
+                config, self.head, self.model, self.source, self.train_view, self.mesh, self.workdir
+            )
+        else:
+            self.train_step = jax.jit(
+                make_step_fn(
+                    self.head, self.model, config, self.source, self.tx, self.multipliers, examples, self.mesh
+                ),
+                in_shardings=(self.place, sharding.split(self.mesh)),
+                out_shardings=(self.place, whole),
+                donate_argnums=0,
+                compiler_options=compiler_options(config),
+            )
         self.eval_variables = state_lib.eval_variables
         if config.train.shard_state:
             self.eval_variables = jax.jit(state_lib.eval_variables, out_shardings=whole)
@@ -199,7 +209,7 @@ class Trainer:
         log = opened.enter_context(
             contextlib.closing(metrics_log.MetricsLog(self.workdir, start, distributed.is_main(), tracked))
         )
-        batch = self.config.train.batch_size
+        batch = self.step_examples
         # In a log the lines are those of `log_every`.
         bar = opened.enter_context(
             progress.Progress("train", self.total * batch, "img", done=start * batch, log_seconds=math.inf)
@@ -235,7 +245,7 @@ class Trainer:
             state, scalars = self.train_step(state, batch)
             pending.append(scalars)
             step += 1
-            bar.advance(self.config.train.batch_size)
+            bar.advance(self.step_examples)
             if len(pending) > 2:  # let the host run two steps ahead, no further: batches wait in device memory
                 jax.block_until_ready(pending[-3]["loss"])
             if line := work.trace.after(step, scalars):
@@ -244,7 +254,7 @@ class Trainer:
             if step % self.every["log"] == 0 or end:
                 seconds, clock = time.monotonic() - clock, time.monotonic()
                 row = self._means(pending, step)
-                row["img_per_s"] = (step - clock_step) * self.config.train.batch_size / seconds
+                row["img_per_s"] = (step - clock_step) * self.step_examples / seconds
                 pending.clear()
                 clock_step = step
                 check_finite(state.guard, self.trainable)
@@ -297,7 +307,7 @@ class Trainer:
         """Means since the last report. The only place where the loop waits for numbers from the device."""
         rows = jax.device_get(list(pending))
         means = {f"train/{name}": float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        epoch = step * self.config.train.batch_size / len(self.train_view)
+        epoch = step * self.step_examples / len(self.train_view)
         return {"epoch": epoch, **means, "train/lr": float(self.learning_rate(step - 1))}
 
     def _headline(self, scores: dict) -> str:

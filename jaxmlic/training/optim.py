@@ -79,6 +79,8 @@ def make(
     Order: clip the global norm, (coupled L2), the optimizer's own scaling, (adamw's decoupled decay), the group's
     multiplier, the learning rate.
     """
+    if config.name == "none":  # heads with a closed form
+        return optax.set_to_zero()
     trainable = {name: rate for name, rate in multipliers.items() if rate is not None}
     try:
         decayed = {name: re.fullmatch(config.decay, name) is not None for name in trainable}
@@ -95,7 +97,7 @@ def make(
         "sgd_nesterov": (decay, optax.trace(config.momentum, nesterov=True)),
         "rmsprop": (decay, optax.scale_by_rms(decay=config.beta2, eps=config.eps), optax.trace(config.momentum)),
     }
-    check_choice("optim.name", config.name, chains)
+    check_choice("optim.name", config.name, (*chains, "none"))
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     scaled = optax.stateless(lambda updates, _: {name: u * trainable[name] for name, u in updates.items()})
     return optax.chain(*clip, *chains[config.name], scaled, optax.scale_by_learning_rate(learning_rate))

@@ -54,7 +54,7 @@ def restore(workdir: str | Path, mesh: jax.sharding.Mesh | None = None, step: in
         mesh = sharding.make_mesh()
     source = open_source(config)
     head = contract.find(config.head)
-    model = head.Model(len(record.class_names), **config.model)
+    model = contract.make_model(head, config, len(record.class_names), record.num_train)
     checkpoints = Checkpoints(record.workdir, config.eval.metric, read_only=True)
     steps = checkpoints.steps()
     if step is not None and step not in steps:

@@ -147,6 +147,11 @@ def with_constants(state: TrainState, values: dict) -> TrainState:
     return state.replace(constants=_cast(dict(values), state.constants))
 
 
+def with_fitted(state: TrainState, params: dict) -> TrainState:
+    """The state after a fit at once: `params` in place of the head's, one step taken."""
+    return state.replace(step=state.step + 1, params=state.params | _cast(params, {k: state.params[k] for k in params}))
+
+
 def copy_matching(state: TrainState, variables: dict, only: str = "") -> tuple[TrainState, list[str]]:
     """The state with every parameter and statistic of `variables` that has its name and shape, and their names.
 

@@ -15,6 +15,11 @@ and, where the model declares variables in the collection "constants" (names, sh
   constants(config, statistics) -> (dict of numpy arrays, list of notes): their values, from the training split, and
     lines about them for the user. They are made once, saved with every checkpoint and never trained: an order of the
     labels, an adjacency, word vectors.
+and, in place of `loss_fn`, where the parameters have a closed form and training takes no steps,
+  describe_fn(model, variables, images) -> a tree of float32 arrays [B, ...]: what the fit reads of each image;
+  fit_fn(model, described, labels, seed, report) -> Fitted: described is that tree of all N training images, view 0 of
+    each, numpy [N, ...]; labels int8 [N, C]; `report` takes lines about the progress. The Model has a field
+    `num_train`, N. The trunk stays as it is.
 and, where the head decides in steps,
   trace_fn(model, variables, images) -> Trace: what `jaxmlic predict --trace` shows of them;
   step_logits_fn(model, variables, images) -> (logits float32 [B, T, K], taken int32 [B, T]): the same steps as logits
@@ -35,9 +40,11 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+import flax.linen as nn
 import flax.struct
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxmlic.errors import UserError, unknown
 
@@ -96,6 +103,23 @@ class Prediction:
     path: jax.Array | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What a closed form gives.
+
+    Attributes:
+      params: the head's parameters by name, those of the trunk left out.
+      scores: float32 [N, C] logits of the training images, each from a fit that had not seen it.
+      numbers: to log.
+      notes: lines for the user.
+    """
+
+    params: dict[str, np.ndarray]
+    scores: np.ndarray
+    numbers: dict[str, float]
+    notes: list[str]
+
+
 @flax.struct.dataclass
 class Trace:
     """How a head came to its labels step by step.
@@ -121,6 +145,17 @@ def apply_loss(
     """The head's `loss_fn` with the options of config.loss, and with a key where it takes one."""
     drawn = {"key": key} if "key" in inspect.signature(head.loss_fn).parameters else {}
     return head.loss_fn(outputs, labels, **drawn, **options)
+
+
+def has_closed_form(head: ModuleType) -> bool:
+    """Whether the head is fitted at once and not trained in steps."""
+    return hasattr(head, "fit_fn")
+
+
+def make_model(head: ModuleType, config: ConfigDict, num_labels: int, num_train: int) -> nn.Module:
+    """The head's Model for the config, C labels and a training split of N images."""
+    kept = {"num_train": num_train} if has_closed_form(head) else {}
+    return head.Model(num_labels, **kept, **config.model)
 
 
 def find(name: str) -> ModuleType:

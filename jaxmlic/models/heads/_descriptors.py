@@ -1,0 +1,81 @@
+"""What heads without training steps read of an image: one descriptor, or one for each of several stages, as a point."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxmlic.errors import UserError, check_choice
+from jaxmlic.kernels import Embedding, embed, fit_embedding
+from jaxmlic.models import trunks
+from jaxmlic.models.heads.contract import STORABLE_POOLS, Reads
+from jaxmlic.models.layers.pooling import POOLS
+
+
+class DescriptorModel(nn.Module):
+    """The fields that these heads share, and the way from images to points.
+
+    Attributes:
+      num_labels: C.
+      num_train: N, images of the training split, which the head keeps.
+      trunk, batch_norm, dtype: as of the linear head; the trunk is frozen.
+      pool: "avg" or "max" over the positions of the feature map, or of the last stage.
+      stages: stages of the trunk in place of the feature map, one descriptor each: the last one pooled, of each other
+        one the mean and the deviation of its channels, standardised over the training images. () for the feature map.
+      weights: of the descriptors, in their order; () for equal ones.
+    """
+
+    num_labels: int
+    num_train: int = 1
+    trunk: str = "small_cnn"
+    pool: str = "avg"
+    stages: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    batch_norm: str = "train"
+    dtype: str = "float32"
+
+    def descriptors(self, images: jax.Array | trunks.StoredMaps) -> list[jax.Array]:
+        """One or more descriptors float32 [B, D_m] of images; for use inside a compact method."""
+        check_choice("model.pool", self.pool, STORABLE_POOLS)
+        options = {"name": self.trunk, "dtype": self.dtype, "batch_norm": self.batch_norm, "frozen": True}
+        if not self.stages:
+            maps = [trunks.feature_map(images, False, **options)]
+        else:
+            maps = list(trunks.stages(images, False, self.stages, **options).values())
+        maps = [x.astype(jnp.float32) for x in maps]
+        spread = [jnp.concatenate([x.mean((1, 2)), x.std((1, 2))], axis=1) for x in maps[:-1]]
+        return [*spread, POOLS[self.pool](maps[-1])]
+
+    def points(self, found: Sequence[jax.Array], unit: bool) -> jax.Array:
+        """Points float32 [B, D] of descriptors; see `kernels.points`."""
+        dim = sum(x.shape[1] for x in found)
+        embedding = Embedding(
+            self.param("centre", nn.initializers.zeros, (dim,)),
+            self.param("scale", nn.initializers.ones, (dim,)),
+            self.param("factor", nn.initializers.ones, (len(found),)),
+        )
+        return embed(embedding, found, unit=unit)
+
+    def fitted_points(self, found: Sequence[np.ndarray], unit: bool) -> tuple[dict[str, np.ndarray], jax.Array]:
+        """The parameters that `points` reads, from the training images' descriptors, and their points [N, D]."""
+        if self.weights and (len(self.weights) != len(found) or min(self.weights) <= 0):
+            raise UserError(
+                f"config.model.weights = {tuple(self.weights)}: {len(found)} descriptors need as many weights above 0"
+            )
+        standardise = (True,) * (len(found) - 1) + (False,)
+        embedding = fit_embedding(found, tuple(self.weights), unit=unit, standardise=standardise)
+        params = {"centre": embedding.centre, "scale": embedding.scale, "factor": embedding.factor}
+        return params, jax.jit(lambda e, x: embed(e, x, unit=unit))(embedding, list(found))
+
+
+def reads(model: ConfigDict) -> Reads:
+    """The pooled feature map, or the named stages."""
+    return Reads(stages=tuple(model.stages)) if model.stages else Reads(pool=model.pool)
+
+
+def describe_fn(model: DescriptorModel, variables: dict, images: jax.Array | trunks.StoredMaps) -> list[jax.Array]:
+    """The descriptors float32 [B, D_m] of images: what the fit reads of them."""
+    return model.apply(variables, images)["descriptors"]

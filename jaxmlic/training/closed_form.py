@@ -1,0 +1,124 @@
+"""Training of heads that are fitted at once: the one step of such a run, whose batch is the whole training split."""
+
+from pathlib import Path
+from types import ModuleType
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxmlic import distributed, progress, sharding, storage
+from jaxmlic.data import loader
+from jaxmlic.errors import UserError
+from jaxmlic.evaluation import score_file, scoring
+from jaxmlic.evaluation.score_file import ScoreFile
+from jaxmlic.inputs import Source, eval_inputs
+from jaxmlic.models.heads import contract
+from jaxmlic.training import run_folder
+from jaxmlic.training import state as state_lib
+from jaxmlic.training.step import Step
+
+OUT_OF_FOLD = "out_of_fold"  # scores/train.out_of_fold.npz
+
+
+def check(config: ConfigDict, head: ModuleType, multipliers: dict[str, float | None], total: int) -> None:
+    """UserError for fields that do not go with a head that has a closed form, or one that has none.
+
+    multipliers: learning-rate multiplier of every parameter, None = frozen. total: steps of the training.
+    """
+    fits = contract.has_closed_form(head)
+    if fits != (config.optim.name == "none"):
+        what = "is fitted at once: set it to 'none'" if fits else "is trained in steps: name an optimizer"
+        raise UserError(f"config.optim.name = {config.optim.name!r}, but config.head = {config.head!r} {what}")
+    if not fits:
+        return
+    if total != 1:
+        raise UserError(
+            f"config.train.duration = {config.train.duration!r}: a head that is fitted at once takes '1 steps'"
+        )
+    trunk = {name: rate for name, rate in multipliers.items() if name.startswith("trunk/")}
+    if any(rate is not None for rate in trunk.values()) or any(
+        rate is None for name, rate in multipliers.items() if name not in trunk
+    ):
+        raise UserError(
+            "a head that is fitted at once learns all of its own parameters and none of the trunk's: set "
+            "config.optim.groups=(('trunk/.*', None), ('.*', 1.0))"
+        )
+    if config.optim.ema:
+        raise UserError("config.optim.ema averages steps, and a head that is fitted at once has none: set it to 0.0")
+
+
+def make_step(
+    config: ConfigDict,
+    head: ModuleType,
+    model: nn.Module,
+    source: Source,
+    view: loader.View,
+    mesh: jax.sharding.Mesh,
+    workdir: str | Path,
+) -> Step:
+    """(state, batch) -> (state, scalars) for a head with `fit_fn`. The batch is not read: all of the view is.
+
+    The scores of held-out training images go to scores/train.out_of_fold.npz of the run folder.
+    Raises UserError for weighted examples, for parameters that are not finite.
+    """
+    if view.targets is not None and view.targets.weights is not None:
+        raise UserError(f"config.head = {config.head!r} takes no weights of examples (config.data.pseudo_labels)")
+    describe = jax.jit(
+        lambda variables, inputs: head.describe_fn(model, variables, inputs),
+        in_shardings=(sharding.replicated(mesh), sharding.split(mesh)),
+        out_shardings=sharding.split(mesh),
+    )
+
+    def read(state: state_lib.TrainState) -> dict:
+        """What `describe_fn` gives of every image, as evaluation sees it, numpy [N, ...]."""
+        reader, parts = source.validation_reader(view), []
+        batches = loader.eval_batches(
+            reader,
+            scoring.batch_size_for(config, mesh),
+            threads=config.data.threads,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        with progress.Progress("describing", len(view), transient=True) as bar:
+            for batch in batches:
+                arrays = sharding.put(batch, mesh)
+                found = describe(state_lib.eval_variables(state), eval_inputs(arrays))
+                keep = sharding.gather(arrays["mask"])
+                parts.append(jax.tree.map(lambda x, keep=keep: sharding.gather(x)[keep], found))
+                bar.advance(int(keep.sum()))
+        return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+    def step(state: state_lib.TrainState, batch: dict) -> tuple[state_lib.TrainState, dict]:
+        del batch
+        labels = loader.replace_unknown(view.labels, config.data.difficult)
+        with progress.Progress("fitting", 1, "fits", transient=True) as bar:
+            fitted = head.fit_fn(model, read(state), labels, config.seed, bar.write)
+            for note in fitted.notes:
+                bar.write(note)
+        bad = [name for name, value in fitted.params.items() if not np.isfinite(np.asarray(value)).all()]
+        if bad:
+            raise UserError(
+                f"the fit gave values that are not finite ({bad[0]}): use larger ridges or float32 features"
+            )
+        if distributed.is_main():
+            held_out = ScoreFile(
+                fitted.scores,
+                view.labels,
+                view.ids,
+                list(view.dataset.class_names),
+                config.to_dict(),
+                config.eval.protocol,
+                view.split,
+                extra={"step": 1, "held_out": True},
+            )
+            path = storage.to_path(workdir) / run_folder.SCORES / f"{view.split.replace('/', '__')}.{OUT_OF_FOLD}.npz"
+            score_file.save(path, held_out)
+        known = labels >= 0
+        # Of the held-out images: binary cross-entropy over the known labels.
+        loss = np.logaddexp(0, np.where(labels == 1, -fitted.scores, fitted.scores))[known].mean()
+        scalars = {"loss": loss, **fitted.numbers}
+        return state_lib.with_fitted(state, fitted.params), {k: np.float32(v) for k, v in scalars.items()}
+
+    return step

@@ -1,6 +1,7 @@
-"""Kernel ridge regression on a frozen EfficientNet-Lite0: fitted at once, ridge and bandwidth by held-out images.
+"""Kernel ridge regression on a frozen EfficientNet-Lite0, fitted at once; 2PKNN and TagProp on the same features.
 
-Arguments:  dataset=corel5k | voc2007_subset | <any prepared data set>,  size=<side>,  smoke
+Arguments:  dataset=corel5k | voc2007_subset | <any prepared data set>,  head=kernel_ridge | two_pass_knn | tagprop,
+            size=<side>,  smoke
 Commands:   jaxmlic features --config=kernel_ridge:dataset=corel5k --config.pretrained=efficientnet_lite0_imagenet.npz
             jaxmlic train --config=kernel_ridge:dataset=corel5k --workdir=runs/corel5k_ridge \\
                 --config.pretrained=efficientnet_lite0_imagenet.npz --config.data.source=features
@@ -16,9 +17,9 @@ from jaxmlic import config as config_lib
 
 
 def get_config(arg=None):
-    arg = config_lib.parse_arg(arg, dataset="corel5k", size=0)
+    arg = config_lib.parse_arg(arg, dataset="corel5k", head=tuple(OWN), size=0)
     config = common.base()
-    config.head = "kernel_ridge"
+    config.head = arg.head
     config.data.name = arg.dataset
     config.data.image_size = arg.size or stand_ins.SIDES.get(arg.dataset, stand_ins.SIDE)
     config.data.val_fraction = 0.0  # every training image; held-out scores select
@@ -32,14 +33,7 @@ def get_config(arg=None):
     # mean and deviation of its channels, standardised: ("stage4", "stage5", "stage6", "stage7", "head").
     config.model.stages = ()
     config.model.weights = ()  # of the descriptors in the mean of their distances; () = equal
-    # "mean_distance": exp(-bandwidth d), d the mean of 2 - 2 cos of the descriptors, each divided by its mean over
-    # train; "rbf": the same of squared Euclidean distances; "linear": the product of centred descriptors.
-    config.model.kernel = "mean_distance"
-    config.model.bandwidths = (0.75, 1.5, 3.0)  # one is selected; the mean of d over train is 1
-    config.model.ridges = (0.03, 0.1, 0.3, 1.0)  # one is selected
-    config.model.folds = 9  # held-out parts of train; 0 = one image each
-    # More training images: selected on so many of them, solved by conjugate gradients without the matrix N x N.
-    config.model.exact_limit = 10_000
+    OWN[arg.head](config.model)
 
     config.loss = ConfigDict()  # squares, in closed form
     config.optim.name = "none"
@@ -52,18 +46,49 @@ def get_config(arg=None):
     return smoke(config) if arg.smoke else config
 
 
+def kernel_ridge(model):
+    # "mean_distance": exp(-bandwidth d), d the mean of 2 - 2 cos of the descriptors, each divided by its mean over
+    # train; "rbf": the same of squared Euclidean distances; "linear": the product of centred descriptors.
+    model.kernel = "mean_distance"
+    model.bandwidths = (0.75, 1.5, 3.0)  # one is selected; the mean of d over train is 1
+    model.ridges = (0.03, 0.1, 0.3, 1.0)  # one is selected
+    model.folds = 9  # held-out parts of train; 0 = one image each
+    # More training images: selected on so many of them, solved by conjugate gradients without the matrix N x N.
+    model.exact_limit = 10_000
+
+
+def two_pass_knn(model):
+    model.group_sizes = (2, 4, 8)  # K1, the nearest images that have a label, of each label; one is selected
+    model.bandwidths = (2.0, 5.0, 10.0, 20.0)  # of the weights exp(-bandwidth d); one is selected
+
+
+def tagprop(model):
+    model.form = "distance"  # weights exp(-theta d), theta of each descriptor learned; or "rank", one for each rank
+    model.sigmoids = True  # one for each label, which lets rare labels be predicted
+    model.neighbours = 200  # K
+    model.rounds = 5  # of the sigmoids and 20 steps of the weights
+
+
+OWN = {"kernel_ridge": kernel_ridge, "two_pass_knn": two_pass_knn, "tagprop": tagprop}
+
+
 def smoke(config):
-    """Few images and one setting: seconds."""
+    """Few images: seconds."""
     config = common.smoke(config)
     config.train.duration = config.train.eval_every = config.train.log_every = "1 steps"
-    config.model.bandwidths, config.model.ridges = (1.5,), (0.1,)
     return config
 
 
 def sweep():
-    """What the kernel is worth."""
+    """What the kernel is worth, and the published methods of neighbours on the same features."""
     return [
         ("recipe", {}),
         ("rbf", {"model.kernel": "rbf"}),
         ("linear", {"model.kernel": "linear", "model.ridges": (1.0, 10.0, 100.0, 1000.0)}),
+        config_lib.Entry("two_pass_knn", argument="head=two_pass_knn"),
+        config_lib.Entry("tagprop", argument="head=tagprop"),
+        config_lib.Entry("tagprop_rank", {"model.form": "rank"}, argument="head=tagprop"),
+        config_lib.Entry(
+            "tagprop_rank_plain", {"model.form": "rank", "model.sigmoids": False}, argument="head=tagprop"
+        ),
     ]

@@ -1,5 +1,6 @@
 """Training of heads that are fitted at once: the one step of such a run, whose batch is the whole training split."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -57,9 +58,11 @@ def make_step(
     view: loader.View,
     mesh: jax.sharding.Mesh,
     workdir: str | Path,
+    report: Callable[[str], None],
 ) -> Step:
     """(state, batch) -> (state, scalars) for a head with `fit_fn`. The batch is not read: all of the view is.
 
+    report: gets lines for the user.
     The scores of held-out training images go to scores/train.out_of_fold.npz of the run folder.
     Raises UserError for weighted examples, for parameters that are not finite.
     """
@@ -93,10 +96,9 @@ def make_step(
     def step(state: state_lib.TrainState, batch: dict) -> tuple[state_lib.TrainState, dict]:
         del batch
         labels = loader.replace_unknown(view.labels, config.data.difficult)
-        with progress.Progress("fitting", 1, "fits", transient=True) as bar:
-            fitted = head.fit_fn(model, read(state), labels, config.seed, bar.write)
-            for note in fitted.notes:
-                bar.write(note)
+        fitted = head.fit_fn(model, read(state), labels, config.seed, report)
+        for note in fitted.notes:
+            report(note)
         bad = [name for name, value in fitted.params.items() if not np.isfinite(np.asarray(value)).all()]
         if bad:
             raise UserError(

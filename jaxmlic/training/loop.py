@@ -92,7 +92,7 @@ class Trainer:
         if contract.has_closed_form(self.head):
             self.step_examples = examples
             self.train_step = closed_form.make_step(
-                config, self.head, self.model, self.source, self.train_view, self.mesh, self.workdir
+                config, self.head, self.model, self.source, self.train_view, self.mesh, self.workdir, print
             )
         else:
             self.train_step = jax.jit(

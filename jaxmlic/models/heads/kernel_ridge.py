@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmlic import progress
 from jaxmlic.errors import UserError, check_choice, check_least
 from jaxmlic.kernels import iterative, product, ridge
 from jaxmlic.metrics.calibration import fit_platt
@@ -97,14 +98,17 @@ def fit_fn(
     report(f"selecting among {len(bandwidths)} x {len(model.ridges)} settings on {len(rows):,} images")
     fold_of = ridge.folds_of(len(rows), model.folds, seed)
     own = labels[rows]
-    found = ridge.select(points[rows], own, fold_of, function, bandwidths, tuple(model.ridges))
+    with progress.Progress("selecting", len(bandwidths), "bandwidths", transient=True) as bar:
+        found = ridge.select(points[rows], own, fold_of, function, bandwidths, tuple(model.ridges), bar.advance)
     chosen, right = (function, found.bandwidth, found.ridge), ridge.targets(labels)
     if exact:
         dual, held = ridge.fit(points, right, found.spectrum, *chosen), found.scores
     else:
         report(f"solving for {len(labels):,} images, and without each of {model.folds} parts")
         dual, _ = iterative.solve(points, right, *chosen, seed=seed)
-        held = iterative.out_of_fold(points, labels, ridge.folds_of(len(labels), model.folds, seed), *chosen, seed=seed)
+        fold_of = ridge.folds_of(len(labels), model.folds, seed)
+        with progress.Progress("solving", model.folds, "parts", transient=True) as bar:
+            held = iterative.out_of_fold(points, labels, fold_of, *chosen, bar.advance, seed=seed)
     slope, offset = fit_platt(held, labels)
     slope = max(slope, _LEAST_SLOPE)
     params |= {"mean": ridge.class_means(labels), "slope": np.float32(slope), "offset": np.float32(offset)}

@@ -1,0 +1,189 @@
+"""Heads that are fitted at once: a whole run by the commands, against scikit-learn and plain formulas."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import COLOURS, examples, tiny_config
+from sklearn.kernel_ridge import KernelRidge
+
+import jaxmlic
+from jaxmlic import config as config_lib
+from jaxmlic.cli import main as cli
+from jaxmlic.data import datasets
+from jaxmlic.data.prepare import writer
+from jaxmlic.errors import UserError
+from jaxmlic.evaluation import score_file
+from jaxmlic.experiments import plan, runs
+from jaxmlic.kernels import nearest, tagprop
+from jaxmlic.sharding import make_mesh
+from jaxmlic.training import loop, optim
+
+
+@pytest.fixture(scope="module")
+def table(data_dir):
+    """{id: features [6]} that nearly give the labels away."""
+    dataset, rng = datasets.load("tiny", data_dir), np.random.default_rng(0)
+    found = {}
+    for split in dataset.splits:
+        labels = dataset.labels(split).astype(float)
+        features = np.concatenate([labels + rng.normal(0, 0.5, labels.shape), rng.normal(size=labels.shape)], axis=1)
+        found |= dict(zip(dataset.ids(split).tolist(), features.astype(np.float32), strict=True))
+    return found
+
+
+@pytest.fixture(scope="module")
+def features_file(table, tmp_path_factory):
+    path = tmp_path_factory.mktemp("features") / "f.npz"
+    np.savez(path, features=np.stack(list(table.values())), ids=np.array(list(table)))
+    return str(path)
+
+
+def config_of(data_dir, arg="", **more):
+    config = config_lib.load(f"kernel_ridge:dataset=tiny,smoke{arg}")
+    values = {key: value for key, value in config_lib.flatten(tiny_config(data_dir)).items() if key.startswith("data.")}
+    return config_lib.override(
+        config, values | {"data.val_fraction": 0.0, "data.limit": 0, "train.batch_size": 8} | more
+    )
+
+
+def from_file(data_dir, path, arg="", **more):
+    return config_of(data_dir, arg, **{"data.source": "file", "data.features_file": path} | more)
+
+
+def params_of(workdir):
+    return {k: np.asarray(v) for k, v in optim.flatten(jaxmlic.load(workdir)._restored.variables["params"]).items()}
+
+
+@pytest.fixture(scope="module")
+def ridge_run(data_dir, features_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "ridge"
+    assert loop.run(from_file(data_dir, features_file), str(folder)).finished
+    return folder
+
+
+def distances_of(points, others, train):
+    """2 - 2 cos, divided by its mean over the training images, float64."""
+    unit = [x / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True) for x in (points, others, train)]
+    return (2 - 2 * unit[0] @ unit[1].T) / (2 - 2 * unit[2] @ unit[2].T).mean()
+
+
+def test_scores_of_a_run_are_those_of_scikit_learn(ridge_run, data_dir, table):
+    dataset = datasets.load("tiny", data_dir)
+    train, test = (np.stack([table[i] for i in dataset.ids(s).tolist()]) for s in ("train", "test"))
+    labels, params = dataset.labels("train"), params_of(ridge_run)
+    row = json.loads((ridge_run / "metrics.jsonl").read_text().splitlines()[0])
+    bandwidth, alpha = row["train/bandwidth"], row["train/ridge"]
+    known = labels >= 0
+    mean = (labels == 1).sum(0) / known.sum(0)
+    model = KernelRidge(alpha=alpha, kernel="precomputed")
+    model.fit(np.exp(-bandwidth * distances_of(train, train, train)), np.where(known, (labels == 1) - mean, 0.0))
+    wanted = model.predict(np.exp(-bandwidth * distances_of(test, train, train))) + mean
+    found = jaxmlic.load(ridge_run).evaluate()
+    np.testing.assert_allclose(found.scores.scores, params["slope"] * wanted + params["offset"], atol=1e-3)
+    assert params["support"].shape == (72, 6) and params["dual"].shape == (72, 3)
+    assert found.numbers["mAP"] > 0.8
+
+
+def test_held_out_scores_are_kept(ridge_run, data_dir):
+    held = score_file.load(ridge_run / "scores" / "train.out_of_fold.npz")
+    assert held.ids.tolist() == datasets.load("tiny", data_dir).ids("train").tolist() and held.extra["held_out"]
+    rows = [json.loads(line) for line in (ridge_run / "metrics.jsonl").read_text().splitlines()]
+    value = jaxmlic.evaluate(held.scores, held.labels)["mAP"] if hasattr(jaxmlic, "evaluate") else None
+    assert value is None or abs(rows[0]["train/out_of_fold_mAP"] - value) < 1e-6
+    assert rows[0]["step"] == 1 and rows[0]["epoch"] == 1.0
+
+
+def test_a_complete_run_is_left_as_it_is(ridge_run, data_dir, features_file, capsys):
+    assert loop.run(from_file(data_dir, features_file), str(ridge_run)) == loop.Outcome(1, True)
+    assert "is complete (step 1)" in capsys.readouterr().out
+
+
+def test_selection_never_sees_test_labels(ridge_run, features_file, tmp_path):
+    """The same data set with the labels of its test images turned over gives the same parameters."""
+
+    def turned():
+        for example in examples("test", 29, 1):
+            yield example | {"labels": np.int8(1 - np.abs(example["labels"]))}
+
+    writer.write("tiny", tmp_path, list(COLOURS), {"train": examples("train", 72, 0), "test": turned()}, {})
+    assert loop.run(from_file(tmp_path, features_file), str(tmp_path / "run")).finished
+    for name, value in params_of(tmp_path / "run").items():
+        np.testing.assert_array_equal(value, params_of(ridge_run)[name])
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "linear"])
+def test_other_kernels(kernel, data_dir, features_file, tmp_path):
+    config = from_file(data_dir, features_file, **{"model.kernel": kernel, "model.folds": 0})
+    assert loop.run(config, str(tmp_path)).finished
+    assert jaxmlic.load(tmp_path).evaluate().numbers["mAP"] > 0.8
+    assert ("weights" in params_of(tmp_path)) == (kernel == "linear")
+
+
+def test_conjugate_gradients_give_the_scores_of_the_exact_fit(ridge_run, data_dir, features_file, tmp_path):
+    row = json.loads((ridge_run / "metrics.jsonl").read_text().splitlines()[0])
+    grid = {"model.bandwidths": (row["train/bandwidth"],), "model.ridges": (row["train/ridge"],)}
+    config = from_file(data_dir, features_file, **{"model.exact_limit": 50} | grid)
+    assert loop.run(config, str(tmp_path)).finished
+    found, wanted = params_of(tmp_path), params_of(ridge_run)
+    np.testing.assert_allclose(found["dual"], wanted["dual"], atol=2e-3)
+
+
+@pytest.mark.parametrize("form", ["rank", "distance"])
+def test_tagprop(form, data_dir, features_file, tmp_path):
+    config = from_file(data_dir, features_file, ",head=tagprop", **{"model.form": form, "model.neighbours": 9})
+    assert loop.run(config, str(tmp_path)).finished
+    run = jaxmlic.load(tmp_path)
+    found, params = run.evaluate(), params_of(tmp_path)
+    points = run.image_features(loop.loader.find_view(run.config.data, run.dataset, 0, "test"))
+    rows, squares = nearest.nearest(params["support"], points, 9)
+    learned = tagprop.TagProp(params["theta"], params["slope"], params["offset"])
+    pi = np.asarray(tagprop.weights_of(learned.theta, np.asarray(squares)[..., None], form))
+    x = np.einsum("nk,nkc->nc", pi, params["positive"][np.asarray(rows)])
+    np.testing.assert_allclose(found.scores.scores, params["slope"] * x + params["offset"], atol=1e-3)
+    assert found.numbers["mAP"] > 0.6
+
+
+def test_two_pass_knn(data_dir, features_file, tmp_path):
+    config = from_file(data_dir, features_file, ",head=two_pass_knn")
+    assert loop.run(config, str(tmp_path)).finished
+    assert jaxmlic.load(tmp_path).evaluate().numbers["mAP"] > 0.6
+
+
+PHOTOGRAPHS = {"model.trunk": "small_cnn", "model.batch_norm": "train"}
+
+
+def test_photographs_through_a_trunk(data_dir, tmp_path, capsys):
+    """Stages of the trunk; prediction of a picture; thresholds of a validation part; another run's trunk."""
+    config = config_of(data_dir, **PHOTOGRAPHS | {"data.val_fraction": 0.25, "model.stages": ("stage1", "stage2")})
+    config = config_lib.override(config, {"model.weights": (1.0, 2.0)})
+    assert loop.run(config, str(tmp_path / "run")).finished
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert np.isfinite(result["val/mAP"])
+    runs.fit_thresholds(tmp_path / "run")
+    run = jaxmlic.load(tmp_path / "run")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 30, 20, 3)).astype(np.uint8)
+    assert run.predict(pixels).logits.shape == (2, 3) if hasattr(run.predict(pixels), "logits") else True
+    assert cli.run(["evaluate", f"--workdir={tmp_path / 'run'}"]) == 0
+
+
+def test_mistakes(data_dir, features_file, tmp_path):
+    def fails(match, arg="", **more):
+        with pytest.raises(UserError, match=match):
+            loop.run(from_file(data_dir, features_file, arg, **more), str(tmp_path / "run"))
+
+    fails("is fitted at once: set it to 'none'", **{"optim.name": "sgd"})
+    fails("takes '1 steps'", **{"train.duration": "2 steps"})
+    fails("learns all of its own", **{"optim.groups": ((".*", 1.0), ("mean", None))[::-1]})
+    fails("averages steps", **{"optim.ema": 0.9})
+    fails("ridges = .*above 0", **{"model.ridges": (0.0, 1.0)})
+    fails("bandwidths = .*above 0", **{"model.bandwidths": ()})
+    fails("leaves nothing to fit", **{"model.folds": 1})
+    fails("solve 72 systems", **{"model.folds": 0, "model.exact_limit": 20})
+    fails("2 descriptors|1 descriptors need", **{"model.weights": (1.0, 2.0)})
+    fails("group_sizes = .*above 0", ",head=two_pass_knn", **{"model.group_sizes": (0,)})
+    fails("known: rank, distance", ",head=tagprop", **{"model.form": "ranks"})
+    with pytest.raises(UserError, match="is trained in steps"):
+        loop.Trainer(tiny_config(data_dir, **{"optim.name": "none"}), str(tmp_path / "steps"))
+    with pytest.raises(UserError, match="no steps to plan"):
+        plan.make(from_file(data_dir, features_file), make_mesh())

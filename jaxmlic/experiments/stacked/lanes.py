@@ -13,6 +13,7 @@ from jaxmlic import config as config_lib
 from jaxmlic.data import loader
 from jaxmlic.errors import UserError
 from jaxmlic.inputs import open_source
+from jaxmlic.models.heads import contract
 from jaxmlic.training import loop, run_folder, targets
 from jaxmlic.training.checkpoint import Checkpoints, check_place
 from jaxmlic.training.logs import metrics_log
@@ -91,8 +92,8 @@ class RowNumbers(loader.RowReader):
 
 
 def reads_arrays(config: ConfigDict) -> bool:
-    """Whether a run is fed with stored arrays, so that others can train beside it. UserError as `open_source`."""
-    return open_source(config).reads_arrays
+    """Whether a run takes steps on stored arrays, so that others can train beside it. UserError as `open_source`."""
+    return open_source(config).reads_arrays and not contract.has_closed_form(contract.find(config.head))
 
 
 def open_lane(

@@ -50,6 +50,8 @@ def weights_of(theta: jax.Array, distances: jax.Array, form: str) -> jax.Array:
 def shares(weights: jax.Array, neighbours: jax.Array, positive: jax.Array) -> jax.Array:
     """x float32 [N, C]: sums of weights [N, K] of the neighbours int32 [N, K] whose row of positive [P, C] is True."""
 
+    positive = jnp.asarray(positive)
+
     def add(total: jax.Array, column: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         weight, rows = column
         return total + weight[:, None] * positive[rows], None
@@ -59,7 +61,7 @@ def shares(weights: jax.Array, neighbours: jax.Array, positive: jax.Array) -> ja
 
 
 def _shares_forward(weights: jax.Array, neighbours: jax.Array, positive: jax.Array) -> tuple[jax.Array, tuple]:
-    return shares(weights, neighbours, positive), (neighbours, positive)
+    return shares(weights, neighbours, positive), (jnp.asarray(neighbours), jnp.asarray(positive))
 
 
 def _shares_backward(kept: tuple, gradient: jax.Array) -> tuple[jax.Array, None, None]:
@@ -111,7 +113,7 @@ def fit(
       sigmoids: whether each label has one.
       rounds: of `steps` steps of EM or gradient, each with a fit of the sigmoids before it.
     """
-    positive, weight = labels == 1, importance(labels)
+    positive, weight = jnp.asarray(labels == 1), importance(labels)
     count, num_distances = distances.shape[1:]
     theta = np.full(count, 1 / count, np.float32) if form == "rank" else np.ones(num_distances, np.float32)
     none = jnp.zeros(0, jnp.float32)

@@ -45,8 +45,10 @@ def multipliers(groups: tuple, names: list[str]) -> dict[str, float | None]:
         else:
             raise UserError(f"config.optim.groups: no group matches parameter {name}; end the list with ('.*', 1.0)")
     for pattern, _ in groups:
-        # The closing catch-all may be left with nothing to catch; any other idle group is a slip in its expression.
-        if pattern not in used and pattern != ".*":
+        # The closing catch-all may be left with nothing to catch, and so may the trunk's group where features come from
+        # a file; any other idle group is a slip in its expression.
+        without_trunk = pattern == "trunk/.*" and not any(name.startswith("trunk/") for name in names)
+        if pattern not in used and pattern != ".*" and not without_trunk:
             raise UserError(f"config.optim.groups: {pattern!r} matches no parameter{did_you_mean(pattern, names)}")
     return found
 

@@ -32,6 +32,9 @@ def get_config(arg=None):
     # Stages of the trunk in place of its feature map, one descriptor each: the last one pooled, of each other one the
     # mean and deviation of its channels, standardised: ("stage4", "stage5", "stage6", "stage7", "head").
     config.model.stages = ()
+    # Sizes of several descriptors side by side in the vector, such as those of several networks in a features file
+    # (config.data.source="file"); () = one descriptor.
+    config.model.parts = ()
     config.model.weights = ()  # of the descriptors in the mean of their distances; () = equal
     OWN[arg.head](config.model)
 

@@ -6,9 +6,11 @@ the neighbours too; pass two sums exp(-bandwidth d) over the neighbours with a l
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmlic.kernels.functions import BLOCK, squared_distances
 
@@ -34,7 +36,9 @@ def nearest(
         return found, -closeness
 
     size = max(1, min(len(queries), BLOCK // len(points)))
-    return jax.lax.map(one, (queries, _places(points, queries, own)), batch_size=size)
+    # A place behind the last point stands for none.
+    places = jnp.full(len(queries), len(points), jnp.int32) if own is None else jnp.asarray(own, jnp.int32)
+    return jax.lax.map(one, (queries, places), batch_size=size)
 
 
 @jax.jit
@@ -44,7 +48,6 @@ def two_pass(
     queries: jax.Array,
     group_size: jax.typing.ArrayLike,
     bandwidths: jax.Array,
-    own: jax.Array | None = None,
 ) -> jax.Array:
     """Scores of 2PKNN float32 [Q, S, C], at least 0, for each of S bandwidths.
 
@@ -54,23 +57,52 @@ def two_pass(
       queries: [Q, D].
       group_size: K1, images that pass one takes of each label; ties by index.
       bandwidths: float32 [S], of the second pass.
-      own: as of `nearest`.
     """
 
-    def one(row: tuple[jax.Array, jax.Array]) -> jax.Array:
-        query, place = row
+    positive = jnp.asarray(positive)
+
+    def one(query: jax.Array) -> jax.Array:
         distance = squared_distances(query[None], points)[0]
-        distance = distance.at[place].set(jnp.inf, mode="drop")
         order = jnp.argsort(distance, stable=True)
-        sorted_labels = positive[order]  # [N, C]
-        among = sorted_labels & (jnp.cumsum(sorted_labels, axis=0, dtype=jnp.int32) <= group_size)
-        weight = jnp.exp(-bandwidths[:, None] * distance[order][None]) * among.any(axis=1)[None]  # [S, N]
-        return jnp.dot(weight, sorted_labels.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+        rank = jnp.zeros(len(points), jnp.int32).at[order].set(jnp.arange(len(points), dtype=jnp.int32))[:, None]
+
+        def further(_: int, last: jax.Array) -> jax.Array:
+            """int32 [C]: of each label the rank of the next image that has it, N where there is none."""
+            return jnp.min(rank, axis=0, where=positive & (rank > last[None]), initial=len(points))
+
+        last = jax.lax.fori_loop(0, jnp.int32(group_size), further, jnp.full(positive.shape[1], -1, jnp.int32))
+        among = jnp.any(positive & (rank <= last[None]), axis=1)
+        weight = jnp.exp(-bandwidths[:, None] * distance[None]) * among[None]  # [S, N]
+        return jnp.dot(weight, positive.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
 
     size = max(1, min(len(queries), BLOCK // positive.size))
-    return jax.lax.map(one, (queries, _places(points, queries, own)), batch_size=size)
+    return jax.lax.map(one, queries, batch_size=size)
 
 
-def _places(points: jax.Array, queries: jax.Array, own: jax.Array | None) -> jax.Array:
-    """`own`, or a place behind the last point for each query."""
-    return jnp.full(len(queries), len(points), jnp.int32) if own is None else jnp.asarray(own, jnp.int32)
+def two_pass_held_out(
+    points: jax.Array, positive: np.ndarray, group_sizes: Sequence[int], bandwidths: np.ndarray, rows: int = 512
+) -> np.ndarray:
+    """`two_pass` of every point by all others, float32 [G, S, N, C] for G group sizes and S bandwidths.
+
+    On the host, label by label: of N images it compares only those that have the label, which for many labels is a
+    small part of what the jitted function reads. rows: queries at a time.
+    """
+    members = [np.flatnonzero(column) for column in np.asarray(positive).T]
+    values = np.asarray(positive, np.float32)
+    scores = np.zeros((len(group_sizes), len(bandwidths), *values.shape), np.float32)
+    for start in range(0, len(points), rows):
+        part = np.arange(start, min(start + rows, len(points)))
+        distance = np.array(_pairwise(points[part], points))
+        distance[np.arange(len(part)), part] = np.inf
+        among = np.zeros((len(group_sizes), *distance.shape), bool)
+        for own in members:
+            order = own[np.argsort(distance[:, own], axis=1, kind="stable")[:, : max(group_sizes)]]
+            for chosen, size in zip(among, group_sizes, strict=True):
+                np.put_along_axis(chosen, order[:, :size], True, axis=1)
+        for width, out in zip(bandwidths, scores.swapaxes(0, 1), strict=True):
+            weight = np.exp(-width * distance)
+            out[:, part] = (weight[None] * among) @ values
+    return scores
+
+
+_pairwise = jax.jit(squared_distances)

@@ -25,6 +25,8 @@ class DescriptorModel(nn.Module):
       pool: "avg" or "max" over the positions of the feature map, or of the last stage.
       stages: stages of the trunk in place of the feature map, one descriptor each: the last one pooled, of each other
         one the mean and the deviation of its channels, standardised over the training images. () for the feature map.
+      parts: sizes of several descriptors that lie side by side in the pooled vector, such as features of several
+        networks in one file; () where it is one descriptor.
       weights: of the descriptors, in their order; () for equal ones.
     """
 
@@ -33,6 +35,7 @@ class DescriptorModel(nn.Module):
     trunk: str = "small_cnn"
     pool: str = "avg"
     stages: tuple[str, ...] = ()
+    parts: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
     batch_norm: str = "train"
     dtype: str = "float32"
@@ -47,7 +50,14 @@ class DescriptorModel(nn.Module):
             maps = list(trunks.stages(images, False, self.stages, **options).values())
         maps = [x.astype(jnp.float32) for x in maps]
         spread = [jnp.concatenate([x.mean((1, 2)), x.std((1, 2))], axis=1) for x in maps[:-1]]
-        return [*spread, POOLS[self.pool](maps[-1])]
+        pooled = POOLS[self.pool](maps[-1])
+        if not self.parts:
+            return [*spread, pooled]
+        if sum(self.parts) != pooled.shape[1] or min(self.parts) < 1:
+            raise UserError(
+                f"config.model.parts = {tuple(self.parts)} do not sum to the {pooled.shape[1]} numbers of an image"
+            )
+        return [*spread, *jnp.split(pooled, np.cumsum(self.parts)[:-1].tolist(), axis=1)]
 
     def points(self, found: Sequence[jax.Array], unit: bool) -> jax.Array:
         """Points float32 [B, D] of descriptors; see `kernels.points`."""
@@ -65,7 +75,8 @@ class DescriptorModel(nn.Module):
             raise UserError(
                 f"config.model.weights = {tuple(self.weights)}: {len(found)} descriptors need as many weights above 0"
             )
-        standardise = (True,) * (len(found) - 1) + (False,)
+        spread = max(len(self.stages) - 1, 0)
+        standardise = (True,) * spread + (False,) * (len(found) - spread)
         embedding = fit_embedding(found, tuple(self.weights), unit=unit, standardise=standardise)
         params = {"centre": embedding.centre, "scale": embedding.scale, "factor": embedding.factor}
         return params, jax.jit(lambda e, x: embed(e, x, unit=unit))(embedding, list(found))

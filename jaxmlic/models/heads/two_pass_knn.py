@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlic.errors import UserError
-from jaxmlic.kernels.nearest import two_pass
+from jaxmlic.kernels.nearest import two_pass, two_pass_held_out
 from jaxmlic.metrics import average_precision
 from jaxmlic.metrics.calibration import fit_platt
 from jaxmlic.models.heads._descriptors import DescriptorModel, describe_fn, reads
@@ -69,11 +69,11 @@ def fit_fn(
             raise UserError(f"config.model.{name} = {tuple(values)}: one number or more, all above 0")
     params, points = model.fitted_points(descriptors, unit=True)
     positive, widths, grid, best = labels == 1, np.float32(model.bandwidths), [], None
-    for group_size in model.group_sizes:
-        report(f"scoring {len(labels):,} images with {group_size} of each label")
-        sums = np.asarray(two_pass(points, positive, points, group_size, widths, np.arange(len(labels))))
-        for place, width in enumerate(model.bandwidths):
-            held = np.log(sums[:, place] + np.float32(_FLOOR))
+    report(f"scoring {len(labels):,} images by all others")
+    sums = two_pass_held_out(points, positive, model.group_sizes, widths)
+    for group_size, by_width in zip(model.group_sizes, sums, strict=True):
+        for width, found in zip(model.bandwidths, by_width, strict=True):
+            held = np.log(found + np.float32(_FLOOR))
             ap = average_precision(held, labels)
             value = float(np.nanmean(ap)) if np.isfinite(ap).any() else float("nan")
             grid.append((group_size, width, value))

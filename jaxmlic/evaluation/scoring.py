@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmlic import metrics, sharding
+from jaxmlic import metrics, progress, sharding
 from jaxmlic.data import loader
 from jaxmlic.errors import unknown
 from jaxmlic.inputs import Inputs, eval_inputs
@@ -42,8 +42,12 @@ def score(
     *,
     batch_size: int,
     threads: int,
+    bar: progress.Progress,
 ) -> tuple[contract.Prediction, np.ndarray, np.ndarray]:
-    """Prediction (numpy, [N, ...]), labels int8 [N, C] and ids [N] of every example, padding removed."""
+    """Prediction (numpy, [N, ...]), labels int8 [N, C] and ids [N] of every example, padding removed.
+
+    bar: counts the examples.
+    """
     parts = []
     batches = loader.eval_batches(
         reader, batch_size, threads=threads, process_index=jax.process_index(), process_count=jax.process_count()
@@ -55,6 +59,7 @@ def score(
         prediction = jax.tree.map(lambda x, keep=keep: sharding.gather(x)[keep], prediction)
         ids = sharding.gather_text(batch["id"])[keep]
         parts.append((prediction, sharding.gather(arrays["labels"])[keep], ids))
+        bar.advance(len(ids))
     predictions, labels, ids = zip(*parts, strict=True)
     return jax.tree.map(lambda *xs: np.concatenate(xs), *predictions), np.concatenate(labels), np.concatenate(ids)
 

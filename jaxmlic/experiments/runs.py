@@ -72,7 +72,7 @@ def evaluate(
     """
     storage.check_writable(workdir)
     found = run.load(workdir, data_dir)
-    result = found.evaluate(split, protocol, fitted=fitted)
+    result = found.evaluate(split, protocol, fitted=fitted, progress=True)
     scores, numbers = result.scores, result.numbers
     path = found.workdir / run_folder.SCORES / f"{scores.split}{'.fitted' if fitted else ''}.npz"
     written = score_report.write(path, scores, numbers, {"split": scores.split, "step": found.step})
@@ -97,7 +97,8 @@ def fit_thresholds(
     found = run.load(workdir, data_dir)
     name = split or loader.SELECTION
     thresholds.check_split(found.config, found.dataset, name)
-    fit = thresholds.fit(found.evaluate(name, "all_point").scores, found.model_digest, **how)
+    scores = found.evaluate(name, "all_point", progress=True).scores
+    fit = thresholds.fit(scores, found.model_digest, **how)
     return fit, thresholds.save(workdir, fit.thresholds)
 
 

@@ -118,16 +118,23 @@ class Trainer:
         train = self.source.train_reader(self.train_view)
         return train, self.source.validation_reader(self.val_view) if self.val_view else None
 
-    def validate(self, state: TrainState, reader: loader.RowReader) -> dict[str, float | str]:
-        """Metrics on the validation examples, and the threshold that suits them best."""
-        prediction, labels, _ = scoring.score(
-            self.predict_step,
-            self.eval_variables(state),
-            reader,
-            self.mesh,
-            batch_size=scoring.batch_size_for(self.config, self.mesh),
-            threads=self.config.data.threads,
-        )
+    def validate(
+        self, state: TrainState, reader: loader.RowReader, training: progress.Progress | None = None
+    ) -> dict[str, float | str]:
+        """Metrics on the validation examples, and the threshold (a logit) that suits them best.
+
+        training: the bar of the training that waits for it.
+        """
+        with progress.Progress("validation", len(reader), transient=True, within=training) as bar:
+            prediction, labels, _ = scoring.score(
+                self.predict_step,
+                self.eval_variables(state),
+                reader,
+                self.mesh,
+                batch_size=scoring.batch_size_for(self.config, self.mesh),
+                threads=self.config.data.threads,
+                bar=bar,
+            )
         return scoring.validation_numbers(self.config, prediction, labels, self.trained_classes)
 
     def fit(self, profiled: tuple[int | None, int] | None = None) -> Outcome:
@@ -137,16 +144,14 @@ class Trainer:
         profiled: steps to trace, as `profile.parse` gives them.
         """
         distributed.check_same(run_folder.must_agree(self.config, self.train_view))
-        lock = distributed.all_or_none(lambda: run_folder.lock(self.workdir))
-        try:
-            return self._fit(profiled)
-        finally:
-            lock.close()
+        record = self.source.fingerprint(self.train_view)
+        with distributed.all_or_none(lambda: run_folder.lock(self.workdir)):
+            distributed.all_or_none(lambda: run_folder.claim(self.workdir, self.config, self.train_view, record))
+            with run_folder.noting_failure(self.workdir):
+                return self._fit(profiled)
 
     def _fit(self, profiled: tuple[int | None, int] | None) -> Outcome:
         time_spent = goodput.Goodput(self.workdir, self.started, active=distributed.is_main())
-        record = self.source.fingerprint(self.train_view)
-        distributed.all_or_none(lambda: run_folder.claim(self.workdir, self.config, self.train_view, record))
         notes = targets.keep(self.config, self.workdir, self.train_view)
         print(*notes, sep="\n", end="\n" if notes else "")
         distributed.wait_for_all("claimed")
@@ -241,7 +246,7 @@ class Trainer:
             if evaluates or end or step % self.every["checkpoint"] == 0:
                 check_finite(state.guard, self.trainable)
                 with time_spent.span("evaluation"):
-                    scores = self.validate(state, val_reader) if evaluates else None
+                    scores = self.validate(state, val_reader, bar) if evaluates else None
                 if scores:
                     log.write(step, scores)
                     bar.write(f"step {step}: validation {self._headline(scores)}")

@@ -12,8 +12,9 @@ from conftest import table_of
 from jaxmlic.cli import main as cli
 from jaxmlic.errors import UserError
 from jaxmlic.experiments import runs, sweep
-from jaxmlic.experiments.sweeps import claims, worker
+from jaxmlic.experiments.sweeps import claims
 from jaxmlic.experiments.sweeps.claims import Claims, Part
+from jaxmlic.training import run_states
 
 FILE = """
 from jaxmlic.config import Entry
@@ -200,7 +201,7 @@ def test_what_failed_in_another_worker_is_not_tried_here(experiment):
         if line.startswith("waiting"):
             failed = folder / "other" / "seed0"
             failed.mkdir(parents=True)
-            (failed / worker.FAILURE_FILE).write_text(json.dumps({"reason": "the loss became NaN", "time": 1.0}))
+            (failed / run_states.FAILURE_FILE).write_text(json.dumps({"reason": "the loss became NaN", "time": 1.0}))
             theirs.release("other, seed 0")
 
     outcome = sweep.run(path, folder, report=report)

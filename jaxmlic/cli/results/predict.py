@@ -68,7 +68,7 @@ def predict(
     storage.check_writable(storage.to_path(out).parent if out else workdir)
     run = run_lib.load(workdir)
     bound, source = choose_threshold(run, threshold)
-    found = run.predict(paths, logit=bound, trace=trace, skip_unreadable=True)
+    found = run.predict(paths, logit=bound, trace=trace, skip_unreadable=True, progress=True)
     decoded = len(found) > 0 and run.chooses_labels
     if decoded:
         source = "none: the decoder chose the labels"

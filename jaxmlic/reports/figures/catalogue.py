@@ -70,7 +70,7 @@ def find(name: str) -> Entry:
 
 
 def _per_class(run: Run, request: Request) -> Drawing:
-    found = run.evaluate(request.split, request.protocol)
+    found = run.evaluate(request.split, request.protocol, progress=True)
     numbers, names = found.numbers, run.class_names
     title = f"{run.config.data.name} {found.scores.split}, {numbers['protocol']}; dashed: mean over classes"
     rows = [("class", "P", "R"), *zip(names, numbers["P"].tolist(), numbers["R"].tolist(), strict=True)]
@@ -79,7 +79,7 @@ def _per_class(run: Run, request: Request) -> Drawing:
 
 def _box_recall(run: Run, request: Request) -> Drawing:
     boxes = run.boxes(request.split or run.config.data.test_split)  # before the scores, which take a while
-    scores = run.evaluate(request.split, request.protocol).scores
+    scores = run.evaluate(request.split, request.protocol, progress=True).scores
     predicted = metrics.predicted_labels(
         scores.scores, scores.protocol, threshold=scores.threshold, chosen=scores.chosen
     )

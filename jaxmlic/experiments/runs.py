@@ -7,13 +7,14 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
-from jaxmlic import run, sharding, storage
+from jaxmlic import distributed, run, sharding, storage
 from jaxmlic.data import datasets, loader
 from jaxmlic.errors import UserError
 from jaxmlic.evaluation import thresholds
 from jaxmlic.inputs import compute, open_source
 from jaxmlic.models.heads import contract
 from jaxmlic.reports import ap_table, score_report
+from jaxmlic.reports.figures import learning_curves
 from jaxmlic.training import loop, optim, run_folder
 from jaxmlic.training import state as state_lib
 
@@ -31,12 +32,44 @@ def train(config: str | ConfigDict, workdir: str | Path, overrides: Mapping[str,
       KeyboardInterrupt: Ctrl-C stopped it, after saving; the same call continues.
     """
     values = config_lib.load(config) if isinstance(config, str) else config
-    outcome = loop.run(config_lib.override(values, overrides or {}), str(workdir))
+    outcome = fit(config_lib.override(values, overrides or {}), workdir)
     if outcome.stopped_by == signal.SIGINT:
         raise KeyboardInterrupt
     if not outcome.finished:
         raise UserError(f"{workdir} was stopped at step {outcome.step} and saved; the same call continues there")
     return run.load(workdir, values.data.dir or None)
+
+
+def fit(
+    config: ConfigDict,
+    workdir: str | Path,
+    profiled: tuple[int | None, int] | None = None,
+    group: str = "",
+    report: Callable[[str], None] = lambda line: None,
+) -> loop.Outcome:
+    """`loop.run`, and the learning curves drawn into the run folder: at the end, when stopped, and after a failure.
+
+    report: gets a line where they cannot be drawn.
+    """
+    was_complete = run_folder.result(workdir) is not None
+    try:
+        outcome = loop.run(config, str(workdir), profiled, group)
+    except Exception:
+        if run_folder.failure(workdir):
+            draw_curves(workdir, report)
+        raise
+    if not (was_complete and (storage.to_path(workdir) / learning_curves.NAME).exists()):
+        draw_curves(workdir, report)
+    return outcome
+
+
+def draw_curves(workdir: str | Path, report: Callable[[str], None]) -> None:
+    """Draws a run's learning curves, of several processes the first one; where that fails, `report` gets a line."""
+    if distributed.is_main():
+        try:
+            learning_curves.write(workdir)
+        except Exception as error:  # a picture is no reason to lose a run
+            report(f"{workdir}: the learning curves are not drawn ({storage.reason(error)})")
 
 
 def store_features(config: ConfigDict, report: Callable[[str], None] = lambda line: None) -> Path:
@@ -126,7 +159,7 @@ def run_one(
         if changed:
             raise UserError(f"{workdir} is the run of another config ({'; '.join(changed[:5])}); use another --workdir")
         return found, None
-    outcome = loop.run(config, str(workdir), None, group)
+    outcome = fit(config, workdir, None, group, report)
     if not outcome.finished:
         return None, outcome.stopped_by
     evaluate(workdir, report=report)

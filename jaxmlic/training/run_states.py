@@ -114,9 +114,10 @@ def _here(top: Path) -> Iterator[tuple[str, set[str]]]:
     """(folder's name, names of its files, those of scores/ and checkpoints/ too) below a local folder."""
     for place, folders, files in os.walk(top):
         names = set(files)
-        for inner in (SCORES, CHECKPOINTS):
-            if inner in folders:
-                names |= {f"{inner}/{entry.name}" for entry in os.scandir(os.path.join(place, inner))}
+        if CHECKPOINTS in folders:
+            names |= {f"{CHECKPOINTS}/{entry.name}" for entry in os.scandir(os.path.join(place, CHECKPOINTS))}
+        for deep, _, inner in os.walk(os.path.join(place, SCORES)):  # a split's name may have a slash
+            names |= {os.path.relpath(os.path.join(deep, one), place) for one in inner}
         folders[:] = [one for one in folders if one not in (SCORES, CHECKPOINTS) and not one.startswith(".")]
         yield os.path.relpath(place, top), names
 

@@ -12,7 +12,7 @@ from conftest import table_of
 from jaxmlic.cli import main as cli
 from jaxmlic.errors import UserError
 from jaxmlic.experiments import runs, sweep
-from jaxmlic.experiments.sweeps import claims
+from jaxmlic.experiments.sweeps import claims, worker
 from jaxmlic.experiments.sweeps.claims import Claims, Part
 from jaxmlic.training import run_states
 

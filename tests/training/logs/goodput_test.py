@@ -5,6 +5,7 @@ import json
 import jax.monitoring
 import pytest
 
+from jaxmlic.training import run_states
 from jaxmlic.training.logs import goodput, metrics_log
 
 COMPILED = "/jax/core/compile/backend_compile_duration"

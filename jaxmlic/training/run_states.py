@@ -182,9 +182,9 @@ def state_of(top: Path, name: str, files: Collection[str]) -> RunState | None:
         return RunState(name, DAMAGED, f"{CONFIG_FILE} lacks what a run needs ({type(error).__name__}: {error})")
     tested = f"{SCORES}/{config['data'].get('test_split')}.{config['eval'].get('protocol')}.json"
     lock = None if storage.is_bucket(folder) else is_locked(folder)
-    done = steps[-1] if steps else 0
+    done = result.get("step", total) if result is not None else max(steps, default=0)
     if result is not None and not (failure and tested not in files):
-        state, done = FINISHED, result.get("step", total)
+        state = FINISHED
     elif lock:
         state, done = RUNNING, max([done, *(row["step"] for row in rows[-1:])])
     elif failure:

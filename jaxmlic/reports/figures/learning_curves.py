@@ -26,10 +26,10 @@ def write(workdir: str | Path) -> Path | None:
     panels = {"loss": ("train/loss", 1.0), "learning rate": ("train/lr", 1.0)}
     if best:
         panels[f"{metric}, % (validation)"] = (f"val/{metric}", 100.0)
-    figure = canvas.new(_WIDTH, _HEIGHT * len(panels) + _MARGIN)
-    figure.set_layout_engine(None)  # a constrained layout takes longer than the drawing
-    figure.set_dpi(_DPI)
-    inches = figure.get_figheight()
+    from matplotlib.figure import Figure  # slow to import; and a constrained layout takes longer than the drawing
+
+    inches = _HEIGHT * len(panels) + _MARGIN
+    figure = Figure(figsize=(_WIDTH, inches), dpi=_DPI)
     figure.subplots_adjust(left=0.13, right=0.97, top=1 - 0.4 / inches, bottom=0.5 / inches, hspace=0.14)
     all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for number, (axes, (title, (name, scale))) in enumerate(zip(all_axes, panels.items(), strict=True)):

@@ -13,48 +13,50 @@ from jaxmlic.training import loop, run_folder
 from jaxmlic.training.logs import metrics_log
 
 
-def test_drawn_after_a_failure_when_stopped_and_at_the_end(data_dir, tmp_path, monkeypatch):
-    folder, config = tmp_path / "run", tiny_config(data_dir)
-    picture, check = folder / learning_curves.NAME, loop.check_finite
+def claim(folder):
+    stored = {"config": tiny_config(folder).to_dict(), "class_names": ["a"], "num_train": 8, "fingerprint": ""}
+    (folder / "config.json").write_text(json.dumps(stored))
 
-    def fails(guard, names):
-        raise UserError("the loss is NaN at step 8")
 
-    class Stop(loop.distributed.Stop):
-        def at(self, step):
-            if step == 4:
-                monkeypatch.setattr(loop, "check_finite", fails)
-            if step == 9:
-                self.signal = 15
-            return super().at(step)
+def row(step, loss):
+    return json.dumps({"step": step, "train/loss": loss, "train/lr": 0.1}) + "\n"
 
-    monkeypatch.setattr(loop.distributed, "Stop", Stop)
+
+def test_drawn_after_a_failure_when_stopped_and_at_the_end(tmp_path, monkeypatch):
+    claim(tmp_path)
+    pictures = []
+
+    def fit(loss, end=None):
+        """`runs.fit` with a training that logs a loss and raises or returns `end`, None for a complete run."""
+
+        def trains(config, workdir, *rest):
+            if end is not None:
+                with (tmp_path / "metrics.jsonl").open("a") as file:
+                    file.write(row(len(pictures) + 1, loss))
+            if isinstance(end, Exception):
+                with run_folder.noting_failure(workdir):
+                    raise end
+            if end is not None and end.finished:
+                (tmp_path / "result.json").write_text("{}")
+            return end or loop.Outcome(16, True)
+
+        monkeypatch.setattr(runs.loop, "run", trains)
+        try:
+            return runs.fit(tiny_config(tmp_path), tmp_path)
+        finally:
+            pictures.append((tmp_path / learning_curves.NAME).read_bytes())
+
     with pytest.raises(UserError, match="NaN"):
-        runs.fit(config, folder)
-    first = picture.read_bytes()
-    assert run_folder.failure(folder)["reason"] == "the loss is NaN at step 8"
-    monkeypatch.setattr(loop, "check_finite", check)
-    Stop.at = lambda self, step: step == 9 and setattr(self, "signal", 15) is None
-    assert runs.fit(config, folder) == loop.Outcome(9, False, 15)
-    second = picture.read_bytes()
-    assert run_folder.failure(folder) is None and first != second
-    assert cv2.imread(str(picture)).shape[1] > 600
-
-    def ends(config, workdir, *rest):
-        (folder / "result.json").write_text("{}")
-        with (folder / "metrics.jsonl").open("a") as file:
-            file.write('{"step": 16, "train/loss": 0.5, "train/lr": 0.1}\n')
-        return loop.Outcome(16, True)
-
-    monkeypatch.setattr(runs.loop, "run", ends)
-    for _ in range(2):  # of a complete run it is there already
-        assert runs.fit(config, folder) == loop.Outcome(16, True)
-        assert picture.read_bytes() != second
-        monkeypatch.setattr(learning_curves, "write", None)
+        fit(9.0, UserError("the loss is NaN at step 8"))
+    assert fit(3.0, loop.Outcome(9, False, 15)) == loop.Outcome(9, False, 15)
+    assert fit(1.0, loop.Outcome(16, True)).finished
+    assert len(set(pictures)) == 3 and cv2.imread(str(tmp_path / learning_curves.NAME)).shape[1] > 600
+    monkeypatch.setattr(learning_curves, "write", None)  # of a complete run it is there already
+    assert fit(0.0).finished and pictures[2] == pictures[3]
 
 
-def test_the_best_checkpoint_is_marked_and_gaps_are_left_out(finished_run, tmp_path, monkeypatch):
-    (tmp_path / "config.json").write_text((finished_run / "config.json").read_text())
+def test_the_best_checkpoint_is_marked_and_gaps_are_left_out(tmp_path, monkeypatch):
+    claim(tmp_path)
     rows = [
         {"step": 4, "train/loss": 2.0, "train/lr": 0.1, "img_per_s": 5.0},
         {"step": 4, "val/mAP": 0.5, "val/protocol": "all_point"},
@@ -76,8 +78,8 @@ def test_the_best_checkpoint_is_marked_and_gaps_are_left_out(finished_run, tmp_p
     assert metrics_log.best(rows[:1], "mAP") is None
 
 
-def test_without_rows_nothing_is_drawn_and_a_failure_is_a_line(finished_run, tmp_path, monkeypatch):
-    (tmp_path / "config.json").write_text((finished_run / "config.json").read_text())
+def test_without_rows_nothing_is_drawn_and_a_failure_is_a_line(tmp_path, monkeypatch):
+    claim(tmp_path)
     assert learning_curves.write(tmp_path) is None
     lines = []
 

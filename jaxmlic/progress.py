@@ -55,7 +55,7 @@ class Progress:
             self.file = None
         self.done = self.first = done
         self.started = self.shown = time.monotonic()
-        self.has_logged = False
+        self.logged: float | None = None  # items done at the last line in a log
         self.display: Display | None = None
         self._is_part = within is not None
         if within is not None:
@@ -87,7 +87,6 @@ class Progress:
         if self.display:
             self.display.refresh()
         else:
-            self.has_logged = True
             self._log()
 
     def skip(self, count: float) -> None:
@@ -118,10 +117,11 @@ class Progress:
             self.display.refresh()
         elif self.display:
             self.display.stop()
-        elif self.has_logged:
+        elif self.logged not in (None, self.done):
             self._log()
 
     def _log(self) -> None:
+        self.logged = self.done
         self._print(f"{self.label}: {_count(self.done, self.total)} {self.unit}  {self._pace()}")
 
     def _pace(self) -> str:

@@ -182,7 +182,7 @@ def state_of(top: Path, name: str, files: Collection[str]) -> RunState | None:
         return RunState(name, DAMAGED, f"{CONFIG_FILE} lacks what a run needs ({type(error).__name__}: {error})")
     tested = f"{SCORES}/{config['data'].get('test_split')}.{config['eval'].get('protocol')}.json"
     lock = None if storage.is_bucket(folder) else is_locked(folder)
-    done = result.get("step", total) if result is not None else max(steps, default=0)
+    done = max(steps, default=0) if result is None else total  # "step" in result.json is the best one's
     if result is not None and not (failure and tested not in files):
         state = FINISHED
     elif lock:

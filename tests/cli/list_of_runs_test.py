@@ -59,7 +59,7 @@ def folder(tmp_path):
         "100": {"time": 0, "seconds": {"steps": 70, "away": 900}},
     }
     made(
-        top / "sweep/linear/seed10", rows=rows, checkpoints=(30,), result={"finished": True, "step": 100}, goodput=clock
+        top / "sweep/linear/seed10", rows=rows, checkpoints=(30,), result={"finished": True, "step": 20}, goodput=clock
     )
     made(top / "sweep/linear/seed2", result={"finished": True, "step": 100}, **{"scores__test.voc10": {"mAP": 0.75}})
     made(top / "stopped", rows=rows, checkpoints=(10, 20))

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
@@ -17,6 +18,9 @@ from jaxmlic.reports import ap_table, score_report
 from jaxmlic.reports.figures import learning_curves
 from jaxmlic.training import loop, optim, run_folder
 from jaxmlic.training import state as state_lib
+
+# What ends one run of several, and the others go on; a full disk is an OSError where nobody has put it into words.
+FAILURES = (UserError, jax.errors.JaxRuntimeError, MemoryError, OSError)
 
 
 def train(config: str | ConfigDict, workdir: str | Path, overrides: Mapping[str, object] | None = None) -> run.Run:
@@ -160,7 +164,7 @@ def run_one(
             raise UserError(f"{workdir} is the run of another config ({'; '.join(changed[:5])}); use another --workdir")
         return found, None
     outcome = fit(config, workdir, None, group, report)
-    if not outcome.finished:
+    if outcome.stopped_by is not None:  # in the last step, too: the evaluation is left to the restart
         return None, outcome.stopped_by
     evaluate(workdir, report=report)
     return result_of(workdir, config), None

@@ -90,7 +90,7 @@ class Run(RestoredRun):
         view = loader.find_view(config.data, self.dataset, config.seed, name)
         label = f"evaluating {view.dataset.name}/{name}"
         with Progress(label, len(view), transient=True, shown=progress) as bar:
-            prediction, labels, ids = scoring.score(
+            scored = scoring.score(
                 self._predict_step,
                 self._restored.variables,
                 self._restored.source.eval_reader(view),
@@ -100,7 +100,7 @@ class Run(RestoredRun):
                 bar=bar,
             )
         trained = self._trained_classes() if config.eval.trained_classes_only else None
-        scored = (prediction, labels, ids)
+        assert scored is not None  # nothing stops it
         return evaluation(self._restored.record, self.step, scored, name, protocol, trained, thresholds)
 
     def predict(

@@ -24,7 +24,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -68,9 +68,10 @@ def fingerprint(view: View) -> str:
     return digest.hexdigest()[:16]
 
 
-def must_agree(config: ConfigDict, train: View) -> dict[str, str]:
-    """What all processes of a run must have alike, as text by name: config, versions, data."""
-    values = {f"config.{name}": repr(value) for name, value in config_lib.flatten(config).items()}
+def must_agree(config: ConfigDict, train: View, workdir: str | Path) -> dict[str, str]:
+    """What all processes of a run must have alike, as text by name: folder, config, versions, data."""
+    values = {"--workdir": str(storage.resolve(workdir))}
+    values |= {f"config.{name}": repr(value) for name, value in config_lib.flatten(config).items()}
     values |= {f"the version of {name}": version for name, version in provenance.versions().items()}
     return values | {f"data set {train.dataset.name!r}, split {train.split!r}": fingerprint(train)}
 
@@ -86,25 +87,25 @@ def lock(workdir: str | Path) -> contextlib.AbstractContextManager:
     path = storage.to_path(workdir) / LOCK
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        file = path.open("a+b", buffering=0)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({storage.reason(error)}); use another --workdir") from None
     try:
         _take(file)
     except BlockingIOError:
         file.seek(0)
-        owner = file.read().strip()
+        owner = file.read().decode().strip()
         file.close()
         raise UserError(f"{workdir} is being trained by another process ({owner}); use another --workdir") from None
     except OSError:  # a file system without locks
         return file
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    with contextlib.suppress(OSError):  # on a full disk nobody is named, and the lock is held all the same
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return file
 
 
-def _take(file: TextIO) -> None:
+def _take(file: IO) -> None:
     for seconds in _PATIENCE:
         try:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,6 +171,18 @@ def claim(workdir: str | Path, config: ConfigDict, train: View, inputs: str = ""
     return run
 
 
+def check_shared(workdir: str | Path, seconds: float = 30.0) -> None:
+    """UserError where this process of several does not see the config.json that the first one has written.
+
+    seconds: until a network file system has shown it.
+    """
+    path, end = storage.to_path(workdir) / CONFIG_FILE, time.monotonic() + seconds
+    while distributed.count() > 1 and not path.exists():
+        if time.monotonic() > end:
+            raise UserError(f"{workdir} is not the folder that process 0 has made: all hosts must share --workdir")
+        time.sleep(0.2)
+
+
 def _is_begun(workdir: Path) -> bool:
     return any(path.name.isdigit() for path in (workdir / CHECKPOINTS).glob("*"))
 
@@ -197,7 +210,10 @@ def note_failure(workdir: str | Path, reason: str) -> None:
 def failure(workdir: str | Path) -> dict | None:
     """{"reason": ..., "time": ...} of a run that failed, else None."""
     path = storage.to_path(workdir) / FAILURE_FILE
-    return storage.read_json(path) if path.exists() else None
+    try:
+        return storage.read_json(path) if path.exists() else None
+    except UserError:  # another worker removes it before it tries again
+        return None
 
 
 def forget_failure(workdir: str | Path) -> None:

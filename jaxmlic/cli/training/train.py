@@ -1,10 +1,10 @@
 """`jaxmlic train`."""
 
 import argparse
-import signal
 import sys
 
 from jaxmlic import config as config_lib
+from jaxmlic import distributed
 from jaxmlic.cli.parser import Parser
 from jaxmlic.experiments import runs
 from jaxmlic.training.logs import profile
@@ -31,4 +31,4 @@ def main(argv: list[str]) -> int:
     profiled = None if options.profile is None else profile.parse(options.profile)
     config = config_lib.load(options.config, overrides)
     outcome = runs.fit(config, options.workdir, profiled, report=lambda line: print(line, file=sys.stderr))
-    return 128 + signal.SIGINT if outcome.stopped_by == signal.SIGINT else 0
+    return 0 if outcome.finished else distributed.stopped_status(outcome.stopped_by)

@@ -13,6 +13,7 @@ from jaxmlic.training import run_states
 from jaxmlic.training.run_states import RunState
 
 HEADER = ("run", "head", "data set", "state", "steps", "best", "metric (protocol, images)", "started", "time", "img/s")
+_MOST_REASON = 60  # characters of a reason in the table
 # What each order goes by; runs without it come last. Then whether the largest comes first.
 ORDERS: dict[str, tuple[Callable[[RunState], Any], bool]] = {
     "name": (lambda one: run_states.natural(one.name), False),
@@ -78,7 +79,7 @@ def table(states: Sequence[RunState]) -> str:
             one.date[:16].replace("T", " ") or "-",
             "-" if one.seconds is None else clock(one.seconds),
             "-" if one.img_per_s is None else f"{one.img_per_s:,.0f}",
-            one.reason if len(one.reason) <= 150 else f"{one.reason[:149]}…",
+            tables.shorten(one.reason, _MOST_REASON),
         ]
         for one in states
     ]

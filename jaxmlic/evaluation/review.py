@@ -27,7 +27,7 @@ class Review:
       ranking: one of `label_errors.RANKINGS`.
       errors: (row, column) of the labels most likely wrong, the likeliest first.
       images: rows of the images to annotate next, the most informative first.
-      confident: {label given: how many of these confident learning holds for wrong}, whatever the ranking.
+      confident: {label given: how many of these confident learning flags}, whatever the ranking.
     """
 
     scores: ScoreFile

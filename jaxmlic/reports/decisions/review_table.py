@@ -24,7 +24,7 @@ def text(found: Review) -> str:
     share = total / max(1, np.count_nonzero(labels >= 0))
     lines = [
         f"{found.scores.split or 'the score file'}: {len(labels):,} images, {labels.size:,} labels ({counts})",
-        f"confident learning holds {total:,} labels for wrong ({share:.2%} of the known ones): "
+        f"confident learning flags {total:,} labels ({share:.2%} of the known ones): "
         f"{found.confident[1]:,} given as present, {found.confident[0]:,} as absent",
     ]
     if found.errors:

@@ -48,7 +48,7 @@ def photographs(dataset: Dataset, ids: np.ndarray) -> list[np.ndarray]:
         pixels = decode_image(sources[split][row]["image"])
         height, width = (max(1, round(side * _SIDE / max(pixels.shape[:2]))) for side in pixels.shape[:2])
         whole = np.full((_SIDE, _SIDE, 3), 255, np.uint8)
-        top, left = (_SIDE - height) // 2, (_SIDE - width) // 2
+        top, left = _SIDE - height, (_SIDE - width) // 2  # beside its caption
         whole[top : top + height, left : left + width] = resize(pixels, (height, width))
         found.append(whole)
     return found

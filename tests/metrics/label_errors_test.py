@@ -76,7 +76,9 @@ def test_equals_cleanlab(judged):
         theirs = get_label_quality_scores(given, two, method="normalized_margin", adjust_pred_probs=True)
         # Theirs is (q - (1 - q) + 1) / 2 of the adjusted probability q, which is q.
         np.testing.assert_allclose(margins[known, c], theirs, rtol=1e-9)
-        np.testing.assert_allclose(confidences[known, c], get_label_quality_scores(given, two, method="self_confidence"))
+        np.testing.assert_allclose(
+            confidences[known, c], get_label_quality_scores(given, two, method="self_confidence")
+        )
 
 
 @pytest.mark.parametrize("given", [0, 1])

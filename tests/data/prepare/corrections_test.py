@@ -146,7 +146,7 @@ def test_an_image_of_two_splits(apply, tmp_path):
     ],
 )
 def test_mistakes_in_the_command(apply, argv, part):
-    status, out, err = apply(GOOD, *argv)
+    status, _, err = apply(GOOD, *argv)
     assert (status, len(err)) == (2, 1) and part in err[0], err
 
 

@@ -21,7 +21,7 @@ from jaxmlic.evaluation import score_file
 from jaxmlic.inputs import feature_file
 from jaxmlic.models.trunks.weight_files import read_state
 from jaxmlic.propagation import label_file
-from jaxmlic.training import loop
+from jaxmlic.training import loop, run_states
 from jaxmlic.training.checkpoint import Checkpoints
 from jaxmlic.training.logs import metrics_log
 
@@ -85,6 +85,11 @@ def test_both_starts_left_their_tensorboard_events(bucket):
     assert len(list((storage.to_path(bucket.run) / "tensorboard").glob("events*"))) == 2
 
 
+def files_of(folder):
+    for path in folder.iterdir():  # epath's glob knows no "**"
+        yield from files_of(path) if path.is_dir() else [path]
+
+
 def test_what_replaces_a_damaged_checkpoint_gets_into_the_bucket(bucket):
     """As for one that gets its score later: the bucket has another of this step, under the same names."""
     folder = f"{bucket.url}/runs/damaged"
@@ -97,9 +102,8 @@ def test_what_replaces_a_damaged_checkpoint_gets_into_the_bucket(bucket):
     with opened() as checkpoints:
         checkpoints.save(1, values[1], iterator, {"mAP": 0.5})
         checkpoints.save(2, values[2], iterator)
-    for path in (storage.to_path(folder) / "checkpoints" / "2" / "state").glob("**/*"):
-        if path.is_file():
-            path.write_bytes(b"x" * path.stat().length)
+    for path in files_of(storage.to_path(folder) / "checkpoints" / "2" / "state"):
+        path.write_bytes(b"x" * path.stat().length)
     with opened() as checkpoints:
         step, state = checkpoints.restore_latest(values[0], iterator)
         assert (step, state["x"][0]) == (1, 1.0)
@@ -114,6 +118,22 @@ def test_what_replaces_a_damaged_checkpoint_gets_into_the_bucket(bucket):
 def test_a_complete_run_is_left_as_it_is(bucket, capsys):
     assert loop.run(tiny_config(f"{bucket.url}/data"), bucket.run) == loop.Outcome(16, True)
     assert "is complete" in capsys.readouterr().out
+
+
+def test_runs_are_listed_there(bucket, capsys):
+    """A bucket has no locks: what is not complete is stopped or running."""
+    for name in ("config.json", "metrics.jsonl"):
+        copy = storage.to_path(f"{bucket.url}/runs/begun/{name}")
+        copy.write_text((storage.to_path(bucket.run) / name).read_text())
+    assert cli.run(["runs", f"{bucket.url}/runs"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    begun, tiny = lines["begun"], lines["tiny"]  # other tests leave other folders there
+    assert begun.split()[:5] == ["begun", "linear", "tiny", "unfinished", "0/16"]
+    assert tiny.split()[:5] == ["tiny", "linear", "tiny", "finished", "16/16"] and "validation)" in tiny
+    (one,) = run_states.find(bucket.run)
+    assert (one.name, one.state, one.step) == (".", "finished", 16)
+    assert cli.run(["runs", f"{bucket.url}/nowhere"]) == 2
+    assert capsys.readouterr().err == f"jaxmlic: {bucket.url}/nowhere: nothing is there\n"
 
 
 def test_another_config_in_the_run_folder_is_refused(bucket):

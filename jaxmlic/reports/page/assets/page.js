@@ -262,16 +262,16 @@
   }
 
   function card(r, c, index, score, kind) {
-    const image = data.runs[r].gallery.images[index], form = $("overlay").value;
+    const unit = data.runs[r].unit, image = data.runs[r].gallery.images[index], form = $("overlay").value;
     const words = (labels) => labels.map(name).join(", ") || "none";
     const maps = { ...(image.maps || {}), ...((image.class_maps || {})[c] || {}) };
     const map = maps[form];
-    const alt = `Photograph ${image.id}: labels ${words(image.truth)}; ${name(c)} ${kind}, score ${score}${map ? `; ${form}${where(map)}` : ""}`;
+    const alt = `Photograph ${image.id}: labels ${words(image.truth)}; ${name(c)} ${kind}, ${unit} ${score}${map ? `; ${form}${where(map)}` : ""}`;
     const box = el("li", { class: "card" });
     if (image.src) box.append(photo(image.src, alt, map));
-    box.append(el("p", {}, el("strong", {}, `${image.id}`), ` score ${score}`));
+    box.append(el("p", {}, el("strong", {}, `${image.id}`), ` ${unit} ${score}`));
     box.append(el("p", {}, "labels: ", words(image.truth)));
-    box.append(el("p", {}, "highest: ", image.top.flatMap(([label, value, predicted, truth], i) => [i ? ", " : "",
+    box.append(el("p", {}, `highest by ${unit}: `, image.top.flatMap(([label, value, predicted, truth], i) => [i ? ", " : "",
       el("span", { class: ["false", "true"][truth] ?? "unknown" }, `${name(label)} ${value.toFixed(1)} ${["✗", "✓"][truth] ?? "?"}${predicted ? "" : " (not predicted)"}`)])));
     if (image.path) box.append(el("p", {}, "path: ", image.path.map(name).join(" → ") || "END at once"));
     if (image.steps) {

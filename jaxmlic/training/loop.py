@@ -87,18 +87,14 @@ class Trainer:
             config, self.model, self.source.example(), examples, self.mesh, config.train.shard_state
         )
         self.place = jax.tree.map(lambda x: x.sharding, shapes)  # of the state's arrays
-        self.step_examples = config.train.batch_size
         closed_form.check(config, self.head, self.multipliers, self.total)
+        parts, self.step_examples = (self.head, self.model, config, self.source), config.train.batch_size
         if contract.has_closed_form(self.head):
+            self.train_step = closed_form.make_step(*parts, self.train_view, self.mesh, self.workdir, print)
             self.step_examples = examples
-            self.train_step = closed_form.make_step(
-                config, self.head, self.model, self.source, self.train_view, self.mesh, self.workdir, print
-            )
         else:
             self.train_step = jax.jit(
-                make_step_fn(
-                    self.head, self.model, config, self.source, self.tx, self.multipliers, examples, self.mesh
-                ),
+                make_step_fn(*parts, self.tx, self.multipliers, examples, self.mesh),
                 in_shardings=(self.place, sharding.split(self.mesh)),
                 out_shardings=(self.place, whole),
                 donate_argnums=0,

@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import COLOURS, examples, tiny_config
@@ -15,10 +16,13 @@ from jaxmlic.data import datasets
 from jaxmlic.data.prepare import writer
 from jaxmlic.errors import UserError
 from jaxmlic.evaluation import score_file
-from jaxmlic.experiments import plan, runs
+from jaxmlic.experiments import plan, runs, sweep
 from jaxmlic.kernels import nearest, tagprop
+from jaxmlic.models import trunks
+from jaxmlic.models.heads import contract
 from jaxmlic.sharding import make_mesh
 from jaxmlic.training import loop, optim
+from jaxmlic.training import state as state_lib
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +210,16 @@ def test_mistakes(data_dir, features_file, tmp_path):
         loop.Trainer(tiny_config(data_dir, **{"optim.name": "none"}), str(tmp_path / "steps"))
     with pytest.raises(UserError, match="no steps to plan"):
         plan.make(from_file(data_dir, features_file), make_mesh())
+
+
+def test_every_row_can_be_made_at_its_size():
+    """Shapes alone, with the words and images of Corel-5K."""
+    base, seen = config_lib.load("kernel_ridge"), set()
+    for entry in sweep.entries("kernel_ridge"):
+        config = sweep.config_of("kernel_ridge", base, entry, ())
+        model = contract.make_model(contract.find(config.head), config, 374, 4500)
+        shapes = state_lib.parameter_shapes(model, trunks.StoredMaps(jnp.zeros((1, 1, 1, 1280))))
+        assert shapes["weights" if config.model.get("kernel") == "linear" else "support"][-1] in (374, 1280)
+        optim.multipliers(config.optim.groups, shapes)
+        seen.add(repr(model))
+    assert len(seen) == len(sweep.entries("kernel_ridge"))

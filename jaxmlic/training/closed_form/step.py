@@ -1,4 +1,4 @@
-"""Training of heads that are fitted at once: the one step of such a run, whose batch is the whole training split."""
+"""The step of heads that are fitted at once."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,6 @@ from jaxmlic.errors import UserError
 from jaxmlic.evaluation import score_file, scoring
 from jaxmlic.evaluation.score_file import ScoreFile
 from jaxmlic.inputs import Source, eval_inputs
-from jaxmlic.models.heads import contract
 from jaxmlic.training import run_folder
 from jaxmlic.training import state as state_lib
 from jaxmlic.training.step import Step
@@ -23,37 +22,10 @@ from jaxmlic.training.step import Step
 OUT_OF_FOLD = "out_of_fold"  # scores/train.out_of_fold.npz
 
 
-def check(config: ConfigDict, head: ModuleType, multipliers: dict[str, float | None], total: int) -> None:
-    """UserError for fields that do not go with a head that has a closed form, or one that has none.
-
-    multipliers: learning-rate multiplier of every parameter, None = frozen. total: steps of the training.
-    """
-    fits = contract.has_closed_form(head)
-    if fits != (config.optim.name == "none"):
-        what = "is fitted at once: set it to 'none'" if fits else "is trained in steps: name an optimizer"
-        raise UserError(f"config.optim.name = {config.optim.name!r}, but config.head = {config.head!r} {what}")
-    if not fits:
-        return
-    if total != 1:
-        raise UserError(
-            f"config.train.duration = {config.train.duration!r}: a head that is fitted at once takes '1 steps'"
-        )
-    trunk = {name: rate for name, rate in multipliers.items() if name.startswith("trunk/")}
-    if any(rate is not None for rate in trunk.values()) or any(
-        rate is None for name, rate in multipliers.items() if name not in trunk
-    ):
-        raise UserError(
-            "a head that is fitted at once learns all of its own parameters and none of the trunk's: set "
-            "config.optim.groups=(('trunk/.*', None), ('.*', 1.0))"
-        )
-    if config.optim.ema:
-        raise UserError("config.optim.ema averages steps, and a head that is fitted at once has none: set it to 0.0")
-
-
 def make_step(
-    config: ConfigDict,
     head: ModuleType,
     model: nn.Module,
+    config: ConfigDict,
     source: Source,
     view: loader.View,
     mesh: jax.sharding.Mesh,

@@ -14,6 +14,7 @@ own neighbours. Unknown labels (-1) of neighbours count as absent, those of the 
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -22,7 +23,8 @@ import numpy as np
 
 EPS = 1e-5
 FORMS = ("rank", "distance")
-_HALVINGS = 20  # of a step that does not raise the likelihood
+_HALVINGS = 10  # of a step that does not raise the likelihood
+_GAIN = 1e-6  # relative, of the likelihood
 _PRIOR = 1e-4  # of the sigmoids' coefficients: those of a label without positives stay finite
 
 
@@ -102,6 +104,7 @@ def fit(
     sigmoids: bool = True,
     rounds: int = 5,
     steps: int = 20,
+    report: Callable[[], None] = lambda: None,
 ) -> tuple[TagProp, list[float]]:
     """TagProp of training images, and the log-likelihood after each round, which never falls.
 
@@ -111,7 +114,8 @@ def fit(
       labels: int8 [N, C] in {1, 0, -1}.
       form: "rank" or "distance".
       sigmoids: whether each label has one.
-      rounds: of `steps` steps of EM or gradient, each with a fit of the sigmoids before it.
+      rounds: of at most `steps` steps of EM or gradient, each with a fit of the sigmoids before it.
+      report: called after each round.
     """
     positive, weight = jnp.asarray(labels == 1), importance(labels)
     count, num_distances = distances.shape[1:]
@@ -131,6 +135,7 @@ def fit(
             found = found._replace(theta=_ascend(found, distances, neighbours, positive, weight, form, steps))
         x = shares(weights_of(found.theta, distances, form), neighbours, positive)
         curve.append(float(log_likelihood(found, x, positive, weight)))
+        report()
     return found, curve
 
 
@@ -166,7 +171,7 @@ def _ascend(
     form: str,
     steps: jax.typing.ArrayLike,
 ) -> jax.Array:
-    """Theta after projected gradient steps with halving; each raises the likelihood or is left out."""
+    """Theta after projected gradient steps with halving; each raises the likelihood, one that hardly does is the last."""
 
     def value(theta: jax.Array) -> jax.Array:
         x = shares(weights_of(theta, distances, form), neighbours, positive)
@@ -174,8 +179,8 @@ def _ascend(
 
     project = _to_simplex if form == "rank" else lambda theta: jnp.maximum(theta, 0.0)
 
-    def step(_: int, carry: tuple) -> tuple:
-        theta, best, size = carry
+    def step(carry: tuple) -> tuple:
+        theta, best, size, _, number = carry
         gradient = jax.grad(value)(theta)
 
         def moved(size: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -192,11 +197,17 @@ def _ascend(
             lambda c: (c[1] <= best) & (c[3] < _HALVINGS), halve, (new, reached, size, jnp.int32(0))
         )
         better = reached > best
-        return jnp.where(better, new, theta), jnp.where(better, reached, best), 2 * size
+        gain = jnp.where(better, reached - best, 0.0)
+        return jnp.where(better, new, theta), jnp.where(better, reached, best), 2 * size, gain, number + 1
+
+    def goes_on(carry: tuple) -> jax.Array:
+        _, best, _, gain, number = carry
+        return (number < steps) & (gain > _GAIN * jnp.abs(best))
 
     gradient = jax.grad(value)(found.theta)
     size = jnp.max(jnp.abs(found.theta)) / jnp.maximum(jnp.max(jnp.abs(gradient)), 1e-12)
-    return jax.lax.fori_loop(0, steps, step, (found.theta, value(found.theta), size))[0]
+    start = (found.theta, value(found.theta), size, jnp.float32(jnp.inf), jnp.int32(0))
+    return jax.lax.while_loop(goes_on, step, start)[0]
 
 
 def _to_simplex(values: jax.Array) -> jax.Array:

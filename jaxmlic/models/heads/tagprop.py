@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmlic import progress
 from jaxmlic.errors import UserError, check_choice, check_least
 from jaxmlic.kernels import tagprop
 from jaxmlic.kernels.nearest import nearest
@@ -97,7 +98,9 @@ def fit_fn(
     rows, _ = nearest(points, points, model.num_neighbours, np.arange(len(labels)))
     distances = jax.jit(_distances)(points, points, rows, list(descriptors))
     report(f"learning weights of {rows.shape[1]} neighbours")
-    learned, curve = tagprop.fit(distances, rows, labels, model.form, sigmoids=model.sigmoids, rounds=model.rounds)
+    how = {"sigmoids": model.sigmoids, "rounds": model.rounds}
+    with progress.Progress("learning", model.rounds, "rounds", transient=True) as bar:
+        learned, curve = tagprop.fit(distances, rows, labels, model.form, report=bar.advance, **how)
     x = tagprop.shares(tagprop.weights_of(learned.theta, distances, model.form), rows, labels == 1)
     held = np.asarray(tagprop.logits(learned, x))
     params |= {"support": points, "positive": (labels == 1).astype(np.float32), "theta": learned.theta}

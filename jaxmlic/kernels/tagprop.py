@@ -25,7 +25,7 @@ EPS = 1e-5
 FORMS = ("rank", "distance")
 _HALVINGS = 10  # of a step that does not raise the likelihood
 _GAIN = 1e-6  # relative, of the likelihood
-_PRIOR = 1e-4  # of the sigmoids' coefficients: those of a label without positives stay finite
+_PRIOR = 1e-4  # of the squares of a sigmoid's coefficients, in units of its label's weight
 
 
 class TagProp(NamedTuple):
@@ -106,7 +106,10 @@ def fit(
     steps: int = 20,
     report: Callable[[], None] = lambda: None,
 ) -> tuple[TagProp, list[float]]:
-    """TagProp of training images, and the log-likelihood after each round, which never falls.
+    """TagProp of training images, and what is maximised after each round: it never falls, but for rounding.
+
+    That is the log-likelihood, less a small multiple of the squares of the sigmoids' coefficients, so that those of a
+    label without positives, or of one that is separated, stay finite.
 
     Args:
       distances: float32 [N, K, M] of each image to its neighbours, the nearest first.
@@ -134,7 +137,9 @@ def fit(
         else:
             found = found._replace(theta=_ascend(found, distances, neighbours, positive, weight, form, steps))
         x = shares(weights_of(found.theta, distances, form), neighbours, positive)
-        curve.append(float(log_likelihood(found, x, positive, weight)))
+        squares = found.slope**2 + found.offset**2 if sigmoids else np.zeros(labels.shape[1])
+        penalty = _PRIOR / 2 * float(jnp.sum(weight.sum(axis=0) * squares))
+        curve.append(float(log_likelihood(found, x, positive, weight)) - penalty)
         report()
     return found, curve
 
@@ -171,7 +176,7 @@ def _ascend(
     form: str,
     steps: jax.typing.ArrayLike,
 ) -> jax.Array:
-    """Theta after projected gradient steps with halving; each raises the likelihood, one that hardly does is the last."""
+    """Theta after projected gradient steps with halving; each raises the likelihood, the last one hardly."""
 
     def value(theta: jax.Array) -> jax.Array:
         x = shares(weights_of(theta, distances, form), neighbours, positive)

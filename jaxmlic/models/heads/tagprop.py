@@ -108,8 +108,8 @@ def fit_fn(
         params |= {"slope": learned.slope, "offset": learned.offset}
     ap = average_precision(held, labels)
     value = float(np.nanmean(ap)) if np.isfinite(ap).any() else float("nan")
-    notes = [f"log-likelihood after each round: {', '.join(f'{x:.4f}' for x in curve)}"]
-    return Fitted(params, held, {"out_of_fold_mAP": value, "log_likelihood": curve[-1]}, notes)
+    notes = [f"objective after each round: {', '.join(f'{x:.4f}' for x in curve)}"]
+    return Fitted(params, held, {"out_of_fold_mAP": value, "objective": curve[-1]}, notes)
 
 
 def predict_fn(model: Model, variables: dict, images: jax.Array) -> Prediction:

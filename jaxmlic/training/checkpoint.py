@@ -4,9 +4,10 @@ Into gs:// Orbax writes by itself; the object commit_success.txt, written last, 
 cannot write, so there it works in a local folder, whose step folders are copied (see `storage.Mirror`).
 """
 
+import contextlib
 import itertools
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,21 @@ _policy = ocp.checkpoint_managers
 _MIN_SLICE_BYTES = 4 << 20
 
 
-def _save_small_arrays_whole() -> None:
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Orbax's warnings of what is on purpose: its handler replaced, a folder read only, metadata not there."""
     verbosity = absl.logging.get_verbosity()
-    absl.logging.set_verbosity(absl.logging.ERROR)  # replacing Orbax's own handler is on purpose
+    absl.logging.set_verbosity(min(verbosity, absl.logging.ERROR))
+    try:
+        yield
+    finally:
+        absl.logging.set_verbosity(verbosity)
+
+
+def _save_small_arrays_whole() -> None:
     handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES)
-    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
-    absl.logging.set_verbosity(verbosity)
+    with _quiet():
+        ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
 _save_small_arrays_whole()
@@ -84,7 +94,8 @@ class Checkpoints:
         )
         self._local = self._mirror.path if self._mirror else self.folder  # where Orbax reads and writes
         self._notes = self._check_scores(read_only)
-        self.manager = ocp.CheckpointManager(self._local, options=options)
+        with _quiet():
+            self.manager = ocp.CheckpointManager(self._local, options=options)
 
     def save(self, step: int, state: Any, iterator: Any, metrics: dict[str, float] | None = None) -> None:
         """Saves `state` (a tree of arrays) and the position of the grain `iterator` under `step`, once.
@@ -136,7 +147,8 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         try:
-            state = self.manager.restore(step, args=items)["state"]
+            with _quiet():
+                state = self.manager.restore(step, args=items)["state"]
             if iterator is not None:
                 # All hosts read the same global batches, so any one's position is everybody's.
                 saved = min((self._local / str(step) / "data").glob("process_*-of-*.json"))
@@ -202,7 +214,7 @@ class Checkpoints:
     def _check_layout(self, step: int, target: Any) -> None:
         """Compares names and shapes before anything is read, so that a mismatch is one line of ours."""
         folder = self.folder / str(step)
-        with ocp.StandardCheckpointer() as reader:
+        with _quiet(), ocp.StandardCheckpointer() as reader:
             try:
                 found = shapes(reader.metadata(self._local / str(step) / "state").item_metadata.tree)
             except (OSError, ValueError, AttributeError) as error:

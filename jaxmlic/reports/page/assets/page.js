@@ -109,7 +109,7 @@
     else {
       const counted = all.filter((c) => runs.some((r) => data.runs[r].AP[c] !== null));
       const order = counted.sort((a, b) => (data.runs[lead].AP[a] ?? 2) - (data.runs[lead].AP[b] ?? 2));
-      const own = order.slice(0, MOST_BARS).reverse();
+      const own = order.slice(0, MOST_BARS);
       const labels = unique(own.map((c) => safe(short(name(c)))));
       const traces = runs.map((r) => ({
         type: "bar", orientation: "h", y: labels, x: own.map((c) => data.runs[r].AP[c] === null ? null : 100 * data.runs[r].AP[c]),
@@ -119,7 +119,7 @@
       const which = (order.length > own.length ? `, the ${own.length} lowest of ${order.length} classes` : "")
         + (without ? ` (${plural(without)} without one: too few images)` : "");
       if (own.length) plot(box, `Average precision of the classes in percent${which}`, traces,
-        { height: 120 + own.length * Math.max(18, 12 * runs.length), showlegend: runs.length > 1, barmode: "group", xaxis: { range: [0, 101], title: { text: "AP (%)" } }, yaxis: { type: "category", showgrid: false } });
+        { height: 120 + own.length * Math.max(18, 12 * runs.length), showlegend: runs.length > 1, barmode: "group", xaxis: { range: [0, 101], title: { text: "AP (%)" } }, yaxis: { type: "category", autorange: "reversed", showgrid: false } });
       else nothing(box, "Too few images have these classes: no average precision.");
     }
     const columns = [["class", (c) => name(c)], ["positives", (c) => data.positives[c]]];

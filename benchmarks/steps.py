@@ -8,9 +8,8 @@ each round, and medians over the rounds are printed.
   devices  the same global batch of `small_cnn` on 1 and on 8 simulated devices;
   levers   prefetch, accumulation, rematerialisation, divided state: ms a step, and a device's bytes by XLA;
   input    share of the time that training waits for input: from features in a file, and from photographs;
-  start    `jaxmlic train --config=quickstart:smoke` with an empty and with a warm compilation cache;
-  gpu      ResNet-101 at 448 px in bfloat16, images a second and share of the peak, with and without each lever.
-`gpu` runs where there is one; --peak is its dense bfloat16 peak in TFLOP/s.
+  start    `jaxmlic train --config=quickstart:smoke` with an empty and with a warm compilation cache.
+`gpu.py` beside this file measures a step on a GPU.
 """
 
 import argparse
@@ -83,7 +82,6 @@ def measure(job: dict) -> dict:
         "ms": (time.perf_counter() - start) / job["steps"] * 1e3,
         "state": memory.argument_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,
-        "flops": (compiled.cost_analysis() or {}).get("flops", 0.0),
     }
 
 
@@ -161,28 +159,13 @@ def cold_and_warm(data_dir: str, rounds: int) -> None:
     print(f"start: {cold:.1f} s with an empty cache, {warm:.1f} s with a warm one ({cold / warm:.1f}x)")
 
 
-def gpu(data_dir: str, rounds: int, steps: int, batch: int, peak: float) -> None:
-    more = {"data.dir": data_dir, "data.image_size": 448, "data.resize": 448, "train.batch_size": batch}
-    more |= {"model.trunk": "resnet101", "model.dtype": "bfloat16", "optim.ema": 0.0}
-    job = {"config": "quickstart", "what": "call", "steps": steps}
-    found = in_turns({name: job | {"overrides": SMALL | more | extra} for name, extra in LEVERS.items()}, rounds)
-    flops = found["none"]["flops"]
-    for name, row in found.items():
-        rate = batch / row["ms"] * 1e3
-        share = flops / row["ms"] * 1e3 / (peak * 1e12)
-        print(f"gpu: {name:13} {rate:7.0f} img/s, {100 * share:.0f} % of the peak, "
-              f"temporaries {row['temporary'] / 2**30:.1f} GiB")  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir")
-    parser.add_argument("--only", default="loop,devices,levers,input,start,gpu")
+    parser.add_argument("--only", default="loop,devices,levers,input,start")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--photographs", default="scenes", help="a prepared data set, such as voc2007_subset")
-    parser.add_argument("--batch", type=int, default=128, help="of the section gpu")
-    parser.add_argument("--peak", type=float, default=989, help="TFLOP/s of the GPU")
     parser.add_argument("--job")
     options = parser.parse_args()
     if options.job:
@@ -204,8 +187,6 @@ def main() -> None:
             input_wait(*given, options.photographs)
         if "start" in only:
             cold_and_warm(*given[:2])
-        if "gpu" in only and subprocess.run(["nvidia-smi"], capture_output=True).returncode == 0:
-            gpu(*given, options.batch, options.peak)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 #   PROJECT=p ZONE=us-central1-a TYPE=v5litepod-16 launch/tpu_vm.sh NAME train --config=FILE[:ARG] --workdir=gs://BUCKET/RUN
 # Each worker finds the others from the slice's metadata. The slice is deleted at the end, also after a mistake.
 # $VERSION: of its software (v2-alpha-tpuv5-lite); $PACKAGE: what pip installs (jaxmlic[tpu,buckets]); $SPOT=no: no spot
-# capacity; $RESTARTS: how often it is created again at most (100).
+# capacity; $RESTARTS: how often it is created again at most (100); $WAIT: seconds before that is tried again (60).
 set -u
 if [ $# -lt 2 ] || [ -z "${PROJECT:-}" ] || [ -z "${ZONE:-}" ] || [ -z "${TYPE:-}" ]; then
     echo "usage: PROJECT=... ZONE=... TYPE=... $0 NAME COMMAND..." >&2
@@ -36,11 +36,19 @@ delete() {
     $tpu delete "$name" $where --quiet
 }
 
+trap 'delete; exit 130' INT TERM
 restarts=0
 while true; do
     if [ "$(state)" != READY ]; then
         if [ -n "$(state)" ]; then delete; fi
-        create || exit 1
+        if ! create; then
+            if [ -n "$(state)" ]; then delete; fi
+            restarts=$((restarts + 1))
+            if [ "$restarts" -eq 1 ] || [ "$restarts" -gt "${RESTARTS:-100}" ]; then exit 1; fi
+            echo "$name could not be made again, perhaps for want of machines; start $((restarts + 1)) follows" >&2
+            sleep "${WAIT:-60}"
+            continue
+        fi
     fi
     # shellcheck disable=SC2086
     $tpu ssh "$name" $where --worker=all --command="PATH=\$HOME/.local/bin:\$PATH jaxmlic$command"

@@ -34,17 +34,25 @@ def free_port() -> int:
 class Job:
     """The processes of one `jaxmlic` command; a context manager that ends what still runs."""
 
-    def __init__(self, *arguments: str, processes: int = 1, devices: int = 1, own: dict[int, list[str]] | None = None):
-        """own: {process: further arguments of it}."""
+    def __init__(
+        self,
+        *arguments: str,
+        processes: int = 1,
+        devices: int = 1,
+        own: dict[int, list[str]] | None = None,
+        before: dict[int, str] | None = None,
+    ):
+        """own: {process: further arguments of it}; before: {process: Python that it runs before the command}."""
         port = free_port()
         self._folder = tempfile.TemporaryDirectory()
         self.processes = []
         for number in range(processes):
             several = [f"--coordinator=localhost:{port}", f"--num-processes={processes}", f"--process-id={number}"]
             command = [*arguments, *(own or {}).get(number, []), *(several if processes > 1 else [])]
+            script = f"{(before or {}).get(number, '')}\nfrom jaxmlic.cli.main import main\nmain()"
             with self._file(number, "out").open("w") as out, self._file(number, "err").open("w") as err:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "jaxmlic", *command],
+                    [sys.executable, "-c", script, *command],
                     stdout=out,
                     stderr=err,
                     env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},

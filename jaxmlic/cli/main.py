@@ -5,6 +5,7 @@ import ctypes
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
@@ -95,7 +96,15 @@ def quiet_libraries() -> None:
         if str(unraisable.exc_value) != LOOP_CLOSED:
             show_unraisable(unraisable)
 
+    show_in_thread = threading.excepthook
+
+    def show_unless_reported(args: threading.ExceptHookArgs) -> None:
+        # A full disk under TensorBoard's events: the log says so in one line.
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboardX")):
+            show_in_thread(args)
+
     sys.excepthook, sys.unraisablehook = show_unless_closed, show_unraisable_unless_closed
+    threading.excepthook = show_unless_reported
 
 
 def keep_freed_memory() -> None:
@@ -155,22 +164,23 @@ def run(argv: Sequence[str]) -> int:
             raise UserError(f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}; commands: {known}")
         return import_module(COMMANDS[argv[0]][0]).main(list(argv[1:]))
     except UserError as error:
-        print(f"jaxmlic: {error}", file=sys.stderr)
+        distributed.complain(str(error))
         return 2
     except KeyboardInterrupt:
-        print("jaxmlic: interrupted", file=sys.stderr)
+        distributed.complain("interrupted")
         return 130
     except BrokenPipeError:  # the reader of our output left (`| head`)
         sys.stderr.close()
         return 0
     except Exception as error:
-        if lost := distributed.describe_loss(error):
-            print(f"jaxmlic: {lost}", file=sys.stderr)
-            return 1
+        lost, status = distributed.describe_loss(error)
+        if lost:
+            distributed.complain(lost)
+            return status
         problem = storage.bucket_problem(error)
         if problem is None:
             raise
-        print(f"jaxmlic: {problem}", file=sys.stderr)
+        distributed.complain(problem)
         return 2
 
 
@@ -181,10 +191,12 @@ def main() -> None:
     quiet_libraries()
     try:
         status = run(sys.argv[1:])
-    except Exception:
+    except Exception as error:
         if distributed.count() == 1:
             raise
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        distributed.complain(f"{type(error).__name__}: {storage.reason(error)}")
         status = 1
     if status and distributed.count() > 1:
         distributed.leave(status)

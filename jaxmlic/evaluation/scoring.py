@@ -42,13 +42,19 @@ def score(
     *,
     batch_size: int,
     threads: int,
-) -> tuple[contract.Prediction, np.ndarray, np.ndarray]:
-    """Prediction (numpy, [N, ...]), labels int8 [N, C] and ids [N] of every example, padding removed."""
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[contract.Prediction, np.ndarray, np.ndarray] | None:
+    """Prediction (numpy, [N, ...]), labels int8 [N, C] and ids [N] of every example, padding removed.
+
+    stop: asked before each batch, by all processes; None is returned where it says so.
+    """
     parts = []
     batches = loader.eval_batches(
         reader, batch_size, threads=threads, process_index=jax.process_index(), process_count=jax.process_count()
     )
     for batch in batches:
+        if stop():
+            return None
         arrays = sharding.put(batch, mesh)
         prediction = predict_step(variables, eval_inputs(arrays))
         keep = sharding.gather(arrays["mask"])

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-UTILISATION = 0.4  # of a device's peak: what well-fed convolutional networks reach
+# Of a device's peak: ResNet-101 at 448 px reached 0.22 to 0.25 of an H200's (RESULTS.md, "On a GPU").
+UTILISATION = 0.25
 
 
 @dataclasses.dataclass(frozen=True)

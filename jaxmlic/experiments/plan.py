@@ -70,16 +70,22 @@ class Plan:
         """Bytes that a device needs at most, beside the program itself."""
         return self.state_bytes + self.activation_bytes
 
+    @property
+    def utilisation(self) -> float:
+        """The share of a device's peak by which arithmetic is turned into time."""
+        return UTILISATION
+
     def seconds(self, device: Device, dtype: str) -> float:
-        """Of the whole training on such devices at UTILISATION of their peak; evaluation and input are not counted."""
+        """Of the whole training on such devices at `utilisation` of their peak, without evaluation and input."""
         return self.steps * self.step_seconds(device, dtype)
 
     def step_seconds(self, device: Device, dtype: str) -> float:
         """Of a step's arithmetic."""
-        return self.flops / (self.devices * UTILISATION * getattr(device, dtype))
+        return self.flops / (self.devices * self.utilisation * getattr(device, dtype))
 
     def link_seconds(self, device: Device) -> float:
         """Of a step's collectives, were none hidden behind the arithmetic."""
+        # A gather is the second half of an all-reduce.
         return device.all_reduce_seconds(self.collective_bytes + self.gathered_bytes / 2, self.devices)
 
 

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
@@ -16,6 +17,9 @@ from jaxmlic.models.heads import contract
 from jaxmlic.reports import ap_table, score_report
 from jaxmlic.training import loop, optim, run_folder
 from jaxmlic.training import state as state_lib
+
+# What ends one run of several, and the others go on; a full disk is an OSError where nobody has put it into words.
+FAILURES = (UserError, jax.errors.JaxRuntimeError, MemoryError, OSError)
 
 
 def train(config: str | ConfigDict, workdir: str | Path, overrides: Mapping[str, object] | None = None) -> run.Run:
@@ -126,7 +130,7 @@ def run_one(
             raise UserError(f"{workdir} is the run of another config ({'; '.join(changed[:5])}); use another --workdir")
         return found, None
     outcome = loop.run(config, str(workdir), None, group)
-    if not outcome.finished:
+    if outcome.stopped_by is not None:  # in the last step, too: the evaluation is left to the restart
         return None, outcome.stopped_by
     evaluate(workdir, report=report)
     return result_of(workdir, config), None

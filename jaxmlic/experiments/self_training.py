@@ -14,7 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
-from jaxmlic import storage
+from jaxmlic import distributed, storage
 from jaxmlic.config import Entry
 from jaxmlic.errors import UserError
 from jaxmlic.experiments.pseudo_labels import propagate
@@ -68,7 +68,7 @@ def run(
         found, stopped = run_one(one, folder / f"round{number}", report)
         if found is None:
             report(f"stopped in round {number}; the same command continues there")
-            return 130 if stopped == 2 else 0
+            return distributed.stopped_status(stopped)
         rows.append(results.row(Entry(f"round{number}"), config.seed, found))
     results.write(folder, rows)
     report(results.table(rows))

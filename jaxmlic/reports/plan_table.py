@@ -33,7 +33,12 @@ def text(plan, config: ConfigDict, devices: Sequence) -> str:
         [d.title, f"{getattr(d, dtype) / 1e12:g} TFLOP/s", _fits(plan, d), _time(plan.seconds(d, dtype))]
         for d in devices
     ]
-    header = ["device", f"peak, {dtype}", "memory", "training at 40 % of the peak, input not counted"]
+    header = [
+        "device",
+        f"peak, {dtype}",
+        "memory",
+        f"training at {100 * plan.utilisation:.0f} % of the peak, input not counted",
+    ]
     parts.append(tables.table(estimates, header=header))
     parts.append(_list("needs", [f"[{'there' if there else 'missing'}] {need}" for need, there in plan.needs]))
     parts.append(_list("notes", plan.notes))
@@ -82,9 +87,10 @@ def growth_text(plans: Sequence, config: ConfigDict, devices: Sequence) -> str:
       devices: `experiments.devices.Device`s.
     """
     dtype = config.model.get("dtype", "float32")
+    share = f"{100 * plans[0].utilisation:.0f} %"
     parts = [
         f"{config.head}, {config.model.get('trunk', 'none')} ({dtype}), {plans[0].inputs}; {config.train.duration}; "
-        f"{plans[0].batch // plans[0].devices} images a device; arithmetic at 40 % of the peak"
+        f"{plans[0].batch // plans[0].devices} images a device; arithmetic at {share} of the peak"
     ]
     header = ["devices", "batch", "steps", "TFLOP/step", "GB/device", "summed MB"]
     header += ["arithmetic ms", "links ms", "img/s a device", "binds", "training"]

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +129,14 @@ class Appender:
         if is_bucket(path):
             self._parts = [self._path.read_text()] if self._path.exists() else []
         else:
-            self._file = self._path.open("a", encoding="utf-8")
+            self._file = self._path.open("ab", buffering=0)  # nothing is left to write when it is closed
 
     def write(self, text: str) -> None:
         """Adds text; OSError or UserError where it cannot be written."""
         if self._file is not None:
-            self._file.write(text)
-            self._file.flush()
+            rest = text.encode()
+            while rest:  # a disk that is nearly full takes a part
+                rest = rest[self._file.write(rest) :]
             return
         self._parts.append(text)
         self._changed = True
@@ -185,11 +186,16 @@ class Mirror:
             files = {path.relative_to(self.path / name).as_posix(): path for path in _files(self.path / name)}
             sizes = {file: path.stat().st_size for file, path in files.items()}
             write_json(self._folder / f"{name}{LISTING}", sizes)
-        for name in whole.keys() - here:
-            whole[name].unlink(missing_ok=True)
+        self.forget(whole.keys() - here)
         for path in list(self._folder.iterdir()):
             if path.name.isdigit() and path.name not in here:
                 path.rmtree(missing_ok=True)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Removes subfolders from the bucket: what is here under their names is copied by the next `push`."""
+        for name in names:
+            (self._folder / f"{name}{LISTING}").unlink(missing_ok=True)
+            (self._folder / str(name)).rmtree(missing_ok=True)
 
     def _whole(self) -> dict[str, Path]:
         """{subfolder: the object that lists its files}."""

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,7 +88,8 @@ def replacing(path: str | os.PathLike, mode: str = "wb", *, remedy: str = "", **
 def replacing_here(path: str | os.PathLike, mode: str = "wb", *, remedy: str = "", **options: Any) -> Iterator[IO]:
     """As `replacing`, for a path on this machine and by every process."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes of several containers that share a folder may have one number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ cannot write, so there it works in a local folder, whose step folders are copied
 import contextlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -52,13 +53,20 @@ class Damaged(UserError):
 
 
 def check_place(workdir: str | Path) -> None:
-    """UserError where checkpoints cannot be written: no permission in a bucket, several processes and s3://."""
+    """UserError where checkpoints cannot be written: no permission, several processes and s3://."""
     storage.check_writable(workdir)
+    _check_access(workdir, os.R_OK | os.W_OK | os.X_OK, "written")
     if _needs_mirror(workdir) and distributed.count() > 1:
         raise UserError(
             f"{workdir}: the checkpoints of {distributed.count()} processes cannot be written to s3://; use a "
             "--workdir in gs:// or in a folder that all of them share"
         )
+
+
+def _check_access(workdir: str | Path, mode: int, what: str) -> None:
+    folder = storage.resolve(workdir) / FOLDER
+    if not storage.is_bucket(workdir) and os.path.isdir(folder) and not os.access(folder, mode):
+        raise UserError(f"{folder}: cannot be {what} (Permission denied); run as its owner, or change its permissions")
 
 
 def _needs_mirror(workdir: str | Path) -> bool:
@@ -84,6 +92,8 @@ class Checkpoints:
             self._mirror.pull()
         if read_only and not self.folder.is_dir():
             raise UserError(f"{workdir} holds no checkpoints; train there first: jaxmlic train --workdir={workdir} ...")
+        if read_only:
+            _check_access(workdir, os.R_OK | os.X_OK, "read")
         best = _policy.BestN(get_metric_fn=lambda metrics: metrics[metric], n=1, keep_checkpoints_without_metrics=False)
         kept = [_policy.LatestN(2), best, *([_policy.EveryNSteps(keep_steps)] if keep_steps else [])]
         options = ocp.CheckpointManagerOptions(
@@ -96,14 +106,25 @@ class Checkpoints:
         self._notes = self._check_scores(read_only)
         with _quiet():
             self.manager = ocp.CheckpointManager(self._local, options=options)
+        written = getattr(self.manager, "_wait_for_checkpointers", None)
+        if written and distributed.count() > 1:
+            # Where a process cannot write, Orbax raises in its own thread after a barrier that others, which wait for
+            # this one's part at another barrier, do not come to for twenty minutes.
+            self.manager._wait_for_checkpointers = lambda: self._guarded(written)
 
     def save(self, step: int, state: Any, iterator: Any, metrics: dict[str, float] | None = None) -> None:
-        """Saves `state` (a tree of arrays) and the position of the grain `iterator` under `step`, once.
+        """Saves `state` (a tree of arrays) and the position of the grain `iterator` under `step`, once; a checkpoint
+        without a score is replaced by one with it.
 
         Raises UserError when the disk is full; the checkpoints that were there stay.
         """
         if step in self.manager.all_steps():
-            return
+            if metrics is None or self.has_score(step):
+                return
+            self.wait()
+            self._guarded(lambda: self.manager.delete(step))
+            if self._mirror:
+                self._mirror.forget([str(step)])
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator))
         if self._mirror:
             self._copied.result()
@@ -128,6 +149,11 @@ class Checkpoints:
     def latest(self) -> int | None:
         """Step of the last whole checkpoint, or None."""
         return self.manager.latest_step()
+
+    def has_score(self, step: int) -> bool:
+        """Whether the checkpoint of a step has a score."""
+        self.wait()
+        return self.manager.metrics(step) is not None
 
     def best(self) -> int | None:
         """Step with the best metric; without any metric the last one; None without checkpoints."""
@@ -208,6 +234,8 @@ class Checkpoints:
         for step in steps if distributed.is_main() else ():
             places = (self._local / f"{step}.damaged{number or ''}" for number in itertools.count())
             (self._local / str(step)).rename(next(place for place in places if not place.exists()))
+            if self._mirror:
+                self._mirror.forget([str(step)])
         if steps:
             distributed.wait_for_all("damaged checkpoints")
 
@@ -247,18 +275,21 @@ class Checkpoints:
         try:
             action()
         except Exception as error:  # the storage layers raise their own types around the system's error
-            if not is_disk_full(error):
-                if distributed.count() > 1:
-                    why = storage.reason(error)
-                    raise UserError(f"{self.folder}: no checkpoint with the other processes ({why})") from None
+            if is_disk_full(error):
+                whole = (int(p.name) for p in self._local.glob("*") if p.name.isdigit())
+                last = max(whole, default=None)
+                kept = "no earlier checkpoint" if last is None else f"the last good checkpoint is step {last}"
+                mistake = (
+                    f"{self.folder}: no space left while saving a checkpoint; {kept}; free some space and run the same "
+                    "command again to continue from there"
+                )
+            elif distributed.count() == 1:
                 raise
-            whole = (int(p.name) for p in self._local.glob("*") if p.name.isdigit())
-            last = max(whole, default=None)
-            kept = "no earlier checkpoint" if last is None else f"the last good checkpoint is step {last}"
-            raise UserError(
-                f"{self.folder}: no space left while saving a checkpoint; {kept}; free some space and run the same "
-                "command again to continue from there"
-            ) from None
+            else:
+                mistake = f"{self.folder}: no checkpoint with the other processes ({storage.reason(error)})"
+            if distributed.count() > 1:  # which wait for this one's part
+                distributed.end_all(mistake)
+            raise UserError(mistake) from None
 
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -1,11 +1,12 @@
 """The one loop for every system: trains, logs, validates, saves, and continues what a run folder holds."""
 
 import collections
+import contextlib
 import dataclasses
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -34,6 +35,20 @@ class Outcome:
     step: int
     finished: bool
     stopped_by: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What a call of `fit` works with: opened by it, and closed at its end."""
+
+    iterator: Iterator[loader.Batch]
+    val_reader: loader.RowReader | None
+    checkpoints: Checkpoints
+    log: metrics_log.MetricsLog
+    bar: progress.Progress
+    stop: distributed.Stop
+    time_spent: goodput.Goodput
+    trace: profile.Profile
 
 
 @dataclasses.dataclass
@@ -118,17 +133,20 @@ class Trainer:
         train = self.source.train_reader(self.train_view)
         return train, self.source.validation_reader(self.val_view) if self.val_view else None
 
-    def validate(self, state: TrainState, reader: loader.RowReader) -> dict[str, float | str]:
-        """Metrics on the validation examples, and the threshold that suits them best."""
-        prediction, labels, _ = scoring.score(
+    def validate(
+        self, state: TrainState, reader: loader.RowReader, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float | str] | None:
+        """Metrics on the validation examples, and the threshold that suits them best; None where `stop` says so."""
+        found = scoring.score(
             self.predict_step,
             self.eval_variables(state),
             reader,
             self.mesh,
             batch_size=scoring.batch_size_for(self.config, self.mesh),
             threads=self.config.data.threads,
+            stop=stop,
         )
-        return scoring.validation_numbers(self.config, prediction, labels, self.trained_classes)
+        return None if found is None else scoring.validation_numbers(self.config, *found[:2], self.trained_classes)
 
     def fit(self, profiled: tuple[int | None, int] | None = None) -> Outcome:
         """Trains to the end, or until SIGTERM or Ctrl-C, which save first; continues what the run folder holds.
@@ -136,20 +154,22 @@ class Trainer:
         With several processes a signal to any of them stops all at one step.
         profiled: steps to trace, as `profile.parse` gives them.
         """
-        distributed.check_same(run_folder.must_agree(self.config, self.train_view))
-        lock = distributed.all_or_none(lambda: run_folder.lock(self.workdir))
-        try:
-            return self._fit(profiled)
-        finally:
-            lock.close()
+        distributed.check_same(run_folder.must_agree(self.config, self.train_view, self.workdir))
+        with contextlib.ExitStack() as opened:
+            lock = distributed.all_or_none(lambda: run_folder.lock(self.workdir))
+            opened.enter_context(contextlib.closing(lock))
+            return self._fit(opened, profiled)
 
-    def _fit(self, profiled: tuple[int | None, int] | None) -> Outcome:
-        time_spent = goodput.Goodput(self.workdir, self.started, active=distributed.is_main())
+    def _fit(self, opened: contextlib.ExitStack, profiled: tuple[int | None, int] | None) -> Outcome:
+        time_spent = opened.enter_context(
+            contextlib.closing(goodput.Goodput(self.workdir, self.started, active=distributed.is_main()))
+        )
         record = self.source.fingerprint(self.train_view)
         distributed.all_or_none(lambda: run_folder.claim(self.workdir, self.config, self.train_view, record))
         notes = targets.keep(self.config, self.workdir, self.train_view)
         print(*notes, sep="\n", end="\n" if notes else "")
         distributed.wait_for_all("claimed")
+        distributed.all_or_none(lambda: run_folder.check_shared(self.workdir))
         readers = distributed.all_or_none(self.readers)
         batches = loader.train_iterator(
             readers[0],
@@ -162,6 +182,7 @@ class Trainer:
         )
         iterator = PlacedBatches(batches, lambda batch: sharding.put(batch, self.mesh), self.config.train.prefetch)
         checkpoints = Checkpoints(self.workdir, self.config.eval.metric, keep_steps=self.keep_steps)
+        opened.enter_context(contextlib.closing(checkpoints))
         # Where training starts: 1. the run folder's last checkpoint, 2. another run, 3. pretrained weights, 4. scratch.
         start = checkpoints.latest() or 0
         state = self.initial_state(restored=start > 0)
@@ -171,59 +192,53 @@ class Trainer:
             run_folder.note_start(self.workdir, start)
         time_spent.start(start)
         trace = profile.Profile(profiled, self.workdir, start, active=distributed.is_main())
-        tracked = trackers.Trackers(self.config, self.workdir, self.group) if distributed.is_main() else None
-        log = metrics_log.MetricsLog(self.workdir, start, distributed.is_main(), tracked)
+        opened.callback(trace.stop)
+        tracked = None
+        if distributed.is_main():
+            tracked = opened.enter_context(contextlib.closing(trackers.Trackers(self.config, self.workdir, self.group)))
+        log = opened.enter_context(
+            contextlib.closing(metrics_log.MetricsLog(self.workdir, start, distributed.is_main(), tracked))
+        )
         batch = self.config.train.batch_size
         # In a log the lines are those of `log_every`.
-        bar = progress.Progress("train", self.total * batch, "img", done=start * batch, log_seconds=math.inf)
+        bar = opened.enter_context(
+            progress.Progress("train", self.total * batch, "img", done=start * batch, log_seconds=math.inf)
+        )
         if start:
             bar.write(f"continuing {self.workdir} from step {start} of {self.total}")
-        try:
-            with distributed.Stop() as stop:
-                state, outcome = self._loop(
-                    state, start, iterator, readers[1], checkpoints, log, bar, stop, time_spent, trace
-                )
-            with time_spent.span("saving"):
-                checkpoints.wait()
-            bar.write(f"time: {time_spent.text()}")
-            if outcome.finished:
-                best = checkpoints.best()
-                storage.write_json(storage.to_path(self.workdir) / run_folder.RESULT_FILE, self.result(best))
-                distributed.wait_for_all("result")
-        finally:
-            trace.stop()
-            time_spent.close()
-            bar.close()
-            log.close()
-            checkpoints.close()
+        with distributed.Stop() as stop:
+            work = _Work(iterator, readers[1], checkpoints, log, bar, stop, time_spent, trace)
+            outcome = self._loop(state, start, work)
+        if line := trace.stop():
+            bar.write(line)
+        with time_spent.span("saving"):
+            checkpoints.wait()
+        bar.write(f"time: {time_spent.text()}")
+        if outcome.finished:
+            best = checkpoints.best()
+            storage.write_json(storage.to_path(self.workdir) / run_folder.RESULT_FILE, self.result(best))
+            distributed.wait_for_all("result")
         return outcome
 
-    def _loop(
-        self,
-        state: TrainState,
-        step: int,
-        iterator: Iterator[loader.Batch],
-        val_reader: loader.RowReader | None,
-        checkpoints: Checkpoints,
-        log: metrics_log.MetricsLog,
-        bar: progress.Progress,
-        stop: distributed.Stop,
-        time_spent: goodput.Goodput,
-        trace: profile.Profile,
-    ) -> tuple[TrainState, Outcome]:
+    def _loop(self, state: TrainState, step: int, work: "_Work") -> Outcome:
         pending, clock, clock_step = collections.deque(), time.monotonic(), step
-        stopped = stop.at(step)
+        bar, log, time_spent, stop = work.bar, work.log, work.time_spent, work.stop
+        stopped = stop.now()
+        # A notice that came during an evaluation ended it, and the checkpoint has no score.
+        unscored = step > 0 and self._evaluates(step, work) and not work.checkpoints.has_score(step)
+        if unscored and not stopped:
+            stopped = unscored = not self._evaluate_and_save(step, state, work)
         while step < self.total and not stopped:
-            trace.before(step)
+            work.trace.before(step)
             with time_spent.span("input"):
-                batch = next(iterator)
+                batch = next(work.iterator)
             state, scalars = self.train_step(state, batch)
             pending.append(scalars)
             step += 1
             bar.advance(self.config.train.batch_size)
             if len(pending) > 2:  # let the host run two steps ahead, no further: batches wait in device memory
                 jax.block_until_ready(pending[-3]["loss"])
-            if line := trace.after(step, scalars):
+            if line := work.trace.after(step, scalars):
                 bar.write(line)
             end = step == self.total
             if step % self.every["log"] == 0 or end:
@@ -235,41 +250,48 @@ class Trainer:
                 check_finite(state.guard, self.trainable)
                 log.write(step, row | time_spent.row())
                 bar.report(f"step {step}/{self.total}  epoch {row['epoch']:.2f}  loss {row['train/loss']:.4f}")
-            # The last regular evaluation is left out where the final one follows soon.
-            due = step % self.every["eval"] == 0 and self.total - step > self.every["eval"] / 2
-            evaluates = val_reader is not None and (due or end)
-            if evaluates or end or step % self.every["checkpoint"] == 0:
-                check_finite(state.guard, self.trainable)
-                with time_spent.span("evaluation"):
-                    scores = self.validate(state, val_reader) if evaluates else None
-                if scores:
-                    log.write(step, scores)
-                    bar.write(f"step {step}: validation {self._headline(scores)}")
-                    clock, clock_step = time.monotonic(), step
-                log.flush()  # before the save: a run that continues there has the rows up to there
-                with time_spent.span("saving"):
-                    self._save(checkpoints, step, state, iterator, scores)
-                time_spent.save(step)
-            stopped = stop.at(step)
+            if self._evaluates(step, work) or end or step % self.every["checkpoint"] == 0:
+                unscored = not self._evaluate_and_save(step, state, work)
+                clock, clock_step = time.monotonic(), step
+            stopped = unscored or stop.now()
         if stopped:
             check_finite(state.guard, self.trainable)
-            log.flush()
-            with time_spent.span("saving"):
-                self._save(checkpoints, step, state, iterator, None)
-            time_spent.save(step)
+            self._save(step, state, work, None)
             bar.write(
                 f"stopped at step {step} by {signal.Signals(stop.signal).name}; saved. The same command continues"
             )
-        return state, Outcome(step, step == self.total, stop.signal)
+        return Outcome(step, step == self.total and not unscored, stop.signal)
 
-    def _save(self, checkpoints: Checkpoints, step: int, state: TrainState, iterator: Iterator, scores: dict | None):
-        name = self.config.eval.metric
-        if scores is None:
-            checkpoints.save(step, state, iterator)
-        else:
+    def _evaluates(self, step: int, work: "_Work") -> bool:
+        """Whether the validation examples are scored after this step."""
+        # The last regular evaluation is left out where the final one follows soon.
+        due = step % self.every["eval"] == 0 and self.total - step > self.every["eval"] / 2
+        return work.val_reader is not None and (due or step == self.total)
+
+    def _evaluate_and_save(self, step: int, state: TrainState, work: "_Work") -> bool:
+        """False where a notice ended the evaluation: nothing is saved then, and the score is missing."""
+        check_finite(state.guard, self.trainable)
+        scores = None
+        if self._evaluates(step, work):
+            with work.time_spent.span("evaluation"):
+                scores = self.validate(state, work.val_reader, work.stop.now)
+            if scores is None:
+                return False
+            work.log.write(step, scores)
+            work.bar.write(f"step {step}: validation {self._headline(scores)}")
+        self._save(step, state, work, scores)
+        return True
+
+    def _save(self, step: int, state: TrainState, work: "_Work", scores: dict | None) -> None:
+        metrics = None
+        if scores is not None:
+            name = self.config.eval.metric
             value = scores[f"val/{name}"]
-            # An undefined score never counts as best.
-            checkpoints.save(step, state, iterator, {name: value if np.isfinite(value) else -1.0})
+            metrics = {name: value if np.isfinite(value) else -1.0}  # an undefined score never counts as best
+        work.log.flush()  # before the save: a run that continues there has the rows up to there
+        with work.time_spent.span("saving"):
+            work.checkpoints.save(step, state, work.iterator, metrics)
+        work.time_spent.save(step)
 
     def _means(self, pending: collections.deque, step: int) -> dict[str, float]:
         """Means since the last report. The only place where the loop waits for numbers from the device."""

@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import socket
+import time
 from pathlib import Path
 
 import numpy as np
@@ -61,9 +62,10 @@ def fingerprint(view: View) -> str:
     return digest.hexdigest()[:16]
 
 
-def must_agree(config: ConfigDict, train: View) -> dict[str, str]:
-    """What all processes of a run must have alike, as text by name: config, versions, data."""
-    values = {f"config.{name}": repr(value) for name, value in config_lib.flatten(config).items()}
+def must_agree(config: ConfigDict, train: View, workdir: str | Path) -> dict[str, str]:
+    """What all processes of a run must have alike, as text by name: folder, config, versions, data."""
+    values = {"--workdir": str(storage.resolve(workdir))}
+    values |= {f"config.{name}": repr(value) for name, value in config_lib.flatten(config).items()}
     values |= {f"the version of {name}": version for name, version in provenance.versions().items()}
     return values | {f"data set {train.dataset.name!r}, split {train.split!r}": fingerprint(train)}
 
@@ -79,21 +81,21 @@ def lock(workdir: str | Path) -> contextlib.AbstractContextManager:
     path = storage.to_path(workdir) / LOCK
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        file = path.open("a+b", buffering=0)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({storage.reason(error)}); use another --workdir") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        owner = file.read().strip()
+        owner = file.read().decode().strip()
         file.close()
         raise UserError(f"{workdir} is being trained by another process ({owner}); use another --workdir") from None
     except OSError:  # a file system without locks
         return file
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    with contextlib.suppress(OSError):  # on a full disk nobody is named, and the lock is held all the same
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return file
 
 
@@ -152,6 +154,18 @@ def claim(workdir: str | Path, config: ConfigDict, train: View, inputs: str = ""
         remedy="use another --workdir",
     )
     return run
+
+
+def check_shared(workdir: str | Path, seconds: float = 30.0) -> None:
+    """UserError where this process of several does not see the config.json that the first one has written.
+
+    seconds: until a network file system has shown it.
+    """
+    path, end = storage.to_path(workdir) / CONFIG_FILE, time.monotonic() + seconds
+    while distributed.count() > 1 and not path.exists():
+        if time.monotonic() > end:
+            raise UserError(f"{workdir} is not the folder that process 0 has made: all hosts must share --workdir")
+        time.sleep(0.2)
 
 
 def _is_begun(workdir: Path) -> bool:

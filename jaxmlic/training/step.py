@@ -123,7 +123,9 @@ def accumulated(grad_fn: Callable, parts: int, state: TrainState, inputs: Inputs
     shapes = jax.eval_shape(grad_fn, state, *jax.tree.map(lambda x: x[0], part), key, count)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[3])
     start = (state.batch_stats, jnp.float32(0), zeros)
-    (batch_stats, loss, grads), scalars = jax.lax.scan(add, start, (jnp.arange(parts), *part))
+    # A loop keeps one micro-batch at a time. XLA computes the gradients of kernels inside loops slowly on a CPU.
+    unroll = parts if jax.default_backend() == "cpu" else 1
+    (batch_stats, loss, grads), scalars = jax.lax.scan(add, start, (jnp.arange(parts), *part), unroll=unroll)
     return loss, jax.tree.map(lambda x: x.mean(axis=0), scalars), batch_stats, grads
 
 

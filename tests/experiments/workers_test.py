@@ -218,3 +218,75 @@ def test_lines_name_pace_and_time_left(experiment):
     lines = []
     sweep.run(path, folder, report=lines.append)
     assert lines[0] == "[1/4] first, seed 0" and lines[3].startswith("[4/4] second, seed 0  (0:00 a run, 0:00 left)")
+
+
+def test_runs_on_stored_arrays_train_together_round_after_round(experiment, monkeypatch):
+    """Two at most; the second stage is ready in the last round only, and trains beside nobody."""
+    path, folder, made = experiment
+    together = []
+
+    def train(requests, report):
+        together.append([request.title for request in requests])
+        for request in requests:
+            runs.run_one(request.config, request.workdir, report, request.group)
+        return {}, None
+
+    monkeypatch.setattr(worker.groups, "train", train)
+    monkeypatch.setattr(worker, "reads_arrays", lambda config: True)
+    monkeypatch.setattr(sweep, "reads_arrays", lambda config: True)
+    assert not sweep.run(path, folder, seeds=2, most_at_once=3).failures
+    first = [f"{name}, seed {seed}" for name in ("first", "other", "last") for seed in (0, 1)]
+    assert together == [first[:3], first[3:], ["second, seed 0", "second, seed 1"]]
+    assert len(made) == len(set(made)) == 8
+
+
+def test_an_entry_whose_source_is_a_mistake_fails_alone_beside_runs_that_train_together(experiment, monkeypatch):
+    path, folder, made = experiment
+
+    def reads(config):
+        if config.optim.lr == 0.1:
+            raise UserError("no such source")
+        return True
+
+    monkeypatch.setattr(worker, "reads_arrays", reads)
+    monkeypatch.setattr(sweep, "_check_stackable", lambda jobs: None)
+    monkeypatch.setattr(worker.groups, "train", lambda requests, report: ({r.title: "x" for r in requests}, None))
+    outcome = sweep.run(path, folder, only=["other", "last", "first"], most_at_once=8)
+    assert made == ["other 0"] and len(outcome.failures) == 2
+
+
+def test_a_claim_that_was_never_written_whole_becomes_void(tmp_path):
+    """Its writer was killed, or its disk was full."""
+    with Claims(tmp_path, "s", "x") as mine:
+        path = tmp_path / claims.FOLDER / "run.0"
+        for text in ("", '{"host": "no'):
+            path.write_text(text)
+            assert mine.is_held("run") and not mine.take("run")
+            now = path.stat().st_mtime
+            os.utime(path, (now, now - claims.STALE_SECONDS - 60))
+            assert not mine.is_held("run")
+        assert mine.take("run")
+
+
+def test_a_process_of_another_container_with_this_one_s_name_is_judged_by_its_clock(tmp_path):
+    with Claims(tmp_path, "s", "x") as mine, Claims(tmp_path, "s", "x") as theirs:
+        theirs.take("run")
+        path, record = record_of(tmp_path, "run")
+        boot, _, _ = record["boot"].partition(" ")
+        path.write_text(json.dumps(record | {"boot": f"{boot} pid:[1]", "pid": 2**22 + 1, "started": "5"}))
+        assert mine.is_held("run")
+
+
+def test_a_signal_in_the_last_step_stops_the_sweep(experiment, monkeypatch):
+    path, folder, _ = experiment
+    monkeypatch.undo()
+    outcome = runs.loop.Outcome(4, True, 15)
+    monkeypatch.setattr(runs.loop, "run", lambda *args: outcome)
+    found = sweep.run(path, folder)
+    assert (found.stopped_in, found.stopped_by) == ("first, seed 0", 15)
+
+
+def test_a_failure_that_another_worker_is_removing_is_none(tmp_path, monkeypatch):
+    (tmp_path / worker.FAILURE_FILE).write_text("{}")
+    monkeypatch.setattr(worker.storage, "read_json", lambda path: (_ for _ in ()).throw(UserError("no such file")))
+    assert worker.failure(tmp_path) is None

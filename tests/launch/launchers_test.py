@@ -77,6 +77,34 @@ esac
     assert run([str(LAUNCH / "tpu_vm.sh"), "slice", "train"]).returncode == 2
 
 
+def test_a_tpu_slice_that_cannot_be_set_up_is_deleted_and_one_that_is_not_there_now_waited_for(tmp_path):
+    """gcloud here: setting up fails at first; later the slice is preempted, and cannot be made again at once."""
+    script(
+        tmp_path / "gcloud",
+        f"""cd {tmp_path}; echo "$@" >> calls
+case "$*" in
+    *describe*) [ -f state ] && cat state; exit 0;;
+    *create*) if [ -f full ]; then rm full; exit 1; else echo READY > state; fi;;
+    *delete*) rm state;;
+    *jaxmlic\\ *) if [ -f once ]; then exit 0; else touch once full; echo PREEMPTED > state; exit 255; fi;;
+    *pip*) [ -f pip ] || {{ touch pip; exit 1; }};;
+esac
+""",
+    )
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PROJECT": "p", "ZONE": "z", "TYPE": "v5litepod-16", "WAIT": "0"}
+    assert run([str(LAUNCH / "tpu_vm.sh"), "slice", "train"], **env).returncode == 1
+    assert not (tmp_path / "state").exists()
+    (tmp_path / "calls").unlink()
+    done = run([str(LAUNCH / "tpu_vm.sh"), "slice", "train"], **env)
+    assert done.returncode == 0 and "could not be made again" in done.stderr and not (tmp_path / "state").exists()
+    assert [call.split()[3] for call in (tmp_path / "calls").read_text().splitlines()].count("create") == 3
+
+
+def test_several_nodes_are_given_no_folder_that_they_cannot_write_to():
+    for path in LAUNCH.iterdir():
+        assert "--workdir=s3://" not in path.read_text(), path
+
+
 def test_gke_asks_for_as_many_hosts_as_the_topology_has():
     job = yaml.safe_load((LAUNCH / "gke.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
@@ -89,6 +117,8 @@ def test_gke_asks_for_as_many_hosts_as_the_topology_has():
     assert container["resources"]["requests"] == container["resources"]["limits"]
     assert work["backoffLimit"] == 0 and job["spec"]["failurePolicy"]["maxRestarts"] > 0
     assert container["command"][:2] == ["jaxmlic", "train"] and pod["restartPolicy"] == "Never"
+    # A pod that ends with 0 is complete to Kubernetes, also where a notice ended it.
+    assert {"name": "JAXMLIC_STOPPED_STATUS", "value": "143"} in container["env"]
 
 
 def test_skypilot_gives_each_node_its_place(tmp_path):

@@ -113,6 +113,7 @@ def test_a_killed_task_and_a_stopped_job_are_queued_again(slurm, tmp_path, data_
     arguments = [
         "train", "--config=quickstart:smoke", "--config.train.duration=60 steps", "--config.train.log_every=1 steps",
         "--config.train.checkpoint_every=2 steps", "--config.train.eval_every=60 steps", "--config.train.cpu_devices=1",
+        "--config.optim.name=sgd", "--config.optim.lr=0.02",
         "--config.data.name=tiny", f"--config.data.dir={data_dir}",
     ]  # fmt: skip
     jaxmlic = f"{sys.executable} -m jaxmlic"
@@ -153,6 +154,6 @@ def test_a_killed_task_and_a_stopped_job_are_queued_again(slurm, tmp_path, data_
     assert trained == list(range(1, 61))  # no step twice, none left out
     for mine, own in zip(rows(workdir), rows(tmp_path / "plain"), strict=True):
         if "train/loss" in own:
-            # One process here, two there: sums in another order, which grow over sixty steps.
-            assert mine["train/loss"] == pytest.approx(own["train/loss"], rel=1e-5 if own["step"] < 6 else 5e-3)
+            # One process here, two there: sums in another order. Adam would make steps out of the difference alone.
+            assert mine["train/loss"] == pytest.approx(own["train/loss"], rel=1e-5 if own["step"] < 6 else 1e-3)
     assert "stopped at step" in log.read_text() and "saved. The same command continues" in log.read_text()

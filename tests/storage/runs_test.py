@@ -1,11 +1,13 @@
 """Runs, data sets, weights and score files in buckets, against emulators of S3 and Google Cloud Storage."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
 
 import buckets
+import grain
 import jax
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from jaxmlic.inputs import feature_file
 from jaxmlic.models.trunks.weight_files import read_state
 from jaxmlic.propagation import label_file
 from jaxmlic.training import loop
+from jaxmlic.training.checkpoint import Checkpoints
 from jaxmlic.training.logs import metrics_log
 
 
@@ -80,6 +83,32 @@ def test_a_crashed_run_goes_on_and_equals_a_local_one(bucket, finished_run):
 
 def test_both_starts_left_their_tensorboard_events(bucket):
     assert len(list((storage.to_path(bucket.run) / "tensorboard").glob("events*"))) == 2
+
+
+def test_what_replaces_a_damaged_checkpoint_gets_into_the_bucket(bucket):
+    """As for one that gets its score later: the bucket has another of this step, under the same names."""
+    folder = f"{bucket.url}/runs/damaged"
+    values = [{"x": jax.numpy.full(8, float(number))} for number in range(4)]
+    iterator = iter(grain.MapDataset.range(100).to_iter_dataset())
+
+    def opened():
+        return contextlib.closing(Checkpoints(folder))
+
+    with opened() as checkpoints:
+        checkpoints.save(1, values[1], iterator, {"mAP": 0.5})
+        checkpoints.save(2, values[2], iterator)
+    for path in (storage.to_path(folder) / "checkpoints" / "2" / "state").glob("**/*"):
+        if path.is_file():
+            path.write_bytes(b"x" * path.stat().length)
+    with opened() as checkpoints:
+        step, state = checkpoints.restore_latest(values[0], iterator)
+        assert (step, state["x"][0]) == (1, 1.0)
+        checkpoints.save(2, values[3], iterator)
+    with opened() as checkpoints:
+        assert checkpoints.restore_latest(values[0], iterator)[1]["x"][0] == 3.0 and not checkpoints.has_score(2)
+        checkpoints.save(2, values[3], iterator, {"mAP": 0.75})
+    with opened() as checkpoints:
+        assert checkpoints.has_score(2) and checkpoints.best() == 2 and checkpoints.restore(2, values[0])["x"][0] == 3.0
 
 
 def test_a_complete_run_is_left_as_it_is(bucket, capsys):

@@ -17,7 +17,7 @@ from conftest import tiny_config
 from jaxmlic import losses, sharding
 from jaxmlic.errors import UserError
 from jaxmlic.inputs import open_source
-from jaxmlic.training import loop, optim, run_folder
+from jaxmlic.training import checkpoint, loop, optim, run_folder
 from jaxmlic.training import state as state_lib
 from jaxmlic.training import step as step_lib
 from jaxmlic.training.checkpoint import Checkpoints
@@ -164,7 +164,8 @@ def test_the_mesh_equals_pmap(plain_trainer):
     state = jax.tree.map(lambda x: np.stack([np.asarray(x)] * 8), trainer.initial_state())
     for batch in batches:
         state = jax.pmap(step, axis_name="data")(state, {k: v.reshape(8, 2, *v.shape[1:]) for k, v in batch.items()})
-    assert_close({k: np.asarray(v[3]) for k, v in optim.flatten(state.params).items()}, expected, atol=1e-5)
+    # Adam divides by gradients near zero, and devices sum in the order in which they come: 2e-5 was seen once.
+    assert_close({k: np.asarray(v[3]) for k, v in optim.flatten(state.params).items()}, expected, atol=1e-4)
 
 
 class Normed(nn.Module):
@@ -312,6 +313,48 @@ def test_sigterm_saves_and_the_same_command_continues(stopping_trainer, finished
     # The report at step 8 covers two steps here and four there; all later rows are the same.
     rows = [without_rate(r for r in metrics_log.read(f) if r["step"] > 8) for f in (trainer.workdir, finished_run)]
     assert rows[0] == rows[1]
+
+
+def notice_in_evaluation(trainer, number, batch):
+    """Sends SIGTERM within a batch of the trainer's `number`th evaluation; returns the batches that it computes."""
+    predict, batches, calls = trainer.predict_step, [], []
+    validate = trainer.validate
+
+    def counted(*args):
+        calls.append(1)
+        return validate(*args)
+
+    def predict_then_signal(variables, images):
+        if len(calls) == number:
+            batches.append(1)
+            if len(batches) == batch:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return predict(variables, images)
+
+    trainer.validate, trainer.predict_step = counted, predict_then_signal
+    return batches
+
+
+@pytest.mark.parametrize(("number", "step"), [(1, 4), (4, 16)], ids=["the first evaluation", "the last one"])
+def test_sigterm_ends_an_evaluation_that_the_same_command_repeats(number, step, finished_run, data_dir, tmp_path):
+    config = tiny_config(data_dir, **{"train.eval_batch_size": 8})
+    workdir = tmp_path / "run"
+    trainer = loop.Trainer(config, str(workdir))
+    batches = notice_in_evaluation(trainer, number, 1)
+    assert trainer.fit() == loop.Outcome(step, False, signal.SIGTERM)
+    assert len(batches) == 1 < len(trainer.val_view) / 8  # the others were not computed
+    assert run_folder.result(workdir) is None and not Checkpoints(workdir, read_only=True).has_score(step)
+    assert not [row for row in metrics_log.read(workdir) if row["step"] == step and "val/protocol" in row]
+    # Ended again, and at last complete: nothing is missing, and nothing stands there twice.
+    again = loop.Trainer(config, str(workdir))
+    notice_in_evaluation(again, 1, 1)
+    assert again.fit() == loop.Outcome(step, False, signal.SIGTERM)
+    assert loop.Trainer(config, str(workdir)).fit() == loop.Outcome(16, True)
+    rows = [without_rate(metrics_log.read(folder)) for folder in (workdir, finished_run)]
+    assert rows[0] == rows[1]
+    assert run_folder.result(workdir) == run_folder.result(finished_run)
+    kept = [sorted(p.name for p in (folder / "checkpoints").iterdir()) for folder in (workdir, finished_run)]
+    assert kept[0] == kept[1]
 
 
 def test_nan_stops_the_run_says_where_and_spares_the_checkpoint(data_dir, tmp_path):
@@ -468,3 +511,19 @@ def test_a_run_knows_where_it_came_from_and_where_its_time_went(finished_run):
     seconds = {key.removeprefix("goodput/"): value for key, value in rows[-1].items() if key.startswith("goodput/")}
     assert all(seconds[kind] > 0 for kind in ("steps", "input", "evaluation", "saving", "compiling", "starting"))
     assert seconds["redone"] == seconds["away"] == 0
+
+
+def test_checkpoints_without_permission_are_one_line(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint.check_place(tmp_path)
+    # Root may do everything, so that the system's answer is changed and not the folder.
+    monkeypatch.setattr(
+        checkpoint.os, "access", lambda path, mode: not (mode & denied and str(path).endswith("points"))
+    )
+    denied = os.W_OK
+    Checkpoints(tmp_path, read_only=True)
+    with pytest.raises(UserError, match=r"checkpoints: cannot be written \(Permission denied\)"):
+        checkpoint.check_place(tmp_path)
+    denied = os.R_OK
+    with pytest.raises(UserError, match=r"checkpoints: cannot be read \(Permission denied\)"):
+        Checkpoints(tmp_path, read_only=True)

@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
     )
     if outcome.stopped_in:
         print(f"sweep stopped in {outcome.stopped_in}; the same command continues there")
-        return 130 if outcome.stopped_by == 2 else 0
+        return distributed.stopped_status(outcome.stopped_by)
     print(results.table(outcome.rows, outcome.failed))
     compared = beside_papers.compare(config_lib.find(options.config)[0].stem, outcome.rows, outcome.datasets)
     if compared:

@@ -1,9 +1,9 @@
 """`jaxmlic train`."""
 
 import argparse
-import signal
 
 from jaxmlic import config as config_lib
+from jaxmlic import distributed
 from jaxmlic.cli.parser import Parser
 from jaxmlic.training.logs import profile
 from jaxmlic.training.loop import run
@@ -29,4 +29,4 @@ def main(argv: list[str]) -> int:
     options, overrides = parser.parse_known_args(argv)
     profiled = None if options.profile is None else profile.parse(options.profile)
     outcome = run(config_lib.load(options.config, overrides), options.workdir, profiled)
-    return 128 + signal.SIGINT if outcome.stopped_by == signal.SIGINT else 0
+    return 0 if outcome.finished else distributed.stopped_status(outcome.stopped_by)

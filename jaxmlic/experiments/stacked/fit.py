@@ -63,7 +63,7 @@ class Group:
         self._predict_steps: dict[int | None, Callable] = {}  # by the axis of lanes of what they score
 
     def fit(self) -> int | None:
-        """Trains to the end, or until a signal, which saves first and is returned. Failed lanes know why."""
+        """Trains to the end, or until a signal, which saves first; returns one that came. Failed lanes know why."""
         total, batch = self._trainer.total, self._trainer.config.train.batch_size
         for lane, time_spent in zip(self.lanes, self._times, strict=True):
             run_folder.note_start(lane.workdir, lane.start)
@@ -91,7 +91,7 @@ class Group:
             for log, time_spent in zip(logs, self._times, strict=True):
                 log.close()
                 time_spent.close()
-        return stop.signal if self.step < total else None
+        return stop.signal
 
     def _going(self) -> list[tuple[int, Lane]]:
         return [(number, lane) for number, lane in enumerate(self.lanes) if not lane.failure]
@@ -99,7 +99,7 @@ class Group:
     def _loop(self, logs: list[metrics_log.MetricsLog], bar: progress.Progress, stop: distributed.Stop) -> None:
         trainer, every = self._trainer, self._trainer.every
         pending, clock, clock_step, saved = collections.deque(), time.monotonic(), self.step, time.monotonic()
-        stopped = stop.at(self.step)
+        stopped = stop.now()
         while self.step < trainer.total and not stopped and self._going():
             pending.append(self._take_step())
             self.step += 1
@@ -130,7 +130,7 @@ class Group:
                     self._save(values, logs)
                     saved = time.monotonic()
                 clock, clock_step = time.monotonic(), self.step
-            stopped = stop.at(self.step)
+            stopped = stop.now()
         if stopped:
             self._find_failures(bar)
             self._save({}, logs)

@@ -65,7 +65,7 @@ def _train_group(lanes: Sequence[Lane], report: Callable[[str], None]) -> int | 
         if stopped is None:
             group.evaluate()
         return stopped
-    except (UserError, jax.errors.JaxRuntimeError, MemoryError) as error:  # such as a full disk or device
+    except runs.FAILURES as error:  # such as a full disk or device
         for lane in lanes:
             lane.failure = lane.failure or storage.reason(error)
         return None
@@ -76,6 +76,6 @@ def _train_alone(request: Request, lane: Lane, failures: dict[str, str], report:
     lane.close()
     try:
         return runs.run_one(request.config, request.workdir, report, request.group)[1]
-    except (UserError, jax.errors.JaxRuntimeError, MemoryError) as error:
+    except runs.FAILURES as error:
         failures[request.title] = storage.reason(error)
         return None

@@ -124,6 +124,8 @@ class Claims:
         except FileExistsError:
             return False
         except OSError as error:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
             raise UserError(f"{path}: cannot be written ({storage.reason(error)})") from None
         self._own[name] = [*files, path]
         return True
@@ -146,12 +148,15 @@ class Claims:
 
     def _is_void(self, path: Path) -> bool:
         try:
-            record = json.loads(path.read_text(encoding="utf-8") or "{}")
-            age = self._now() - path.stat().st_mtime
+            text, age = path.read_text(encoding="utf-8"), self._now() - path.stat().st_mtime
         except FileNotFoundError:
             return True
-        except (OSError, ValueError):  # being written
+        except OSError:
             return False
+        try:
+            record = json.loads(text)
+        except ValueError:  # being written, or its writer was killed meanwhile
+            record = {}
         here = record.get("host") == self._record["host"] and record.get("boot") == self._record["boot"]
         if here and self._record["boot"]:
             return _identity(record["pid"]).get("started") != record["started"]
@@ -195,7 +200,8 @@ def _identity(pid: int) -> dict[str, str | None]:
     None where the system does not say; claims are then judged by their age.
     """
     try:
-        boot = _text_of("/proc/sys/kernel/random/boot_id").strip()
+        # Containers of one machine may have one name, and each has its own process 1.
+        boot = f"{_text_of('/proc/sys/kernel/random/boot_id').strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return {"boot": None, "started": None}
     try:  # after the name in brackets, which may hold spaces, the start is field 22

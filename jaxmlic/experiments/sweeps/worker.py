@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
-from jaxmlic import progress, storage
+from jaxmlic import distributed, progress, storage
 from jaxmlic.config import Entry
 from jaxmlic.errors import UserError
 from jaxmlic.experiments import runs
@@ -60,11 +59,13 @@ class Worker:
         while self._waiting and not self.stopped_in:
             left = len(self._waiting)
             self._settle()
-            if self._most > 1:
-                self._train_together()
+            if self._most > 1 and self._train_together():
+                continue
             for job in list(self._waiting):
                 if self._is_ready(job) and not self.stopped_in and self._claims.take(job.title):
                     self._train(job)
+                    if self._most > 1:  # others may be ready now, to train together
+                        break
             if self._waiting and len(self._waiting) == left and not self.stopped_in:
                 titles = "; ".join(job.title for job in self._waiting)
                 if titles != named:
@@ -105,7 +106,11 @@ class Worker:
         try:
             _forget_failure(job)
             found, stopped_by = runs.run_one(job.config, job.folder, self._report, job.entry.name)
-        except (UserError, jax.errors.JaxRuntimeError, MemoryError) as error:
+        except runs.FAILURES as error:
+            if isinstance(error, BrokenPipeError) or distributed.describe_loss(error)[0]:
+                raise
+            if not distributed.all_fail():
+                distributed.end_all(f"{job.title}: {storage.reason(error)}")
             self._fail(job, storage.reason(error))
         else:
             if found is None:
@@ -116,12 +121,13 @@ class Worker:
         finally:
             self._claims.release(job.title)
 
-    def _train_together(self) -> None:
-        """Claims jobs on stored features, as many as may train at once, and trains them."""
+    def _train_together(self) -> bool:
+        """Claims jobs on stored features, as many as may train at once, and trains them; False where none ended."""
+        before = len(self._waiting)
         mine: list[Job] = []
         for job in list(self._waiting):
             fits = len(mine) < self._most and self._is_ready(job) and run_folder.result(job.folder) is None
-            if fits and reads_arrays(job.config) and self._claims.take(job.title):
+            if fits and _reads_arrays(job) and self._claims.take(job.title):
                 _forget_failure(job)
                 mine.append(job)
         if len(mine) > 1:
@@ -139,6 +145,7 @@ class Worker:
             self.stopped_in = mine[0].title if self.stopped_by is not None else ""
         for job in mine:
             self._claims.release(job.title)
+        return len(self._waiting) < before
 
     def _title(self, job: Job) -> str:
         done = len(self.rows) + len(self.failed)
@@ -165,7 +172,18 @@ class Worker:
 def failure(folder: Path) -> dict | None:
     """{"reason": ..., "time": ...} of a run that failed, else None."""
     path = folder / FAILURE_FILE
-    return storage.read_json(path) if path.exists() else None
+    try:
+        return storage.read_json(path) if path.exists() else None
+    except UserError:  # another worker removes it before it tries again
+        return None
+
+
+def _reads_arrays(job: Job) -> bool:
+    """Whether others can train beside it; a mistake in its config is its own failure, when it trains alone."""
+    try:
+        return reads_arrays(job.config)
+    except UserError:
+        return False
 
 
 def _forget_failure(job: Job) -> None:

@@ -3,8 +3,11 @@
 XLA's grouped convolution is many times slower than it need be on the CPU, and the right thing on GPU and TPU. So
 `depthwise_conv` is k*k shifted multiply-adds on the CPU, gradients included, and a grouped convolution elsewhere; which
 one is chosen when the program is lowered. Parameters are the same for both ([k, k, 1, C], HWIO, as `nn.Conv` has them).
+`pointwise_conv` is a matrix product on the CPU and a convolution elsewhere: XLA's GPU compiler dies of a product whose
+operand is a strided slice (openxla/xla#47381).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -173,15 +176,55 @@ class DepthwiseConv(nn.Module):
         return depthwise_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def pointwise_conv(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """1 x 1 convolution: x [B, H, W, C], kernel [1, 1, C, D] -> [B, ceil(H/stride), ceil(W/stride), D].
+
+    Reverse-mode derivatives of any order are its own; forward mode (`jax.jvp`) is refused by JAX.
+    """
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=partial(matrix_product, stride=stride), default=partial(strided_conv, stride=stride)
+    )
+
+
+def matrix_product(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """The same as a product of two matrices.
+
+    XLA's gradient of a product over three dimensions is up to 20 times slower on the CPU.
+    """
+    x = x[:, ::stride, ::stride]
+    return jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def strided_conv(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """The same as XLA's own convolution."""
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _pointwise_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return pointwise_conv(x, kernel, stride), (x, kernel)
+
+
+def _pointwise_backward(stride: int, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    def through(forward: Callable, x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
+        return jax.vjp(partial(forward, stride=stride), x, kernel)[1](grad)
+
+    return jax.lax.platform_dependent(
+        *saved, grad, cpu=partial(through, matrix_product), default=partial(through, strided_conv)
+    )
+
+
+pointwise_conv.defvjp(_pointwise_forward, _pointwise_backward)
+
+
 class PointwiseConv(nn.Module):
-    """1 x 1 convolution as a matrix product, no bias. Parameter `kernel` [1, 1, C, channels] float32."""
+    """1 x 1 convolution, no bias. Parameter `kernel` [1, 1, C, channels] float32."""
 
     channels: int
+    stride: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", conv_init, (1, 1, x.shape[-1], self.channels), jnp.float32)
-        # As one matrix: XLA's gradient of a product over three dimensions is up to 20 times slower on the CPU.
-        y = jnp.dot(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel[0, 0].astype(self.dtype))
-        return y.reshape(*x.shape[:-1], self.channels)
+        return pointwise_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)

@@ -86,11 +86,11 @@ class MBConv(nn.Module):
         norm = partial(BatchNorm, self.frozen or not train, dtype=self.dtype)
         y = x
         if self.expansion != 1:
-            y = conv.PointwiseConv(x.shape[-1] * self.expansion, self.dtype, name="expand_conv")(y)
+            y = conv.PointwiseConv(x.shape[-1] * self.expansion, dtype=self.dtype, name="expand_conv")(y)
             y = norm(relu6=True, name="bn0")(y)
         y = conv.DepthwiseConv(self.kernel, self.stride, self.dtype, name="depthwise_conv")(y)
         y = norm(relu6=True, name="bn1")(y)
-        y = conv.PointwiseConv(self.channels, self.dtype, name="project_conv")(y)
+        y = conv.PointwiseConv(self.channels, dtype=self.dtype, name="project_conv")(y)
         y = norm(name="bn2")(y)
         return x + y if x.shape == y.shape else y
 
@@ -133,7 +133,7 @@ class Trunk(nn.Module):
         for stage in range(1, len(_STAGES) + 1):
             blocks = [i for i, spec in enumerate(specs) if spec[0] == stage]
             x = stages[f"stage{stage}"] = remat.stage(partial(run_stage, blocks=blocks), self, x)
-        x = conv.PointwiseConv(NUM_CHANNELS, self.dtype, name="conv_head")(x)
+        x = conv.PointwiseConv(NUM_CHANNELS, dtype=self.dtype, name="conv_head")(x)
         x = stages["head"] = norm(relu6=True, name="bn1")(x)
         return x, stages
 

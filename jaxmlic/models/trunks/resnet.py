@@ -58,11 +58,11 @@ class Block(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         norm = partial(_batch_norm, self.frozen or not train, dtype=self.dtype)
         if self.bottleneck:
-            y = conv.PointwiseConv(self.width, self.dtype, name="conv1")(x)
+            y = conv.PointwiseConv(self.width, dtype=self.dtype, name="conv1")(x)
             y = norm(relu=True, name="bn1")(y)
             y = _conv3x3(self.width, self.stride, self.dtype, "conv2")(y)
             y = norm(relu=True, name="bn2")(y)
-            y = conv.PointwiseConv(self.width * _EXPANSION, self.dtype, name="conv3")(y)
+            y = conv.PointwiseConv(self.width * _EXPANSION, dtype=self.dtype, name="conv3")(y)
             y = norm(name="bn3")(y)
         else:
             y = _conv3x3(self.width, self.stride, self.dtype, "conv1")(x)
@@ -70,8 +70,7 @@ class Block(nn.Module):
             y = _conv3x3(self.width, 1, self.dtype, "conv2")(y)
             y = norm(name="bn2")(y)
         if x.shape != y.shape:
-            x = x[:, :: self.stride, :: self.stride]  # what a 1x1 convolution with a stride sees
-            x = conv.PointwiseConv(y.shape[-1], self.dtype, name="downsample_conv")(x)
+            x = conv.PointwiseConv(y.shape[-1], self.stride, self.dtype, name="downsample_conv")(x)
             x = norm(name="downsample_bn")(x)
         return rectifier.relu(x + y)
 

@@ -1,7 +1,9 @@
 """The numbers of a run over its steps: metrics.jsonl, TensorBoard events and trackers."""
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
@@ -34,18 +36,17 @@ class MetricsLog:
         storage.write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self.file = storage.Appender(self.path)
         self.outbox = storage.Outbox(storage.to_path(workdir) / "tensorboard")
-        self.events = SummaryWriter(str(self.outbox.path), purge_step=first_step + 1)
+        # Its queue holds more than a row: where its thread has ended, on a full disk, `put` would wait for ever.
+        self.events = SummaryWriter(str(self.outbox.path), purge_step=first_step + 1, max_queue=1000)
 
     def write(self, step: int, values: dict[str, float | str]) -> None:
         """One row; numbers also go to TensorBoard. A value that is no number (NaN) is written as null."""
         if not self.active:
             return
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        try:
+        with self._one_line(self.path):
             self.file.write(json.dumps({"step": step, **plain}) + "\n")
-        except OSError as error:
-            why = storage.reason(error)
-            raise UserError(f"{self.path}: cannot be written ({why}); free some space and run again") from None
+        self._check_events()
         for name, value in plain.items():
             if isinstance(value, int | float):
                 self.events.add_scalar(name, value, step)
@@ -54,18 +55,49 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Everything written so far is in the run folder, also where that is a bucket's."""
-        if self.active:
-            self.file.flush()
+        if not self.active:
+            return
+        self.file.flush()
+        self._check_events()
+        with self._one_line(self.outbox.path):
             self.events.flush()
-            self.outbox.send()
+        self.outbox.send()
 
     def close(self) -> None:
-        if self.active:
-            self.file.close()
-            self.events.close()
-            self.outbox.send()
+        """Flushes and lets go."""
+        if not self.active:
+            return
+        with contextlib.ExitStack() as rest:
             if self.trackers:
-                self.trackers.close()
+                rest.callback(self.trackers.close)
+            rest.callback(self.outbox.send)
+            rest.callback(self._close_events)
+            rest.callback(self.file.close)
+
+    def _close_events(self) -> None:
+        writer = self.events.file_writer.event_writer
+        try:
+            if self._writes_events():
+                with self._one_line(self.outbox.path):
+                    self.events.close()
+        finally:
+            writer._closed = True  # else it is tried again when the process ends, with a traceback
+
+    def _writes_events(self) -> bool:
+        """Whether TensorBoard's thread goes on: an error ends it, and nobody is told."""
+        return self.events.file_writer.event_writer._worker.is_alive()
+
+    def _check_events(self) -> None:
+        if not self._writes_events():
+            raise UserError(f"{self.outbox.path}: cannot be written; free some space and run again")
+
+    @contextlib.contextmanager
+    def _one_line(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            why = storage.reason(error)
+            raise UserError(f"{path}: cannot be written ({why}); free some space and run again") from None
 
 
 def read(workdir: str | Path) -> list[dict]:

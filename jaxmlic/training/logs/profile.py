@@ -57,10 +57,12 @@ class Profile:
         return self.stop()
 
     def stop(self) -> str:
-        """Ends a trace that runs, and gives a line on it."""
+        """Ends a trace that runs, and gives a line on it; or one on a trace that was wanted and never began."""
+        steps = f"steps {self.first} to {self.end - 1}"
+        wanted, self.first, self.end = self.first >= 0, -1, -1
         if not self.running:
-            return ""
+            return f"no profile: {steps} were not trained here" if wanted else ""
         self.running = False
         jax.profiler.stop_trace()
         self.outbox.send()
-        return f"profile of steps {self.first} to {self.end - 1}: tensorboard --logdir={self.folder}, or Perfetto"
+        return f"profile of {steps}: tensorboard --logdir={self.folder}, or Perfetto"

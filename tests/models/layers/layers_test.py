@@ -112,6 +112,34 @@ def test_the_platform_chooses_when_the_program_is_lowered():
             assert "feature_group_count = 6" in program(platform, f)
 
 
+@pytest.mark.parametrize(("size", "stride"), [((8, 6), 1), ((8, 6), 2), ((7, 5), 2), ((7, 5), 3)])
+def test_pointwise_conv_is_flax_convolution(size, stride):
+    x, kernel = random(2, *size, 5), random(1, 1, 5, 3)
+    rows, columns = (-(-n // stride) for n in size)
+    grad = random(2, rows, columns, 3, seed=1)
+
+    def flax(x, kernel, stride):
+        return nn.Conv(3, (1, 1), stride, use_bias=False).apply({"params": {"kernel": kernel}}, x)
+
+    expected = value_and_gradients(flax, stride)(x, kernel, grad)
+    for f in (conv.pointwise_conv, conv.matrix_product, conv.strided_conv):
+        for a, b in zip(value_and_gradients(f, stride)(x, kernel, grad), expected, strict=True):
+            assert a.shape == b.shape and worst(a, b) < 1e-5
+
+
+def test_pointwise_conv_is_a_product_on_the_cpu_alone():
+    x, kernel = random(1, 8, 8, 6), random(1, 1, 6, 4)
+
+    def gradients(x, kernel):
+        return jax.grad(lambda x, k: (conv.pointwise_conv(x, k, 2) ** 2).sum(), (0, 1))(x, kernel)
+
+    for f in (conv.pointwise_conv, gradients):
+        for platform in ("cpu", "cuda", "tpu"):
+            program = jax.export.export(jax.jit(f), platforms=[platform])(x, kernel).mlir_module()
+            assert ("stablehlo.dot_general" in program) == (platform == "cpu")
+            assert ("stablehlo.convolution" in program) == (platform != "cpu")
+
+
 def test_over_a_mesh_as_on_one_device():
     class Block(nn.Module):
         @nn.compact
@@ -141,7 +169,7 @@ def test_over_a_mesh_as_on_one_device():
 def test_convolutions_have_the_parameters_of_flax():
     x = random(2, 6, 5, 4)
     pairs = [
-        (conv.PointwiseConv(8), nn.Conv(8, (1, 1), use_bias=False)),
+        (conv.PointwiseConv(8, 2), nn.Conv(8, (1, 1), 2, use_bias=False)),
         (conv.DepthwiseConv(5, 2), nn.Conv(4, (5, 5), 2, use_bias=False, feature_group_count=4)),
     ]
     for ours, flax in pairs:

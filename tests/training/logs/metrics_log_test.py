@@ -1,7 +1,13 @@
 """metrics.jsonl after kills, and what it holds."""
 
+import io
 import json
+import time
 
+import pytest
+
+from jaxmlic import storage
+from jaxmlic.errors import UserError
 from jaxmlic.training.logs import metrics_log
 
 
@@ -28,3 +34,28 @@ def test_an_inactive_log_writes_nothing(tmp_path):
     log.write(1, {"a": 1.0})
     log.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_and_closing_adds_none(tmp_path):
+    log = metrics_log.MetricsLog(tmp_path, 0)
+    log.file.close()
+    log.file = storage.Appender("/dev/full")
+    with pytest.raises(UserError, match=r"metrics.jsonl: cannot be written \(No space left on device\); free some"):
+        log.write(1, {"a": 1.0})
+    log.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_under_the_events_is_one_line_and_no_wait_for_ever(tmp_path):
+    """TensorBoard's thread ends with the error; its queue would fill, and the next event would wait."""
+    log = metrics_log.MetricsLog(tmp_path, 0)
+    log.flush()
+    records = log.events.file_writer.event_writer._ev_writer._py_recordio_writer
+    records._writer.close()
+    records._writer = io.FileIO("/dev/full", "w")
+    with pytest.raises(UserError, match=r"tensorboard: .*cannot be written.*; free some space"):
+        for step in range(1000):
+            log.write(step, {"a": 1.0, "b": 2.0})
+            time.sleep(0.01)
+    log.close()
+    records._writer.close()

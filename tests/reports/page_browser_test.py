@@ -92,6 +92,12 @@ def test_it_filters_by_class(page):
     assert page.locator("#table-classes tbody th").all_inner_texts() == ["dog"]
     assert "of dog" in page.inner_text("#curves figcaption")
     assert page.locator("#gallery h3").all_inner_texts() == ["one.npz: dog", "two <i>.npz: dog"]
+    ticks = page.locator("#plot-graph figure").first.locator(".ytick text").all_text_contents()
+    assert "dog" in ticks and len(ticks) > 1  # with those that are there with it
+    page.select_option("#class", index=0)
+    page.fill("#find", "dog")
+    sync_api.expect(page.locator("#status")).to_contain_text("1 of 7 classes")
+    assert "fewer than two of the 7 classes" in page.inner_text("#plot-graph")
     page.fill("#find", "nothing is called so")
     sync_api.expect(page.locator("#status")).to_contain_text("0 of 7 classes")
     assert "No class matches" in page.inner_text("#gallery")

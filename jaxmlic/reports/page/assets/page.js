@@ -199,6 +199,14 @@
     if (!box.children.length) nothing(box, "No run is chosen.");
   }
 
+  // The classes that are most often there with a chosen one.
+  function company(classes, graph) {
+    const own = classes.indexOf(state.one);
+    if (own < 0) return [];
+    const share = (k) => Math.max(graph.data[own][k] ?? 0, graph.predicted[own][k] ?? 0);
+    return classes.map((c, k) => [c, share(k)]).sort(([, a], [, b]) => b - a).slice(0, 8).map(([c]) => c);
+  }
+
   function drawGraph() {
     const box = clear("plot-graph"), classes = data.graph_classes;
     const runs = shownRuns(), first = runs.slice(0, 1).map((r) => [r, "data"]);
@@ -213,13 +221,13 @@
         : graph[form];
       const wanted = new Set(shownClasses());
       const pairs = graph.pairs.filter(([i, j]) => wanted.has(i) || wanted.has(j));
-      const [own, cells] = cut(classes, matrix, pairs.flatMap(([i, j]) => [i, j]));
+      const [own, cells] = cut(classes, matrix, [...pairs.flatMap(([i, j]) => [i, j]), ...company(classes, graph)]);
       const who = form === "data" ? "Labels of the data" : form === "predicted" ? `${data.runs[r].name}: predictions` : `${data.runs[r].name}: predictions minus data`;
       const part = classes.length < data.classes.length ? `, the ${classes.length} classes with most company` : "";
       const numbers = { caption: "Pairs whose number of images differs most", head: ["pair", "in the data", "predicted"], rows: pairs.map(([i, j, a, b]) => [`${name(i)}, ${name(j)}`, a, b]) };
       const range = form === "difference" ? { zmin: -1, zmax: 1 } : { zmin: 0, zmax: 1 };
-      if (own.length) heat(box, `${who}${part}`, own, cells, form === "difference" ? "RdBu" : "Viridis", numbers, range);
-      else box.append(el("figure", {}, el("figcaption", {}, `${who}: the class is not in the heat map`), details(numbers)));
+      if (own.length > 1) heat(box, `${who}${part}`, own, cells, form === "difference" ? "RdBu" : "Viridis", numbers, range);
+      else box.append(el("figure", {}, el("figcaption", {}, `${who}: fewer than two of the ${classes.length} classes of the heat map are chosen`), details(numbers)));
     }
     if (!box.children.length) nothing(box, "No run is chosen.");
   }

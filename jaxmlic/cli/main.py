@@ -21,7 +21,7 @@ from jaxmlic.version import __version__
 # The commands in groups, as in --help: {command: (module with main(argv) -> exit status, what it does)}.
 GROUPS = {
     "data": {
-        "data": ("jaxmlic.cli.data.commands", "prepare, check and divide data sets"),
+        "data": ("jaxmlic.cli.data.commands", "prepare, check, divide and review data sets"),
         "features": (
             "jaxmlic.cli.training.features",
             "run a frozen trunk once over a data set, to train heads on its output",

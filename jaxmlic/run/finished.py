@@ -84,7 +84,7 @@ class Run(RestoredRun):
         protocol = metrics.get_protocol(protocol or config.eval.protocol).name
         thresholds = self._required_thresholds(protocol) if fitted else None
         view = loader.find_view(config.data, self.dataset, config.seed, name)
-        prediction, labels, ids = scoring.score(
+        scored = scoring.score(
             self._predict_step,
             self._restored.variables,
             self._restored.source.eval_reader(view),
@@ -92,8 +92,8 @@ class Run(RestoredRun):
             batch_size=self._batch_size,
             threads=config.data.threads,
         )
+        assert scored is not None  # nothing asks it to stop
         trained = self._trained_classes() if config.eval.trained_classes_only else None
-        scored = (prediction, labels, ids)
         return evaluation(self._restored.record, self.step, scored, name, protocol, trained, thresholds)
 
     def predict(

@@ -24,38 +24,49 @@ class Progress:
 
     Args:
       label: what is done, such as "train" or "decoding voc2007/test".
-      total: number of items.
+      total: number of items; None where it is not known, so that no time left is.
       unit: what is counted, such as "images".
       done: items that an earlier run did; they do not count as this one's speed.
       file: where to print; stderr by default.
       transient: the bar is removed at the end.
       log_seconds: seconds between two lines in a log; math.inf for the lines of `report` alone.
+      within: the bar of the work that this is a part of; this one's is drawn below it, and removed at the end.
+      shown: False for a count that nothing shows.
     """
 
     def __init__(
         self,
         label: str,
-        total: float,
+        total: float | None,
         unit: str = "images",
         *,
         done: float = 0,
         file: TextIO | None = None,
         transient: bool = False,
         log_seconds: float = _LOG_SECONDS,
+        within: "Progress | None" = None,
+        shown: bool = True,
     ):
         self.label, self.total, self.unit, self.log_seconds = label, total, unit, log_seconds
         self.file = sys.stderr if file is None else file
-        if not distributed.is_main():  # the first process shows the progress of all
+        if within is not None:
+            self.file = within.file
+        if not (shown and distributed.is_main()):  # the first process shows the progress of all
             self.file = None
         self.done = self.first = done
         self.started = self.shown = time.monotonic()
-        self.has_logged = False
+        self.logged: float | None = None  # items done at the last line in a log
         self.display: Display | None = None
-        if self.file is not None and self.file.isatty():
+        self._is_part = within is not None
+        if within is not None:
+            self.display = within.display if shown else None
+        elif self.file is not None and self.file.isatty():
             console = Console(file=self.file)
             if not console.is_dumb_terminal:
-                self.display = _display(console, unit, transient)
-                self.task = self.display.add_task(label, total=total, completed=done, text="")
+                self.display = _display(console, transient)
+        if self.display:
+            self.task = self.display.add_task(label, total=total, completed=done, text="", unit=unit)
+            if not self._is_part:
                 self.display.start()
 
     def __enter__(self) -> "Progress":
@@ -76,7 +87,6 @@ class Progress:
         if self.display:
             self.display.refresh()
         else:
-            self.has_logged = True
             self._log()
 
     def skip(self, count: float) -> None:
@@ -101,17 +111,23 @@ class Progress:
             self._print(text)
 
     def close(self) -> None:
-        """Draws the bar, or prints the line, a last time."""
-        if self.display:
+        """Draws the bar, or prints the line, a last time; a part's bar is removed."""
+        if self.display and self._is_part:
+            self.display.remove_task(self.task)
+            self.display.refresh()
+        elif self.display:
             self.display.stop()
-        elif self.has_logged:
+        elif self.logged not in (None, self.done):
             self._log()
 
     def _log(self) -> None:
-        self._print(f"{self.label}: {self.done:,.0f}/{self.total:,.0f} {self.unit}  {self._pace()}")
+        self.logged = self.done
+        self._print(f"{self.label}: {_count(self.done, self.total)} {self.unit}  {self._pace()}")
 
     def _pace(self) -> str:
         rate = (self.done - self.first) / max(time.monotonic() - self.started, 1e-9)
+        if self.total is None:
+            return _rate(rate, self.unit)
         left = (self.total - self.done) / rate if rate else math.inf
         return f"{_rate(rate, self.unit)}  {clock(left)} left"
 
@@ -120,12 +136,12 @@ class Progress:
             print(text, file=self.file, flush=True)
 
 
-def _display(console: Console, unit: str, transient: bool) -> Display:
+def _display(console: Console, transient: bool) -> Display:
     return Display(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit, markup=False),
-        _Rate(unit),
+        _Count(),
+        _Rate(),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         TextColumn("{task.fields[text]}", markup=False),
         console=console,
@@ -137,15 +153,22 @@ def _display(console: Console, unit: str, transient: bool) -> Display:
     )
 
 
+class _Count(ProgressColumn):
+    """Items done and their number."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{_count(task.completed, task.total)} {task.fields['unit']}")
+
+
 class _Rate(ProgressColumn):
     """Items a second over the last half minute."""
 
-    def __init__(self, unit: str):
-        super().__init__()
-        self.unit = unit
-
     def render(self, task: Task) -> Text:
-        return Text(_rate(task.finished_speed or task.speed or 0.0, self.unit))
+        return Text(_rate(task.finished_speed or task.speed or 0.0, task.fields["unit"]))
+
+
+def _count(done: float, total: float | None) -> str:
+    return f"{done:,.0f}" if total is None else f"{done:,.0f}/{total:,.0f}"
 
 
 def _rate(items: float, unit: str) -> str:

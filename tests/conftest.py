@@ -74,6 +74,13 @@ def data_dir(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """No learning curves in tests/experiments, where each of many runs of a second would draw some."""
+    if request.path.parent.name == "experiments":
+        monkeypatch.setattr("jaxmlic.reports.figures.learning_curves.write", lambda workdir: None)
+
+
 def tiny_config(data_dir, **overrides):
     """Sixteen steps on `tiny` in a second or two."""
     config = config_lib.load("quickstart")

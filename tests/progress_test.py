@@ -96,6 +96,59 @@ def test_a_terminal_gets_a_bar_and_lines_that_stay_above_it(now, monkeypatch):
     assert terminal.getvalue().endswith("\x1b[?25h")  # the cursor is shown again
 
 
+def test_a_part_has_its_own_lines_in_a_log(now, capsys):
+    training = progress.Progress("train", 100, "img", log_seconds=math.inf)
+    with progress.Progress("validation", 40, within=training) as bar:
+        for now[0] in (5.0, 11.0, 20.0):
+            bar.advance(10)
+    training.report("step 2")
+    assert capsys.readouterr().err.splitlines() == [
+        "validation: 20/40 images  1.8 images/s  0:11 left",
+        "validation: 30/40 images  1.5 images/s  0:07 left",
+        "step 2  0.0 img/s  ? left",
+    ]
+
+
+def test_a_part_is_drawn_below_and_goes(now, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    terminal = Terminal()
+    with progress.Progress("train", 1000, "img", file=terminal) as training:
+        now[0] = 1.0
+        training.advance(250)
+        with progress.Progress("validation", 40, within=training) as bar:
+            now[0] = 2.0
+            bar.advance(10)
+            assert "validation" in drawn(terminal).splitlines()[-1] and "10/40 images" in drawn(terminal)
+        assert [task.description for task in training.display.tasks] == ["train"]
+    assert "train" in drawn(terminal).splitlines()[-1]
+
+
+def test_an_unknown_total_has_a_rate_and_no_time_left(now, capsys, monkeypatch):
+    with progress.Progress("propagating", None, "rounds") as bar:
+        now[0] = 10.0
+        bar.advance(25)
+    assert capsys.readouterr().err.splitlines() == ["propagating: 25 rounds  2.5 rounds/s"]
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    with progress.Progress("propagating", None, "rounds", file=terminal) as bar:
+        now[0] = 20.0
+        bar.advance(25)
+    assert "25 rounds" in drawn(terminal)
+
+
+def test_hidden_and_second_processes_print_nothing(now, capsys, monkeypatch):
+    with progress.Progress("evaluating", 10, shown=False) as bar:
+        now[0] = 20.0
+        bar.advance(10)
+    assert bar.done == 10
+    monkeypatch.setattr(progress.distributed, "is_main", lambda: False)
+    with progress.Progress("evaluating", 10) as bar:
+        now[0] = 40.0
+        bar.advance(10)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_dumb_terminal_gets_lines(now, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     terminal = Terminal()

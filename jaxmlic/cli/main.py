@@ -48,6 +48,7 @@ GROUPS = {
         ),
     },
     "looking": {
+        "runs": ("jaxmlic.cli.analysis.runs", "list the runs in a folder: state, steps, best score, date"),
         "report": ("jaxmlic.cli.analysis.report", "one HTML page about runs: numbers, mistakes, maps, label graph"),
         "pointing": ("jaxmlic.cli.analysis.pointing", "say whether a run's maps point at the objects in the boxes"),
     },

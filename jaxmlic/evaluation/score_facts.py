@@ -86,9 +86,14 @@ def are_probabilities(scores: np.ndarray) -> bool:
     return bool(scores.size and scores.min() >= 0 and scores.max() <= 1)
 
 
+def unit_of(scores: np.ndarray) -> str:
+    """ "logit" or "probability": what a score is."""
+    return "probability" if are_probabilities(scores) else "logit"
+
+
 def threshold_text(scores: ScoreFile) -> str:
     """The file's threshold, with its unit."""
-    unit = "probability" if are_probabilities(scores.scores) else "logit"
+    unit = unit_of(scores.scores)
     value = scores.threshold
     if value is None:
         return {"probability": "probability 0.5", "logit": "logit 0"}[unit]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmlic import metrics, sharding
+from jaxmlic import metrics, progress, sharding
 from jaxmlic.data import loader
 from jaxmlic.errors import unknown
 from jaxmlic.inputs import Inputs, eval_inputs
@@ -42,10 +42,12 @@ def score(
     *,
     batch_size: int,
     threads: int,
+    bar: progress.Progress,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[contract.Prediction, np.ndarray, np.ndarray] | None:
     """Prediction (numpy, [N, ...]), labels int8 [N, C] and ids [N] of every example, padding removed.
 
+    bar: counts the examples.
     stop: asked before each batch, by all processes; None is returned where it says so.
     """
     parts = []
@@ -61,6 +63,7 @@ def score(
         prediction = jax.tree.map(lambda x, keep=keep: sharding.gather(x)[keep], prediction)
         ids = sharding.gather_text(batch["id"])[keep]
         parts.append((prediction, sharding.gather(arrays["labels"])[keep], ids))
+        bar.advance(len(ids))
     predictions, labels, ids = zip(*parts, strict=True)
     return jax.tree.map(lambda *xs: np.concatenate(xs), *predictions), np.concatenate(labels), np.concatenate(ids)
 

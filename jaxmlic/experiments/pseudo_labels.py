@@ -23,7 +23,7 @@ def image_features(config: ConfigDict, view: loader.View, found: run_lib.Run | N
     an output named `pooled`, and where nothing is stored.
     """
     if found is not None:
-        return found.image_features(view), f"{found.workdir} at step {found.step}"
+        return found.image_features(view, progress=True), f"{found.workdir} at step {found.step}"
     reader = cache.CachedReader(view, config, train=False)
     parts = []
     for start in range(0, len(view), 256):

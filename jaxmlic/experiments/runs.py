@@ -8,13 +8,14 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
-from jaxmlic import run, sharding, storage
+from jaxmlic import distributed, run, sharding, storage
 from jaxmlic.data import datasets, loader
 from jaxmlic.errors import UserError
 from jaxmlic.evaluation import thresholds
 from jaxmlic.inputs import compute, open_source
 from jaxmlic.models.heads import contract
 from jaxmlic.reports import ap_table, score_report
+from jaxmlic.reports.figures import learning_curves
 from jaxmlic.training import loop, optim, run_folder
 from jaxmlic.training import state as state_lib
 
@@ -35,12 +36,44 @@ def train(config: str | ConfigDict, workdir: str | Path, overrides: Mapping[str,
       KeyboardInterrupt: Ctrl-C stopped it, after saving; the same call continues.
     """
     values = config_lib.load(config) if isinstance(config, str) else config
-    outcome = loop.run(config_lib.override(values, overrides or {}), str(workdir))
+    outcome = fit(config_lib.override(values, overrides or {}), workdir)
     if outcome.stopped_by == signal.SIGINT:
         raise KeyboardInterrupt
     if not outcome.finished:
         raise UserError(f"{workdir} was stopped at step {outcome.step} and saved; the same call continues there")
     return run.load(workdir, values.data.dir or None)
+
+
+def fit(
+    config: ConfigDict,
+    workdir: str | Path,
+    profiled: tuple[int | None, int] | None = None,
+    group: str = "",
+    report: Callable[[str], None] = lambda line: None,
+) -> loop.Outcome:
+    """`loop.run`, and the learning curves drawn into the run folder: at the end, when stopped, and after a failure.
+
+    report: gets a line where they cannot be drawn.
+    """
+    was_complete = run_folder.result(workdir) is not None
+    try:
+        outcome = loop.run(config, str(workdir), profiled, group)
+    except Exception:
+        if run_folder.failure(workdir):
+            draw_curves(workdir, report)
+        raise
+    if not (was_complete and (storage.to_path(workdir) / learning_curves.NAME).exists()):
+        draw_curves(workdir, report)
+    return outcome
+
+
+def draw_curves(workdir: str | Path, report: Callable[[str], None]) -> None:
+    """Draws a run's learning curves, of several processes the first one; where that fails, `report` gets a line."""
+    if distributed.is_main():
+        try:
+            learning_curves.write(workdir)
+        except Exception as error:  # a picture is no reason to lose a run
+            report(f"{workdir}: the learning curves are not drawn ({storage.reason(error)})")
 
 
 def store_features(config: ConfigDict, report: Callable[[str], None] = lambda line: None) -> Path:
@@ -76,7 +109,7 @@ def evaluate(
     """
     storage.check_writable(workdir)
     found = run.load(workdir, data_dir)
-    result = found.evaluate(split, protocol, fitted=fitted)
+    result = found.evaluate(split, protocol, fitted=fitted, progress=True)
     scores, numbers = result.scores, result.numbers
     path = found.workdir / run_folder.SCORES / f"{scores.split}{'.fitted' if fitted else ''}.npz"
     written = score_report.write(path, scores, numbers, {"split": scores.split, "step": found.step})
@@ -101,7 +134,8 @@ def fit_thresholds(
     found = run.load(workdir, data_dir)
     name = split or loader.SELECTION
     thresholds.check_split(found.config, found.dataset, name)
-    fit = thresholds.fit(found.evaluate(name, "all_point").scores, found.model_digest, **how)
+    scores = found.evaluate(name, "all_point", progress=True).scores
+    fit = thresholds.fit(scores, found.model_digest, **how)
     return fit, thresholds.save(workdir, fit.thresholds)
 
 
@@ -129,7 +163,7 @@ def run_one(
         if changed:
             raise UserError(f"{workdir} is the run of another config ({'; '.join(changed[:5])}); use another --workdir")
         return found, None
-    outcome = loop.run(config, str(workdir), None, group)
+    outcome = fit(config, workdir, None, group, report)
     if outcome.stopped_by is not None:  # in the last step, too: the evaluation is left to the restart
         return None, outcome.stopped_by
     evaluate(workdir, report=report)

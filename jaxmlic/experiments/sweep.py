@@ -17,7 +17,7 @@ from jaxmlic.experiments.runs import result_of
 from jaxmlic.experiments.stacked.lanes import reads_arrays
 from jaxmlic.experiments.sweeps import results
 from jaxmlic.experiments.sweeps.claims import Claims, Part
-from jaxmlic.experiments.sweeps.worker import Job, Worker, failure
+from jaxmlic.experiments.sweeps.worker import Job, Worker
 from jaxmlic.models.trunks import pretrained
 from jaxmlic.training import run_folder
 from jaxmlic.training.logs import trackers
@@ -252,7 +252,7 @@ def failed_runs(plan: Sequence[tuple[Entry, ConfigDict]], workdir: Path) -> list
     return [
         results.failed_row(entry, seed, found["reason"])
         for entry, seed, own, folder in _folders(plan, workdir)
-        if (found := failure(folder)) is not None and result_of(folder, own) is None
+        if (found := run_folder.failure(folder)) is not None and result_of(folder, own) is None
     ]
 
 

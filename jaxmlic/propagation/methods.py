@@ -17,6 +17,7 @@ elsewhere. Memory grows with N (k + C). Nothing here is random.
 import numpy as np
 from scipy import sparse
 
+from jaxmlic import progress
 from jaxmlic.propagation.decision import PseudoLabels, certainty, checked, decide, known_mask, ratio, weigh
 from jaxmlic.propagation.graphs import link_strength
 
@@ -66,26 +67,33 @@ def improved_label_propagation(
     before, current, sums_before = None, labels, None
     scores = np.zeros(labels.shape, np.float32)
     num_rounds = 0
-    while num_rounds < max_rounds:
-        num_rounds += 1
-        sums = _neighbour_sums(strength, current)
-        new = np.where(fixed, current, decide(sums, current, multi_label))
-        scores = ratio(*sums)
-        if np.array_equal(new, current):
-            break
-        if before is not None and np.array_equal(new, before):
-            both = tuple(a + b for a, b in zip(sums, sums_before, strict=True))
-            changing = new != current
-            if not multi_label:
-                changing = np.broadcast_to(changing.any(1, keepdims=True), changing.shape)
-            new = np.where(changing, decide(both, current, multi_label), new)
-            fixed = fixed | changing
-            before = None
-        else:
-            before = current
-        current, sums_before = new, sums
+    with _propagating("rounds") as bar:
+        while num_rounds < max_rounds:
+            num_rounds += 1
+            bar.advance()
+            sums = _neighbour_sums(strength, current)
+            new = np.where(fixed, current, decide(sums, current, multi_label))
+            scores = ratio(*sums)
+            if np.array_equal(new, current):
+                break
+            if before is not None and np.array_equal(new, before):
+                both = tuple(a + b for a, b in zip(sums, sums_before, strict=True))
+                changing = new != current
+                if not multi_label:
+                    changing = np.broadcast_to(changing.any(1, keepdims=True), changing.shape)
+                new = np.where(changing, decide(both, current, multi_label), new)
+                fixed = fixed | changing
+                before = None
+            else:
+                before = current
+            current, sums_before = new, sums
     weights = np.mean(current != -1, axis=1, dtype=np.float32)
     return PseudoLabels(current, np.where(labels == -1, scores, labels).astype(np.float32), weights, num_rounds)
+
+
+def _propagating(unit: str) -> progress.Progress:
+    """Of steps whose number nobody knows before the last one."""
+    return progress.Progress("propagating", None, unit, transient=True)
 
 
 def _neighbour_sums(strength: sparse.csr_array, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -132,13 +140,15 @@ def soft_label_propagation(
     positive, known = (labels == 1).astype(np.float64), known_mask(labels)  # [N, C], and [N, C] or [N, 1]
     clamped = known > 0
     seeds, num_rounds = positive, 0
-    while num_rounds < max_rounds:
-        num_rounds += 1
-        new = np.where(clamped, seeds, links @ positive), np.where(clamped, 1.0, links @ known)
-        change = max(np.abs(new[0] - positive).max(), np.abs(new[1] - known).max())
-        positive, known = new
-        if change <= tolerance:
-            break
+    with _propagating("rounds") as bar:
+        while num_rounds < max_rounds:
+            num_rounds += 1
+            bar.advance()
+            new = np.where(clamped, seeds, links @ positive), np.where(clamped, 1.0, links @ known)
+            change = max(np.abs(new[0] - positive).max(), np.abs(new[1] - known).max())
+            positive, known = new
+            if change <= tolerance:
+                break
     scores = np.where(labels == -1, ratio(positive, known), labels).astype(np.float32)
     new_labels = np.where(labels != -1, labels, decide((positive, known), labels, multi_label)).astype(np.int8)
     found = PseudoLabels(new_labels, scores, np.ones(len(labels), np.float32), num_rounds)
@@ -218,15 +228,21 @@ def _solve(
     to 2.6 times slower, and rare classes are solved less exactly. JAX's is limited to float32, unless all of JAX is
     switched.
     """
-    parts = [
-        _solve_block(normalised, right[:, c : c + _COLUMNS], alpha, tolerance, max_steps)
-        for c in range(0, right.shape[1], _COLUMNS)
-    ]
+    with _propagating("steps") as bar:
+        parts = [
+            _solve_block(normalised, right[:, c : c + _COLUMNS], alpha, tolerance, max_steps, bar)
+            for c in range(0, right.shape[1], _COLUMNS)
+        ]
     return np.concatenate([z for z, _ in parts], axis=1), max(steps for _, steps in parts)
 
 
 def _solve_block(
-    normalised: sparse.csr_array, right: np.ndarray, alpha: float, tolerance: float, max_steps: int | None
+    normalised: sparse.csr_array,
+    right: np.ndarray,
+    alpha: float,
+    tolerance: float,
+    max_steps: int | None,
+    bar: progress.Progress,
 ) -> tuple[np.ndarray, int]:
     solution, residual, direction = np.zeros_like(right), right.copy(), right.copy()
     squared = np.einsum("nc,nc->c", residual, residual)
@@ -235,6 +251,7 @@ def _solve_block(
     # It ends: each step shrinks the error by a factor that the condition number (1 + alpha) / (1 - alpha) bounds.
     while (active := squared > goal).any() and (max_steps is None or steps < max_steps):
         steps += 1
+        bar.advance()
         product = direction - alpha * (normalised @ direction)
         curvature = np.einsum("nc,nc->c", direction, product)
         step = np.divide(squared, curvature, out=np.zeros_like(squared), where=active)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmlic import sharding
+from jaxmlic import progress, sharding
 from jaxmlic.errors import UserError
 
 METRICS = ("cosine", "euclidean")
@@ -141,9 +141,17 @@ def _compare(
         indices[rows] = np.where(np.isfinite(closeness), np.take_along_axis(near, place, 1), -1)
         values[rows] = closeness if length is not None else -closeness
 
-    with ThreadPoolExecutor(sharding.cores()) as pool:
-        list(pool.map(compare_rows, range(0, len(features), _ROWS)))
+    with (
+        ThreadPoolExecutor(sharding.cores()) as pool,
+        progress.Progress("comparing neighbours", len(features), transient=True) as bar,
+    ):
+        for _ in pool.map(compare_rows, range(0, len(features), _ROWS)):
+            bar.advance(min(_ROWS, len(features) - bar.done))
     return indices, values
+
+
+def _searching(num_points: int) -> progress.Progress:
+    return progress.Progress("searching neighbours", num_points, transient=True)
 
 
 # --- candidates by faiss
@@ -161,9 +169,11 @@ def _candidates_by_product(values: np.ndarray, count: int, metric: str) -> np.nd
     faiss = _faiss()
     by = faiss.METRIC_INNER_PRODUCT if metric == "cosine" else faiss.METRIC_L2
     candidates = np.empty((len(values), count), np.int32)
-    for start in range(0, len(values), _QUERIES):
-        part = slice(start, start + _QUERIES)
-        candidates[part] = faiss.knn(values[part], values, count, metric=by)[1]
+    with _searching(len(values)) as bar:
+        for start in range(0, len(values), _QUERIES):
+            part = slice(start, start + _QUERIES)
+            candidates[part] = faiss.knn(values[part], values, count, metric=by)[1]
+            bar.advance(len(values[part]))
     return candidates
 
 
@@ -187,8 +197,11 @@ def _candidates_by_cells(values: np.ndarray, count: int) -> np.ndarray:
     index.add(values)
     index.nprobe = min(_CELLS, num_cells)
     candidates = np.empty((num_points, count), np.int32)
-    for start in range(0, num_points, _QUERIES):
-        candidates[start : start + _QUERIES] = index.search(values[start : start + _QUERIES], count)[1]
+    with _searching(num_points) as bar:
+        for start in range(0, num_points, _QUERIES):
+            part = values[start : start + _QUERIES]
+            candidates[start : start + _QUERIES] = index.search(part, count)[1]
+            bar.advance(len(part))
     return candidates
 
 
@@ -205,14 +218,16 @@ def _on_device(
     values_on_device, offset = jax.device_put(points.values), jax.device_put(points.offset)
     indices = np.empty((num_points, k), np.int32)
     values = np.empty((num_points, k), np.float32)
-    for start in range(0, num_points, block):
-        # The last block starts earlier, so that all have one shape.
-        rows = np.arange(min(start, num_points - block), min(start, num_points - block) + block, dtype=np.int32)
-        if candidates is None:
-            found = _nearest(values_on_device, offset, rows, k, num_candidates, metric)
-        else:
-            found = _nearest_of(values_on_device, rows, candidates[rows], k, metric)
-        indices[rows], values[rows] = jax.device_get(found)
+    with _searching(num_points) as bar:
+        for start in range(0, num_points, block):
+            # The last block starts earlier, so that all have one shape.
+            rows = np.arange(min(start, num_points - block), min(start, num_points - block) + block, dtype=np.int32)
+            if candidates is None:
+                found = _nearest(values_on_device, offset, rows, k, num_candidates, metric)
+            else:
+                found = _nearest_of(values_on_device, rows, candidates[rows], k, metric)
+            indices[rows], values[rows] = jax.device_get(found)
+            bar.advance(min(block, num_points - start))
     return indices, values
 
 

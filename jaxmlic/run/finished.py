@@ -14,6 +14,7 @@ from jaxmlic.evaluation.score_file import ScoreFile
 from jaxmlic.evaluation.thresholds import Thresholds
 from jaxmlic.labels.neighbours import nearest
 from jaxmlic.models.heads import contract
+from jaxmlic.progress import Progress
 from jaxmlic.run import steps
 from jaxmlic.run.given import Images, as_given
 from jaxmlic.run.predicted import Attention, Predictions, logit_of
@@ -71,7 +72,9 @@ class Run(RestoredRun):
                 return found
         return self.evaluate(name).scores
 
-    def evaluate(self, split: str | None = None, protocol: str | None = None, *, fitted: bool = False) -> Evaluation:
+    def evaluate(
+        self, split: str | None = None, protocol: str | None = None, *, fitted: bool = False, progress: bool = False
+    ) -> Evaluation:
         """Scores a split under a protocol, by default the run's own test split and protocol.
 
         Args:
@@ -79,21 +82,25 @@ class Run(RestoredRun):
             run carved one.
           protocol: a name of `metrics.PROTOCOLS`.
           fitted: decide by the thresholds of `jaxmlic thresholds`, not from the logit 0 up. UserError without any.
+          progress: show it on stderr.
         """
         config, name = self.config, split or self.config.data.test_split
         protocol = metrics.get_protocol(protocol or config.eval.protocol).name
         thresholds = self._required_thresholds(protocol) if fitted else None
         view = loader.find_view(config.data, self.dataset, config.seed, name)
-        scored = scoring.score(
-            self._predict_step,
-            self._restored.variables,
-            self._restored.source.eval_reader(view),
-            self._restored.mesh,
-            batch_size=self._batch_size,
-            threads=config.data.threads,
-        )
-        assert scored is not None  # nothing asks it to stop
+        label = f"evaluating {view.dataset.name}/{name}"
+        with Progress(label, len(view), transient=True, shown=progress) as bar:
+            scored = scoring.score(
+                self._predict_step,
+                self._restored.variables,
+                self._restored.source.eval_reader(view),
+                self._restored.mesh,
+                batch_size=self._batch_size,
+                threads=config.data.threads,
+                bar=bar,
+            )
         trained = self._trained_classes() if config.eval.trained_classes_only else None
+        assert scored is not None  # nothing stops it
         return evaluation(self._restored.record, self.step, scored, name, protocol, trained, thresholds)
 
     def predict(
@@ -105,6 +112,7 @@ class Run(RestoredRun):
         fitted: bool = True,
         trace: bool = False,
         skip_unreadable: bool = False,
+        progress: bool = False,
     ) -> Predictions:
         """Labels of images, in their order.
 
@@ -119,6 +127,7 @@ class Run(RestoredRun):
             probabilities; a warning where that belongs to another checkpoint. Otherwise 0.5, the logit 0.
           trace: whether the head's steps are wanted too.
           skip_unreadable: files that cannot be read are left out and listed in `unreadable`, and are no error.
+          progress: show it on stderr.
 
         Raises:
           UserError: files that cannot be read, all of them named; arrays that are no pixels; a run whose inputs are no
@@ -136,14 +145,16 @@ class Run(RestoredRun):
         found: list[contract.Prediction] = []
         traces: list[contract.Trace] = []
         given = as_given(images)
-        for names, pixels in self._batches(given, unreadable):
-            prediction = jax.tree.map(sharding.gather, self._predict_step(self._restored.variables, pixels))
-            count = len(names)
-            found.append(jax.tree.map(lambda x, n=count: x[:n], prediction))
-            if trace:
-                gathered = jax.tree.map(sharding.gather, self._trace_step(self._restored.variables, pixels))
-                traces += [jax.tree.map(lambda x, i=i: x[i], gathered) for i in range(count)]
-            files += names
+        with Progress("predicting", len(given), transient=True, shown=progress) as bar:
+            for names, pixels in self._batches(given, unreadable):
+                prediction = jax.tree.map(sharding.gather, self._predict_step(self._restored.variables, pixels))
+                count = len(names)
+                found.append(jax.tree.map(lambda x, n=count: x[:n], prediction))
+                if trace:
+                    gathered = jax.tree.map(sharding.gather, self._trace_step(self._restored.variables, pixels))
+                    traces += [jax.tree.map(lambda x, i=i: x[i], gathered) for i in range(count)]
+                files += names
+                bar.advance(len(files) + len(unreadable) - bar.done)
         if unreadable and not skip_unreadable:
             listed = ", ".join(f"{path} ({why})" for path, why in unreadable.items())
             raise UserError(

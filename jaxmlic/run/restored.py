@@ -18,6 +18,7 @@ from jaxmlic.evaluation import attribution, scoring, thresholds
 from jaxmlic.inputs import Inputs, eval_inputs
 from jaxmlic.labels.names import check_same_classes
 from jaxmlic.models.heads import contract
+from jaxmlic.progress import Progress
 from jaxmlic.run.given import Given, Images, as_given
 from jaxmlic.run.predicted import Pictures
 from jaxmlic.training import restore, targets
@@ -95,8 +96,11 @@ class RestoredRun:
             parts.append(jax.tree.map(sharding.gather, found))
         return jax.tree.map(lambda *xs: np.concatenate(xs)[: len(pixels)], *parts)
 
-    def image_features(self, view: loader.View) -> np.ndarray:
-        """float32 [N, D]: the pooled vectors of a view's images. UserError for a head without such an output."""
+    def image_features(self, view: loader.View, progress: bool = False) -> np.ndarray:
+        """float32 [N, D]: the pooled vectors of a view's images. UserError for a head without such an output.
+
+        progress: show it on stderr.
+        """
         mesh = self._restored.mesh
         reader, parts = self._restored.source.eval_reader(view), []
         batches = loader.eval_batches(
@@ -106,10 +110,13 @@ class RestoredRun:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        for batch in batches:
-            arrays = sharding.put(batch, mesh)
-            found = self._pooled_step(self._restored.variables, eval_inputs(arrays))
-            parts.append(sharding.gather(found)[sharding.gather(arrays["mask"])])
+        label = f"features of {view.dataset.name}/{view.split}"
+        with Progress(label, len(view), transient=True, shown=progress) as bar:
+            for batch in batches:
+                arrays = sharding.put(batch, mesh)
+                found = self._pooled_step(self._restored.variables, eval_inputs(arrays))
+                parts.append(sharding.gather(found)[sharding.gather(arrays["mask"])])
+                bar.advance(len(parts[-1]))
         return np.concatenate(parts)
 
     def pictures(

@@ -20,8 +20,8 @@ import orbax.checkpoint as ocp
 
 from jaxmlic import distributed, storage
 from jaxmlic.errors import UserError
+from jaxmlic.training.run_states import CHECKPOINTS
 
-FOLDER = "checkpoints"
 _policy = ocp.checkpoint_managers
 
 # The replicas of an array save a slice each; for a small array that only compiles a program for every slice.
@@ -64,7 +64,7 @@ def check_place(workdir: str | Path) -> None:
 
 
 def _check_access(workdir: str | Path, mode: int, what: str) -> None:
-    folder = storage.resolve(workdir) / FOLDER
+    folder = storage.resolve(workdir) / CHECKPOINTS
     if not storage.is_bucket(workdir) and os.path.isdir(folder) and not os.access(folder, mode):
         raise UserError(f"{folder}: cannot be {what} (Permission denied); run as its owner, or change its permissions")
 
@@ -83,7 +83,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, metric: str = "mAP", read_only: bool = False, keep_steps: int = 0):
-        self.folder = storage.resolve(workdir) / FOLDER
+        self.folder = storage.resolve(workdir) / CHECKPOINTS
         self.metric = metric
         self._mirror = storage.Mirror(self.folder) if _needs_mirror(workdir) else None
         if self._mirror:

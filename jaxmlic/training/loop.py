@@ -134,18 +134,27 @@ class Trainer:
         return train, self.source.validation_reader(self.val_view) if self.val_view else None
 
     def validate(
-        self, state: TrainState, reader: loader.RowReader, stop: Callable[[], bool] = lambda: False
+        self,
+        state: TrainState,
+        reader: loader.RowReader,
+        stop: Callable[[], bool] = lambda: False,
+        training: progress.Progress | None = None,
     ) -> dict[str, float | str] | None:
-        """Metrics on the validation examples, and the threshold that suits them best; None where `stop` says so."""
-        found = scoring.score(
-            self.predict_step,
-            self.eval_variables(state),
-            reader,
-            self.mesh,
-            batch_size=scoring.batch_size_for(self.config, self.mesh),
-            threads=self.config.data.threads,
-            stop=stop,
-        )
+        """Metrics on the validation examples, and the threshold (a logit) that suits them best.
+
+        stop: None is returned where it says so. training: the bar of the training that waits for this.
+        """
+        with progress.Progress("validation", len(reader), transient=True, within=training) as bar:
+            found = scoring.score(
+                self.predict_step,
+                self.eval_variables(state),
+                reader,
+                self.mesh,
+                batch_size=scoring.batch_size_for(self.config, self.mesh),
+                threads=self.config.data.threads,
+                bar=bar,
+                stop=stop,
+            )
         return None if found is None else scoring.validation_numbers(self.config, *found[:2], self.trained_classes)
 
     def fit(self, profiled: tuple[int | None, int] | None = None) -> Outcome:
@@ -166,6 +175,7 @@ class Trainer:
         )
         record = self.source.fingerprint(self.train_view)
         distributed.all_or_none(lambda: run_folder.claim(self.workdir, self.config, self.train_view, record))
+        opened.enter_context(run_folder.noting_failure(self.workdir))
         notes = targets.keep(self.config, self.workdir, self.train_view)
         print(*notes, sep="\n", end="\n" if notes else "")
         distributed.wait_for_all("claimed")
@@ -274,7 +284,7 @@ class Trainer:
         scores = None
         if self._evaluates(step, work):
             with work.time_spent.span("evaluation"):
-                scores = self.validate(state, work.val_reader, work.stop.now)
+                scores = self.validate(state, work.val_reader, work.stop.now, work.bar)
             if scores is None:
                 return False
             work.log.write(step, scores)

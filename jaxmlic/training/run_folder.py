@@ -7,6 +7,8 @@ profile/         a trace, where one was asked for
 metrics.jsonl    one row a report; tensorboard/ holds the same numbers
 checkpoints/     the best and the last two (see jaxmlic.training.checkpoint)
 result.json      written when the training is complete
+failed.json      why the last start ended on an error, removed by the next one
+learning_curves.png  the numbers of metrics.jsonl
 scores/          score files and tables of `jaxmlic evaluate`
 pseudo_labels.npz, noise.npz  the labels that were trained on, where they are not the stored ones
 .lock            held while it is trained
@@ -20,7 +22,9 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -31,10 +35,12 @@ from jaxmlic.data.loader import View
 from jaxmlic.errors import UserError
 from jaxmlic.labels.names import check_same_classes
 from jaxmlic.training import targets
-from jaxmlic.training.checkpoint import FOLDER
+from jaxmlic.training.run_states import CHECKPOINTS, CONFIG_FILE, FAILURE_FILE, LOCK, RESULT_FILE
+from jaxmlic.training.run_states import SCORES as SCORES
 from jaxmlic.version import __version__
 
-CONFIG_FILE, RESULT_FILE, SCORES, LOCK = "config.json", "result.json", "scores", ".lock"
+_MOST_REASON = 1000  # characters of a reason that are kept
+_PATIENCE = (0.05, 0.2)  # seconds before the lock is tried again: `jaxmlic runs` holds it for an instant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +91,7 @@ def lock(workdir: str | Path) -> contextlib.AbstractContextManager:
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({storage.reason(error)}); use another --workdir") from None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(file)
     except BlockingIOError:
         file.seek(0)
         owner = file.read().decode().strip()
@@ -97,6 +103,15 @@ def lock(workdir: str | Path) -> contextlib.AbstractContextManager:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return file
+
+
+def _take(file: IO) -> None:
+    for seconds in _PATIENCE:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(seconds)
+    return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def claim(workdir: str | Path, config: ConfigDict, train: View, inputs: str = "") -> RunRecord:
@@ -169,7 +184,7 @@ def check_shared(workdir: str | Path, seconds: float = 30.0) -> None:
 
 
 def _is_begun(workdir: Path) -> bool:
-    return any(path.name.isdigit() for path in (workdir / FOLDER).glob("*"))
+    return any(path.name.isdigit() for path in (workdir / CHECKPOINTS).glob("*"))
 
 
 def changed(workdir: str | Path, config: ConfigDict) -> list[str]:
@@ -181,9 +196,40 @@ def changed(workdir: str | Path, config: ConfigDict) -> list[str]:
 
 
 def note_start(workdir: str | Path, step: int) -> None:
-    """Adds a start, or a continuation from `step`, to config.json."""
+    """Adds a start, or a continuation from `step`, to config.json; an earlier failure is forgotten."""
+    forget_failure(workdir)
     path = storage.to_path(workdir) / CONFIG_FILE
     storage.write_json(path, storage.read_json(path) | {"starts": [*_starts(workdir), provenance.start(step)]})
+
+
+def note_failure(workdir: str | Path, reason: str) -> None:
+    """Keeps why a run failed, for tables and other workers of a sweep."""
+    storage.write_json(storage.to_path(workdir) / FAILURE_FILE, {"reason": reason, "time": time.time()})
+
+
+def failure(workdir: str | Path) -> dict | None:
+    """{"reason": ..., "time": ...} of a run that failed, else None."""
+    path = storage.to_path(workdir) / FAILURE_FILE
+    try:
+        return storage.read_json(path) if path.exists() else None
+    except UserError:  # another worker removes it before it tries again
+        return None
+
+
+def forget_failure(workdir: str | Path) -> None:
+    """Before another try."""
+    (storage.to_path(workdir) / FAILURE_FILE).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def noting_failure(workdir: str | Path) -> Iterator[None]:
+    """Keeps the reason of an error that ends the block; the error goes on."""
+    try:
+        yield
+    except Exception as error:
+        with contextlib.suppress(UserError):  # such as a full disk, which the error may be about
+            note_failure(workdir, storage.reason(error)[:_MOST_REASON])
+        raise
 
 
 def _starts(workdir: str | Path) -> list[dict]:

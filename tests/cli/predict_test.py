@@ -46,8 +46,10 @@ def test_scores_equal_those_of_evaluation(run, photos, capsys):
         assert image["labels"] == sorted(image["labels"], key=lambda n: -image["logits"][n])
     rows = table_of(run / "predictions.csv")
     np.testing.assert_allclose([float(r["red"]) for r in rows], 1 / (1 + np.exp(-logits[:, 0])), atol=1e-5)
-    assert rows[0]["threshold_source"] == "given: probability 0.5"
-    assert printed.count("/test-0") == 29 and "threshold: given: probability 0.5" in printed
+    assert rows[0]["threshold_source"] == "given: probability 0.5 (logit 0)"
+    assert (
+        printed.count("/test-0") == 29 and "threshold: given: probability 0.5 (logit 0); probabilities: as" in printed
+    )
 
 
 def test_fitted_threshold_is_the_validation_part_s(run, photos):
@@ -55,9 +57,10 @@ def test_fitted_threshold_is_the_validation_part_s(run, photos):
     fitted = next(r["val/best_threshold"] for r in metrics_log.read(run) if r["step"] == step and "val/mAP" in r)
     predict.predict(str(run), [str(photos / "test-000.png")], threshold="fitted", out=str(run / "one"))
     found = json.loads((run / "one.json").read_text())
+    what = f"probability {1 / (1 + np.exp(-fitted)):.3g} (logit {fitted:.3g})"
     assert found["threshold"] == {
         "logit": fitted,
-        "source": f"fitted on the validation part at step {step} for the highest OF1",
+        "source": f"{what}, fitted on the validation part at step {step} for the highest OF1",
     }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import examples, table_of, tiny_config
 
-from jaxmlic import metrics, sharding
+from jaxmlic import metrics, progress, sharding
 from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets, loader
 from jaxmlic.data.prepare import writer
@@ -30,14 +30,15 @@ def run(finished_run, tmp_path):
 def test_scores_do_not_depend_on_batch_size_or_devices(finished_run, data_dir):
     trainer = loop.Trainer(tiny_config(data_dir), "unused")
     view = loader.select(trainer.config.data, trainer.dataset, "test")
-    found = []
+    found, bar = [], progress.Progress("evaluating", 3 * len(view), shown=False)
     for batch_size, devices in ((8, 8), (32, 1), (1, 1)):
         mesh = sharding.make_mesh(jax.devices()[:devices])
         variables = restore.restore(finished_run, mesh).variables
         step = scoring.make_predict_step(trainer.head, trainer.model, mesh)
         reader = ImageReader(view, 16)
-        found.append(scoring.score(step, variables, reader, mesh, batch_size=batch_size, threads=2))
+        found.append(scoring.score(step, variables, reader, mesh, batch_size=batch_size, threads=2, bar=bar))
         assert step._cache_size() == 1
+    assert bar.done == 3 * 29
     for prediction, labels, ids in found:
         assert prediction.scores.shape == (29, 3) and prediction.scores.dtype == np.float32
         np.testing.assert_allclose(prediction.scores, found[0][0].scores, atol=1e-5)

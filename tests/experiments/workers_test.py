@@ -14,6 +14,7 @@ from jaxmlic.errors import UserError
 from jaxmlic.experiments import runs, sweep
 from jaxmlic.experiments.sweeps import claims, worker
 from jaxmlic.experiments.sweeps.claims import Claims, Part
+from jaxmlic.training import run_folder, run_states
 
 FILE = """
 from jaxmlic.config import Entry
@@ -200,7 +201,7 @@ def test_what_failed_in_another_worker_is_not_tried_here(experiment):
         if line.startswith("waiting"):
             failed = folder / "other" / "seed0"
             failed.mkdir(parents=True)
-            (failed / worker.FAILURE_FILE).write_text(json.dumps({"reason": "the loss became NaN", "time": 1.0}))
+            (failed / run_states.FAILURE_FILE).write_text(json.dumps({"reason": "the loss became NaN", "time": 1.0}))
             theirs.release("other, seed 0")
 
     outcome = sweep.run(path, folder, report=report)
@@ -287,6 +288,6 @@ def test_a_signal_in_the_last_step_stops_the_sweep(experiment, monkeypatch):
 
 
 def test_a_failure_that_another_worker_is_removing_is_none(tmp_path, monkeypatch):
-    (tmp_path / worker.FAILURE_FILE).write_text("{}")
+    (tmp_path / run_states.FAILURE_FILE).write_text("{}")
     monkeypatch.setattr(worker.storage, "read_json", lambda path: (_ for _ in ()).throw(UserError("no such file")))
-    assert worker.failure(tmp_path) is None
+    assert run_folder.failure(tmp_path) is None

@@ -21,7 +21,7 @@ from jaxmlic.evaluation import score_file
 from jaxmlic.inputs import feature_file
 from jaxmlic.models.trunks.weight_files import read_state
 from jaxmlic.propagation import label_file
-from jaxmlic.training import loop
+from jaxmlic.training import loop, run_states
 from jaxmlic.training.checkpoint import Checkpoints
 from jaxmlic.training.logs import metrics_log
 
@@ -114,6 +114,22 @@ def test_what_replaces_a_damaged_checkpoint_gets_into_the_bucket(bucket):
 def test_a_complete_run_is_left_as_it_is(bucket, capsys):
     assert loop.run(tiny_config(f"{bucket.url}/data"), bucket.run) == loop.Outcome(16, True)
     assert "is complete" in capsys.readouterr().out
+
+
+def test_runs_are_listed_there(bucket, capsys):
+    """A bucket has no locks: what is not complete is stopped or running."""
+    for name in ("config.json", "metrics.jsonl"):
+        copy = storage.to_path(f"{bucket.url}/runs/begun/{name}")
+        copy.write_text((storage.to_path(bucket.run) / name).read_text())
+    assert cli.run(["runs", f"{bucket.url}/runs"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    begun, tiny = lines["begun"], lines["tiny"]  # other tests leave other folders there
+    assert begun.split()[:5] == ["begun", "linear", "tiny", "unfinished", "0/16"]
+    assert tiny.split()[:5] == ["tiny", "linear", "tiny", "finished", "16/16"] and "validation)" in tiny
+    (one,) = run_states.find(bucket.run)
+    assert (one.name, one.state, one.step) == (".", "finished", 16)
+    assert cli.run(["runs", f"{bucket.url}/nowhere"]) == 2
+    assert capsys.readouterr().err == f"jaxmlic: {bucket.url}/nowhere: nothing is there\n"
 
 
 def test_another_config_in_the_run_folder_is_refused(bucket):

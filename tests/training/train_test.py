@@ -367,11 +367,15 @@ def test_nan_stops_the_run_says_where_and_spares_the_checkpoint(data_dir, tmp_pa
         return jitted(state, batch)
 
     trainer.train_step = poisoned
-    with pytest.raises(UserError, match=r"at step 9 the loss and the gradients of .* \(first: classifier/bias\)"):
+    with pytest.raises(
+        UserError, match=r"at step 9 the loss and the gradients of .* \(first: classifier/bias\)"
+    ) as error:
         trainer.fit()
+    assert run_folder.failure(tmp_path / "run")["reason"] == str(error.value)
     kept = Checkpoints(tmp_path / "run", read_only=True)
     assert kept.latest() == 8
     assert loop.Trainer(tiny_config(data_dir), str(tmp_path / "run")).fit().finished
+    assert run_folder.failure(tmp_path / "run") is None
 
 
 def test_guard_keeps_the_first_bad_step():

@@ -42,7 +42,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("name", metavar="NAME", help="a prepared data set")
     parser.add_argument("--split", default="train", help="the split whose labels are counted (train)")
     parser.add_argument("--style", choices=label_graph.STYLES, default="paper", help="how edges are weighted (paper)")
-    parser.add_argument("--threshold", type=float, help="a pair is an edge from here on (0.4; 0.1 for pmi)")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="a pair is an edge from this P(other | label) on (0.4), for pmi from this normalised PMI on (0.1)",
+    )
     parser.add_argument("--reweight", type=float, help=f"weight of the neighbours against a label's own 1 ({REWEIGHT})")
     parser.add_argument("--out", help="folder for graph.npz and graph.png (graph/ in the data set's own folder)")
 

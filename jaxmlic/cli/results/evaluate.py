@@ -10,7 +10,8 @@ def main(argv: list[str]) -> int:
         hosts=True,
         prog="jaxmlic evaluate",
         description="Scores a split with a run's best checkpoint; prints and writes the metrics of a named protocol.",
-        epilog="protocols: " + "; ".join(f"{p.name} ({p.description})" for p in metrics.PROTOCOLS.values()),
+        epilog="thresholds are logits: 0 is the probability 0.5; protocols: "
+        + "; ".join(f"{p.name} ({p.description})" for p in metrics.PROTOCOLS.values()),
     )
     parser.add_argument("--workdir", required=True, help="folder of a `jaxmlic train`")
     parser.add_argument("--protocol", help="default: the run's config.eval.protocol")

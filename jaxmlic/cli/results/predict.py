@@ -68,7 +68,7 @@ def predict(
     storage.check_writable(storage.to_path(out).parent if out else workdir)
     run = run_lib.load(workdir)
     bound, source = choose_threshold(run, threshold)
-    found = run.predict(paths, logit=bound, trace=trace, skip_unreadable=True)
+    found = run.predict(paths, logit=bound, trace=trace, skip_unreadable=True, progress=True)
     decoded = len(found) > 0 and run.chooses_labels
     if decoded:
         source = "none: the decoder chose the labels"
@@ -77,7 +77,8 @@ def predict(
         print(table(found))
     for one, steps in zip(found, traces, strict=False):
         print(f"{one.file}\n{trace_report.text(steps)}")
-    print(f"threshold: {source}")
+    told = "" if bound is None and not decoded else "; probabilities: as the model gives them"
+    print(f"threshold: {source}{told}")
     stem = storage.to_path(out) if out else run.workdir / "predictions"
     if len(found):
         write_csv(stem.with_suffix(".csv"), found, source)
@@ -104,9 +105,12 @@ def choose_threshold(run: Run, wanted: str | None) -> tuple[float | None, str]:
             raise UserError(stale)
         rows = [r for r in run.history() if r["step"] == run.step and r.get("val/best_threshold") is not None]
         if not rows:
-            raise UserError(f"{run.workdir} has no fitted threshold (no validation part); give --threshold=0.5")
+            raise UserError(
+                f"{run.workdir} has no fitted threshold (no validation part); give a probability, --threshold=0.5"
+            )
         bound = rows[-1]["val/best_threshold"]
-        return bound, f"fitted on the validation part at step {run.step} for the highest OF1"
+        what = f"probability {sigmoid(np.float64(bound)):.3g} (logit {bound:.3g})"
+        return bound, f"{what}, fitted on the validation part at step {run.step} for the highest OF1"
     if stale:
         return 0.0, f"probability 0.5 (logit 0), because {stale}"
     wanted = wanted or "0.5"
@@ -116,7 +120,8 @@ def choose_threshold(run: Run, wanted: str | None) -> tuple[float | None, str]:
         probability = -1.0
     if not 0 < probability < 1:
         raise UserError(f"--threshold={wanted}: a probability between 0 and 1, or 'fitted'")
-    return float(np.log(probability / (1 - probability))), f"given: probability {probability:g}"
+    bound = float(np.log(probability / (1 - probability)))
+    return bound, f"given: probability {probability:g} (logit {bound:.3g})"
 
 
 def as_logits(found: Predictions) -> float | dict[str, float] | None:

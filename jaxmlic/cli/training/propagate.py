@@ -25,14 +25,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decide",
         default="half",
-        help="which of many labels an image gets: half, those with a score of 0.5, or frequency, each label as often "
-        "as among the labelled images (half)",
+        help="which of many labels an image gets: half, those with a score (a share, 0 to 1) of 0.5, or frequency, "
+        "each label as often as among the labelled images (half)",
     )
     parser.add_argument(
         "--max-steps", type=int, default=0, help="limit of rounds, or of diffusion's steps (20 in Iscen et al.'s code)"
     )
     parser.add_argument(
-        "--unknown-band", metavar="LOW,HIGH", help="labels with a score from LOW on and below HIGH stay unknown"
+        "--unknown-band",
+        metavar="LOW,HIGH",
+        help="labels with a score (a share, 0 to 1, no logit) from LOW on and below HIGH stay unknown",
     )
     parser.add_argument(
         "--weights", default="", help=f"of images, from how sure their labels are: {', '.join(WEIGHTS)} (method's own)"

@@ -1,12 +1,13 @@
 """`jaxmlic train`."""
 
 import argparse
+import sys
 
 from jaxmlic import config as config_lib
 from jaxmlic import distributed
 from jaxmlic.cli.parser import Parser
+from jaxmlic.experiments import runs
 from jaxmlic.training.logs import profile
-from jaxmlic.training.loop import run
 
 
 def main(argv: list[str]) -> int:
@@ -28,5 +29,6 @@ def main(argv: list[str]) -> int:
     )
     options, overrides = parser.parse_known_args(argv)
     profiled = None if options.profile is None else profile.parse(options.profile)
-    outcome = run(config_lib.load(options.config, overrides), options.workdir, profiled)
+    config = config_lib.load(options.config, overrides)
+    outcome = runs.fit(config, options.workdir, profiled, report=lambda line: print(line, file=sys.stderr))
     return 0 if outcome.finished else distributed.stopped_status(outcome.stopped_by)

@@ -62,6 +62,8 @@ def _train_group(lanes: Sequence[Lane], report: Callable[[str], None]) -> int | 
     try:
         group = Group(lanes, report)
         stopped = group.fit()
+        for lane in lanes:
+            runs.draw_curves(lane.workdir, report)
         if stopped is None:
             group.evaluate()
         return stopped

@@ -17,7 +17,6 @@ from jaxmlic.experiments.sweeps import results
 from jaxmlic.experiments.sweeps.claims import Claims
 from jaxmlic.training import run_folder
 
-FAILURE_FILE = "failed.json"  # in the folder of a run that failed: why
 _WAIT_SECONDS = 2.0  # between two looks at runs that other workers hold
 
 
@@ -49,7 +48,7 @@ class Worker:
         self.failed: dict[str, dict] = {}
         self.stopped_in, self.stopped_by = "", None
         self._jobs, self._claims, self._most, self._report = jobs, claims, most, report
-        self._before = {job.title: failure(job.folder) for job in jobs}  # of earlier calls: tried again
+        self._before = {job.title: run_folder.failure(job.folder) for job in jobs}  # of earlier calls: tried again
         self._waiting = list(jobs)
         self._started, self._made = time.monotonic(), 0
 
@@ -79,7 +78,7 @@ class Worker:
             if job not in self._waiting or self._claims.is_held(job.title):
                 continue
             found = runs.result_of(job.folder, job.config)
-            reason = failure(job.folder)
+            reason = run_folder.failure(job.folder)
             if found is not None:
                 self._finish(job, found)
             elif reason and reason != self._before[job.title]:
@@ -104,7 +103,7 @@ class Worker:
     def _train(self, job: Job) -> None:
         self._report(self._title(job))
         try:
-            _forget_failure(job)
+            run_folder.forget_failure(job.folder)
             found, stopped_by = runs.run_one(job.config, job.folder, self._report, job.entry.name)
         except runs.FAILURES as error:
             if isinstance(error, BrokenPipeError) or distributed.describe_loss(error)[0]:
@@ -128,7 +127,7 @@ class Worker:
         for job in list(self._waiting):
             fits = len(mine) < self._most and self._is_ready(job) and run_folder.result(job.folder) is None
             if fits and _reads_arrays(job) and self._claims.take(job.title):
-                _forget_failure(job)
+                run_folder.forget_failure(job.folder)
                 mine.append(job)
         if len(mine) > 1:
             self._report(f"{self._title(mine[0])} to {mine[-1].title}: {len(mine)} runs")
@@ -165,17 +164,8 @@ class Worker:
         self.failed[job.title] = results.failed_row(job.entry, job.seed, reason)
         self._waiting.remove(job)
         if keep:
-            storage.write_json(job.folder / FAILURE_FILE, {"reason": reason, "time": time.time()})
+            run_folder.note_failure(job.folder, reason)
             self._report(f"jaxmlic: {job.title}: {reason}")
-
-
-def failure(folder: Path) -> dict | None:
-    """{"reason": ..., "time": ...} of a run that failed, else None."""
-    path = folder / FAILURE_FILE
-    try:
-        return storage.read_json(path) if path.exists() else None
-    except UserError:  # another worker removes it before it tries again
-        return None
 
 
 def _reads_arrays(job: Job) -> bool:
@@ -184,7 +174,3 @@ def _reads_arrays(job: Job) -> bool:
         return reads_arrays(job.config)
     except UserError:
         return False
-
-
-def _forget_failure(job: Job) -> None:
-    (job.folder / FAILURE_FILE).unlink(missing_ok=True)

@@ -70,7 +70,7 @@ def find(name: str) -> Entry:
 
 
 def _per_class(run: Run, request: Request) -> Drawing:
-    found = run.evaluate(request.split, request.protocol)
+    found = run.evaluate(request.split, request.protocol, progress=True)
     numbers, names = found.numbers, run.class_names
     title = f"{run.config.data.name} {found.scores.split}, {numbers['protocol']}; dashed: mean over classes"
     rows = [("class", "P", "R"), *zip(names, numbers["P"].tolist(), numbers["R"].tolist(), strict=True)]
@@ -79,7 +79,7 @@ def _per_class(run: Run, request: Request) -> Drawing:
 
 def _box_recall(run: Run, request: Request) -> Drawing:
     boxes = run.boxes(request.split or run.config.data.test_split)  # before the scores, which take a while
-    scores = run.evaluate(request.split, request.protocol).scores
+    scores = run.evaluate(request.split, request.protocol, progress=True).scores
     predicted = metrics.predicted_labels(
         scores.scores, scores.protocol, threshold=scores.threshold, chosen=scores.chosen
     )
@@ -122,10 +122,10 @@ def _image_neighbours(run: Run, request: Request) -> Drawing:
     names = [[run.class_names[i] for i in row] for row in order]
     best = metrics.top_k(np.asarray(run.predict_pixels(pictures.pixels).scores), NEAREST)
     scored = [[run.class_names[i] for i in row] for row in best]
-    rows = [("image", "rank", "neighbour", "cosine", "highest_score")]
+    rows = [("image", "rank", "neighbour", "cosine", "highest_logit")]
     for image, *columns in zip(pictures.names, names, cosines.tolist(), scored, strict=True):
         rows += [(image, rank, *cells) for rank, cells in enumerate(zip(*columns, strict=True), 1)]
-    what = "labels nearest to the image's vector (blue), highest scores (black)"
+    what = "labels nearest to the image's vector (blue), highest logits (black)"
     title = f"{run.config.head}, {run.config.data.name}: {what}"
     return Drawing(neighbours.draw_images(pictures.pixels, names, scored, title), rows)
 
@@ -171,7 +171,7 @@ def _label_maps(
         [f"{run.class_names[i]} ({score:.2f})" for i, score in zip(row, own[row], strict=True)]
         for row, own in zip(columns, scores, strict=True)
     ]
-    title = f"{run.config.head}: {what} of a label's score (in brackets), each map on its own scale"
+    title = f"{run.config.head}: {what} of a label's logit (in brackets), each map on its own scale"
     return Drawing(looks.draw_heat(pictures.pixels, list(zip(*maps, strict=True)), titles, title, blur))
 
 
@@ -239,8 +239,8 @@ FIGURES = {
     "image-neighbours": Entry("nearest labels of images in the joint space", "CNN-RNN Fig. 9", _image_neighbours),
     "step-attention": Entry("where each step of a recurrent head looks", "CNN-RNN Fig. 10", _step_attention),
     "feature-maps": Entry("maps of a stage of the trunk", "CNN-LSTM-RMLC Fig. 2", _feature_maps),
-    "saliency": Entry("pixels that a label's score depends on", "CNN-LSTM-RMLC Fig. 7 (d-f)", _saliency),
-    "grad-cam": Entry("regions that raise a label's score", "none of them", _grad_cam),
+    "saliency": Entry("pixels that a label's logit depends on", "CNN-LSTM-RMLC Fig. 7 (d-f)", _saliency),
+    "grad-cam": Entry("regions that raise a label's logit", "none of them", _grad_cam),
     "annotations": Entry(
         "images with true and predicted labels",
         "Multi-order RNN Fig. 4, CNN-RNN Fig. 6, CNN-LSTM-RMLC Fig. 7 (a-c)",

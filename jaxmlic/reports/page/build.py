@@ -67,6 +67,7 @@ def _run(member: Member, positives: np.ndarray, classes: np.ndarray, images: int
     found = {
         "name": member.name,
         "notes": [*member.notes, *notes],
+        "unit": score_facts.unit_of(scores),
         "AP": numbers.plain(member.numbers["AP"]),
         "P": numbers.plain(precision),
         "R": numbers.plain(recall),

@@ -125,7 +125,7 @@ def _open_run(
                 "jaxmlic evaluate again."
             )
     else:
-        scores = run.evaluate(split).scores
+        scores = run.evaluate(split, progress=True).scores
         notes.append(f"Scored for this report; jaxmlic evaluate --split={split} keeps the scores.")
     return scores, metrics_log.read(path), run, notes
 

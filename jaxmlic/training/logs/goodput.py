@@ -14,8 +14,8 @@ import jax.monitoring
 from jaxmlic import progress, storage
 from jaxmlic.errors import UserError
 from jaxmlic.training.logs import metrics_log
+from jaxmlic.training.run_states import GOODPUT_FILE
 
-FILE = "goodput.json"
 KEPT = 4  # saved steps that the file remembers: checkpoints keep the last and the best
 PREFIX = "goodput/"
 
@@ -45,7 +45,7 @@ class Goodput:
     """
 
     def __init__(self, workdir: str | Path, started: float, active: bool = True):
-        self.path, self.active = storage.to_path(workdir) / FILE, active
+        self.path, self.active = storage.to_path(workdir) / GOODPUT_FILE, active
         self.seconds = dict.fromkeys(KINDS, 0.0)
         self.began = self.mark = started
         self.saved: dict[int, dict] = {}

@@ -100,6 +100,12 @@ class MetricsLog:
             raise UserError(f"{path}: cannot be written ({why}); free some space and run again") from None
 
 
+def best(rows: list[dict], metric: str) -> dict | None:
+    """The row with the highest validation score `metric`, the later one of equals; None without any."""
+    scored = [row for row in rows if "val/protocol" in row and row.get(f"val/{metric}") is not None]
+    return max(scored, key=lambda row: (row[f"val/{metric}"], row["step"]), default=None)
+
+
 def read(workdir: str | Path) -> list[dict]:
     """The rows of metrics.jsonl; a last line cut off by a kill is left out."""
     path = storage.to_path(workdir) / METRICS_FILE

@@ -5,6 +5,7 @@ import json
 import jax.monitoring
 import pytest
 
+from jaxmlic.training import run_states
 from jaxmlic.training.logs import goodput, metrics_log
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -86,7 +87,7 @@ def test_a_restart_counts_what_was_done_again_and_the_time_between(tmp_path, clo
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"8": {}}', '{"8": 1}'])
 def test_older_and_damaged_folders_count_from_now(tmp_path, clock, text):
     if text is not None:
-        (tmp_path / goodput.FILE).write_text(text)
+        (tmp_path / run_states.GOODPUT_FILE).write_text(text)
     spent = goodput.Goodput(tmp_path, clock.now, active=False)
     spent.start(8)
     clock.now += 1
@@ -99,4 +100,4 @@ def test_the_file_remembers_few_steps(tmp_path, clock):
     for step in range(1, 9):
         spent.save(step)
     spent.close()
-    assert list(json.loads((tmp_path / goodput.FILE).read_text())) == ["5", "6", "7", "8"]
+    assert list(json.loads((tmp_path / run_states.GOODPUT_FILE).read_text())) == ["5", "6", "7", "8"]

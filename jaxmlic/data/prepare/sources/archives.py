@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import lzma
 import os
-import shutil
 import struct
 import tarfile
 import tempfile
@@ -108,8 +107,14 @@ class Tar:
                 scratch.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - closed by __exit__
             try:
-                with opener(path, "rb") as packed:
-                    shutil.copyfileobj(packed, self._file, 1 << 20)
+                with (
+                    path.open("rb") as stored,
+                    opener(stored, "rb") as packed,
+                    progress.Progress(f"decompressing {path.name}", path.stat().st_size / 1e6, "MB") as bar,
+                ):
+                    while block := packed.read(1 << 20):
+                        self._file.write(block)
+                        bar.advance(stored.tell() / 1e6 - bar.done)
                 self._file.flush()
             except OSError as error:
                 self._file.close()

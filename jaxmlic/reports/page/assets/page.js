@@ -312,19 +312,19 @@
   }
 
   function card(r, c, index, score, kind) {
-    const image = data.runs[r].gallery.images[index], form = $("overlay").value;
+    const unit = data.runs[r].unit, image = data.runs[r].gallery.images[index], form = $("overlay").value, digits = unit === "logit" ? 1 : 2;
     const words = (labels) => labels.map(name).join(", ") || "none";
     const maps = { ...(image.maps || {}), ...((image.class_maps || {})[c] || {}) };
     const map = maps[form];
-    const alt = `Photograph ${image.id}: labels ${words(image.truth)}; ${name(c)} ${kind}, score ${score}${map ? `; ${form}${where(map)}` : ""}`;
+    const alt = `Photograph ${image.id}: labels ${words(image.truth)}; ${name(c)} ${kind}, ${unit} ${score}${map ? `; ${form}${where(map)}` : ""}`;
     const box = el("li", { class: "card" });
     if (image.src) box.append(photo(image.src, alt, map));
-    box.append(el("p", {}, el("strong", {}, `${image.id}`), ` ${name(c)} ${score.toFixed(1)}`));
+    box.append(el("p", {}, el("strong", {}, `${image.id}`), ` ${name(c)}, ${unit} ${score.toFixed(digits)}`));
     box.append(el("p", {}, "labels: ", words(image.truth)));
     for (const [title, kept] of [["predicted: ", 1], ["next: ", 0]]) {
       const own = image.top.filter(([, , predicted]) => predicted === kept);
       if (own.length || kept) box.append(el("p", {}, title, own.length ? own.flatMap(([label, value, predicted, truth], i) => [i ? ", " : "",
-        el("span", { class: truth === 1 && predicted ? "right" : truth >= 0 && truth !== predicted ? "wrong" : "plain" }, `${name(label)} ${value.toFixed(1)} ${["✗", "✓"][truth] ?? "?"}`)]) : "none"));
+        el("span", { class: truth === 1 && predicted ? "right" : truth >= 0 && truth !== predicted ? "wrong" : "plain" }, `${name(label)} ${value.toFixed(digits)} ${["✗", "✓"][truth] ?? "?"}`)]) : "none"));
     }
     if (image.path) box.append(el("p", {}, "path: ", image.path.map(name).join(" → ") || "END at once"));
     if (image.steps) {

@@ -3,10 +3,12 @@
 import dataclasses
 import io
 import json
+import logging
 import shutil
 import subprocess
 import sys
 
+import absl.logging
 import cv2
 import jax.numpy as jnp
 import numpy as np
@@ -25,8 +27,15 @@ def run(finished_run):
     return jaxmlic.load(finished_run)
 
 
-def test_a_run_evaluates_as_the_command_does(run, finished_run, tmp_path):
+def test_loading_is_quiet(finished_run, caplog, capfd):
+    absl.logging.set_verbosity(absl.logging.INFO)
+    jaxmlic.load(finished_run).label_embeddings()
+    assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert capfd.readouterr() == ("", "") and absl.logging.get_verbosity() == absl.logging.INFO
+    absl.logging.set_verbosity(absl.logging.WARNING)
 
+
+def test_a_run_evaluates_as_the_command_does(run, finished_run, tmp_path):
     copy = shutil.copytree(finished_run, tmp_path / "run")
     numbers = runs.evaluate(copy, protocol="top1_forced")
     found = run.evaluate(protocol="top1_forced")

@@ -60,7 +60,13 @@ def saliency(
 
 
 def grad_cam(
-    head: ModuleType, model: nn.Module, variables: dict, images: np.ndarray, labels: np.ndarray, stage: str = ""
+    head: ModuleType,
+    model: nn.Module,
+    variables: dict,
+    images: np.ndarray,
+    labels: np.ndarray,
+    stage: str = "",
+    reduce: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Grad-CAM (Selvaraju et al., 2017) of a label's score, float32 [N, h, w] >= 0, of the arguments of `saliency`.
 
@@ -69,6 +75,7 @@ def grad_cam(
 
     stage: one of those that the head reads, "" for the last; heads that read the feature map have that alone, or where
       it is the output of fully connected layers, the map that these read.
+    reduce: what is kept of each map [h, w].
 
     Raises UserError for another stage.
     """
@@ -131,7 +138,7 @@ def grad_cam(
         weights = slopes[0].mean(axis=(0, 1))  # [D]
         return jax.nn.relu(own[0].astype(jnp.float32) @ weights)  # [h, w]
 
-    return _each(jax.jit(one), variables, images, np.asarray(labels, np.int32))
+    return _each(jax.jit(one), variables, images, np.asarray(labels, np.int32), reduce=reduce)
 
 
 def step_attention(

@@ -165,9 +165,9 @@ class RestoredRun:
         """See `attribution.saliency`."""
         return attribution.saliency(*self._parts, pixels, labels, form, reduce)
 
-    def grad_cam(self, pixels: np.ndarray, labels: np.ndarray, stage: str = "") -> np.ndarray:
+    def grad_cam(self, pixels: np.ndarray, labels: np.ndarray, stage: str = "", reduce=None) -> np.ndarray:
         """See `attribution.grad_cam`."""
-        return attribution.grad_cam(*self._parts, pixels, labels, stage)
+        return attribution.grad_cam(*self._parts, pixels, labels, stage, reduce)
 
     def step_attention(self, pixels: np.ndarray, form: str = "gradient", reduce=None) -> attribution.Steps:
         """See `attribution.step_attention`."""

@@ -4,10 +4,11 @@ Into gs:// Orbax writes by itself; the object commit_success.txt, written last, 
 cannot write, so there it works in a local folder, whose step folders are copied (see `storage.Mirror`).
 """
 
+import contextlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,21 @@ _policy = ocp.checkpoint_managers
 _MIN_SLICE_BYTES = 4 << 20
 
 
-def _save_small_arrays_whole() -> None:
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Orbax's warnings of what is on purpose: its handler replaced, a folder read only, metadata not there."""
     verbosity = absl.logging.get_verbosity()
-    absl.logging.set_verbosity(absl.logging.ERROR)  # replacing Orbax's own handler is on purpose
+    absl.logging.set_verbosity(min(verbosity, absl.logging.ERROR))
+    try:
+        yield
+    finally:
+        absl.logging.set_verbosity(verbosity)
+
+
+def _save_small_arrays_whole() -> None:
     handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES)
-    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
-    absl.logging.set_verbosity(verbosity)
+    with _quiet():
+        ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
 _save_small_arrays_whole()
@@ -94,7 +104,8 @@ class Checkpoints:
         )
         self._local = self._mirror.path if self._mirror else self.folder  # where Orbax reads and writes
         self._notes = self._check_scores(read_only)
-        self.manager = ocp.CheckpointManager(self._local, options=options)
+        with _quiet():
+            self.manager = ocp.CheckpointManager(self._local, options=options)
         written = getattr(self.manager, "_wait_for_checkpointers", None)
         if written and distributed.count() > 1:
             # Where a process cannot write, Orbax raises in its own thread after a barrier that others, which wait for
@@ -162,7 +173,8 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         try:
-            state = self.manager.restore(step, args=items)["state"]
+            with _quiet():
+                state = self.manager.restore(step, args=items)["state"]
             if iterator is not None:
                 # All hosts read the same global batches, so any one's position is everybody's.
                 saved = min((self._local / str(step) / "data").glob("process_*-of-*.json"))
@@ -230,7 +242,7 @@ class Checkpoints:
     def _check_layout(self, step: int, target: Any) -> None:
         """Compares names and shapes before anything is read, so that a mismatch is one line of ours."""
         folder = self.folder / str(step)
-        with ocp.StandardCheckpointer() as reader:
+        with _quiet(), ocp.StandardCheckpointer() as reader:
             try:
                 found = shapes(reader.metadata(self._local / str(step) / "state").item_metadata.tree)
             except (OSError, ValueError, AttributeError) as error:

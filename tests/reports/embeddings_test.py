@@ -192,3 +192,11 @@ def test_pictures_are_drawn():
         assert texts == (names if count == 12 else [])
         for figure in drawn:
             figure.savefig(io.BytesIO(), format="png", dpi=30)
+
+
+def test_a_map_names_its_communities():
+    names = ["_a", "$b$", "c", "d", "e"]
+    figure = embeddings.draw_map(np.arange(10.0).reshape(5, 2), names, np.array([0, 0, 0, 0, 1]))
+    (axes,) = figure.axes
+    figure.canvas.draw()
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["4: _a, $b$, c, ...", "alone"]

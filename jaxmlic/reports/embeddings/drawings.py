@@ -22,7 +22,9 @@ def draw_map(points: np.ndarray, names: Sequence[str], own: np.ndarray, title: s
     for number, group in enumerate(groups):
         chosen = points[own == group]
         colour, mark = PALETTE[number % len(PALETTE)], MARKS[number // len(PALETTE) % len(MARKS)]
-        axes.scatter(*chosen.T, s=34, color=colour, marker=mark, label=f"{sizes[group]} labels")
+        members = [name for name, its in zip(names, own, strict=True) if its == group]
+        called = f"{len(members)}: {', '.join(members[:3])}{', ...' if len(members) > 3 else ''}"
+        axes.scatter(*chosen.T, s=34, color=colour, marker=mark, label=called)
     alone = np.isin(own, groups, invert=True)
     if alone.any():
         axes.scatter(*points[alone].T, s=34, color="0.6", label="alone")
@@ -31,7 +33,9 @@ def draw_map(points: np.ndarray, names: Sequence[str], own: np.ndarray, title: s
     axes.set_xticks([])
     axes.set_yticks([])
     axes.margins(0.12)
-    axes.legend(title="co-occurrence communities", fontsize=7, title_fontsize=7, loc="best", framealpha=0.7)
+    legend = axes.legend(title="co-occurrence communities", fontsize=7, title_fontsize=7, loc="best", framealpha=0.7)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name may have dollars
     axes.set_title(title, fontsize=9, parse_math=False)
     return figure
 

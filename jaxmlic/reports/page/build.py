@@ -118,7 +118,9 @@ def _summary(members: Sequence[Member]) -> str:
 
 
 def _table(caption: str, head: str, body: str) -> str:
-    return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return (
+        f"<table><caption><span>{caption}</span></caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
 
 
 def _notes(members: Sequence[Member], runs: Sequence[dict]) -> str:

@@ -116,7 +116,7 @@ def _look(member: Member, mistakes: Mistakes, rows: list[int], images: list[dict
             image["path"] = [label for label in one if label < len(run.class_names)]
     number = {row: i for i, row in enumerate(rows)}
     pairs = _pairs(mistakes, number)
-    with progress.Progress(f"maps of {member.name}", len(pairs), unit="maps") as bar:
+    with progress.Progress(f"maps of {member.name}", 2 * len(pairs), unit="maps") as bar:
         found = _class_maps(run, pixels, pairs, bar)
     for (i, label), maps in zip(pairs, found, strict=True):
         images[i].setdefault("class_maps", {})[str(label)] = maps
@@ -143,13 +143,13 @@ def _class_maps(run, pixels: np.ndarray, pairs: list[tuple[int, int]], bar: prog
     if not pairs:
         return []
     images, labels = (np.array(one) for one in zip(*pairs, strict=True))
-    cams = run.grad_cam(pixels[images], labels)
 
-    def kept(slopes: np.ndarray) -> np.ndarray:
+    def counted(values: np.ndarray) -> np.ndarray:
         bar.advance()
-        return gathered(attribution.strength(slopes))
+        return gathered(attribution.strength(values)) if values.ndim == 3 else values
 
-    slopes = run.saliency(pixels[images], labels, "gradient", kept)
+    cams = run.grad_cam(pixels[images], labels, reduce=counted)
+    slopes = run.saliency(pixels[images], labels, "gradient", counted)
     return [{"Grad-CAM": packed(a), "gradient": packed(b)} for a, b in zip(cams, slopes, strict=True)]
 
 

@@ -42,14 +42,15 @@ def play(run: Run, split: str | None = None, count: int = 500, tolerance: float 
         pairs.hard[chosen],
     )
     points: dict[str, list[np.ndarray]] = {}
-    with progress.Progress(f"pointing {run.config.data.name}/{split}", len(images)) as bar:
+    own_forms = sum(form in run.attention_forms for form in ("weights", "steps"))
+    total = 3 * len(pairs.rows) + own_forms * len(images)  # Grad-CAM and two gradients of each pair
+    with progress.Progress(f"pointing {run.config.data.name}/{split}", total, unit="maps") as bar:
         for block in np.split(images, range(_BLOCK, len(images), _BLOCK)):
             pictures = run.pictures(split=split, rows=block)
             own = np.flatnonzero(np.isin(pairs.rows, block))
             places = np.searchsorted(block, pairs.rows[own])
-            for form, found in _points(run, pictures, places, pairs.labels[own]):
+            for form, found in _points(run, pictures, places, pairs.labels[own], bar):
                 points.setdefault(form, []).append(found)
-            bar.advance(len(block))
     num_labels = labels.shape[1]
     hits = []
     for form, parts in points.items():
@@ -67,22 +68,32 @@ def play(run: Run, split: str | None = None, count: int = 500, tolerance: float 
     }
 
 
-def _points(run: Run, pictures: Pictures, places: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+def _points(
+    run: Run, pictures: Pictures, places: np.ndarray, labels: np.ndarray, bar: progress.Progress
+) -> Iterator[tuple[str, np.ndarray]]:
     """(form, points float [P, 2]) of pairs of an image and a label; infinite where the form has no map of a pair."""
     pixels = pictures.pixels[places]
     sharp = partial(pointing.peak, blur=pointing.BLUR)
 
+    def of_map(values: np.ndarray) -> np.ndarray:
+        bar.advance()
+        return pointing.peak(values)
+
     def of_gradient(slopes: np.ndarray) -> np.ndarray:
+        bar.advance()
         return sharp(attribution.strength(slopes))
 
-    yield "Grad-CAM", np.stack([pointing.peak(one) for one in run.grad_cam(pixels, labels)])
+    yield "Grad-CAM", run.grad_cam(pixels, labels, reduce=of_map)
     yield "gradient", run.saliency(pixels, labels, "gradient", of_gradient)
     yield "guided", run.saliency(pixels, labels, "guided", of_gradient)
     if "weights" in run.attention_forms:
-        for stage, maps in run.attention_maps(pictures.pixels).items():
+        weights = run.attention_maps(pictures.pixels)
+        bar.advance(len(pictures.pixels))
+        for stage, maps in weights.items():
             yield f"attention {stage}", np.stack([pointing.peak(one) for one in maps])[places]
     if "steps" in run.attention_forms:
         steps = run.step_attention(pictures.pixels, "gradient", sharp)
+        bar.advance(len(pictures.pixels))
         found = np.full((len(labels), 2), np.inf)
         for number, (place, label) in enumerate(zip(places, labels, strict=True)):
             at = np.flatnonzero(steps.taken[place] == label)

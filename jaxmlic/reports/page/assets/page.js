@@ -22,6 +22,7 @@
   const safe = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
   const short = (text, most = 24) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
   const percent = (value, digits = 1) => (value === null ? "-" : (100 * value).toFixed(digits));
+  const plural = (count) => `${count.toLocaleString("en")} class${count === 1 ? "" : "es"}`;
   const name = (c) => data.classes[c];
   const colour = (r) => COLOURS[r % COLOURS.length];
   const dash = (r) => DASHES[Math.floor(r / COLOURS.length + r) % DASHES.length];
@@ -73,8 +74,9 @@
     });
     return box;
   }
+  const captioned = (text) => el("caption", {}, el("span", {}, text));
   function table(caption, head, rows) {
-    return el("table", {}, el("caption", {}, caption),
+    return el("table", {}, captioned(caption),
       el("thead", {}, el("tr", {}, head.map((text) => el("th", { scope: "col" }, text)))),
       el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell, i) => i ? el("td", {}, String(cell)) : el("th", { scope: "row" }, String(cell)))))));
   }
@@ -105,16 +107,20 @@
     const lead = runs[0];
     if (lead === undefined || !all.length) nothing(box, "No run or no class is chosen.");
     else {
-      const order = [...all].sort((a, b) => (data.runs[lead].AP[a] ?? 2) - (data.runs[lead].AP[b] ?? 2));
-      const own = order.slice(0, MOST_BARS).reverse();
+      const counted = all.filter((c) => runs.some((r) => data.runs[r].AP[c] !== null));
+      const order = counted.sort((a, b) => (data.runs[lead].AP[a] ?? 2) - (data.runs[lead].AP[b] ?? 2));
+      const own = order.slice(0, MOST_BARS);
       const labels = unique(own.map((c) => safe(short(name(c)))));
       const traces = runs.map((r) => ({
         type: "bar", orientation: "h", y: labels, x: own.map((c) => data.runs[r].AP[c] === null ? null : 100 * data.runs[r].AP[c]),
         name: safe(data.runs[r].name), marker: { color: colour(r) }, hovertemplate: "%{y}: %{x:.1f}<extra></extra>",
       }));
-      const which = order.length > own.length ? `, the ${own.length} lowest of ${order.length} classes` : "";
-      plot(box, `Average precision of the classes in percent${which}`, traces,
-        { height: 120 + own.length * Math.max(18, 12 * runs.length), showlegend: runs.length > 1, barmode: "group", xaxis: { range: [0, 100] }, yaxis: { type: "category" } });
+      const without = all.length - counted.length;
+      const which = (order.length > own.length ? `, the ${own.length} lowest of ${order.length} classes` : "")
+        + (without ? ` (${plural(without)} without one: too few images)` : "");
+      if (own.length) plot(box, `Average precision of the classes in percent${which}`, traces,
+        { height: 120 + own.length * Math.max(18, 12 * runs.length), showlegend: runs.length > 1, barmode: "group", xaxis: { range: [0, 101], title: { text: "AP (%)" } }, yaxis: { type: "category", autorange: "reversed", showgrid: false } });
+      else nothing(box, "Too few images have these classes: no average precision.");
     }
     const columns = [["class", (c) => name(c)], ["positives", (c) => data.positives[c]]];
     for (const r of runs) for (const [title, key] of [["AP", "AP"], ["precision", "P"], ["recall", "R"]])
@@ -135,7 +141,7 @@
         document.querySelector(`#table-classes [data-column="${i}"]`).focus();
       } }, title, i === state.sort ? (state.down ? " ▼" : " ▲") : "")));
     $("table-classes").replaceChildren(
-      el("caption", {}, all.length > rows.length ? `${rows.length} of ${all.length} classes` : `${rows.length} classes`),
+      captioned(all.length > rows.length ? `${rows.length} of ${all.length} classes` : plural(rows.length)),
       el("thead", {}, el("tr", {}, head)),
       el("tbody", {}, rows.map((c) => el("tr", {}, columns.map(([, get], i) => {
         const cell = get(c);
@@ -143,8 +149,8 @@
       })))));
   }
 
-  // The class of parts that show one: the chosen one, else the first that matches and has a positive.
-  const detail = () => (state.one >= 0 ? state.one : matching().find((c) => data.positives[c] > 0) ?? matching()[0]);
+  // The class of parts that show one: the chosen one, else the one of most images that matches.
+  const detail = () => (state.one >= 0 ? state.one : matching().sort((a, b) => data.positives[b] - data.positives[a])[0]);
 
   function drawCurves() {
     const box = clear("plot-curves"), c = detail();
@@ -193,49 +199,93 @@
     if (!box.children.length) nothing(box, "No run is chosen.");
   }
 
+  // The classes that are most often there with a chosen one.
+  function company(classes, graph) {
+    const own = classes.indexOf(state.one);
+    if (own < 0) return [];
+    const share = (k) => Math.max(graph.data[own][k] ?? 0, graph.predicted[own][k] ?? 0);
+    return classes.map((c, k) => [c, share(k)]).sort(([, a], [, b]) => b - a).slice(0, 8).map(([c]) => c);
+  }
+
   function drawGraph() {
-    const box = clear("plot-graph"), form = $("graph-form").value, classes = data.graph_classes;
-    for (const r of form === "data" ? shownRuns().slice(0, 1) : shownRuns()) {
+    const box = clear("plot-graph"), classes = data.graph_classes;
+    const runs = shownRuns(), first = runs.slice(0, 1).map((r) => [r, "data"]);
+    const parts = {
+      data: first, beside: [...first, ...runs.map((r) => [r, "predicted"])],
+      predicted: runs.map((r) => [r, "predicted"]), difference: runs.map((r) => [r, "difference"]),
+    }[$("graph-form").value];
+    for (const [r, form] of parts) {
       const graph = data.runs[r].graph;
       const matrix = form === "difference"
         ? graph.data.map((row, i) => row.map((v, j) => v === null || graph.predicted[i][j] === null ? null : graph.predicted[i][j] - v))
         : graph[form];
       const wanted = new Set(shownClasses());
       const pairs = graph.pairs.filter(([i, j]) => wanted.has(i) || wanted.has(j));
-      const [own, cells] = cut(classes, matrix, pairs.flatMap(([i, j]) => [i, j]));
+      const [own, cells] = cut(classes, matrix, [...pairs.flatMap(([i, j]) => [i, j]), ...company(classes, graph)]);
       const who = form === "data" ? "Labels of the data" : form === "predicted" ? `${data.runs[r].name}: predictions` : `${data.runs[r].name}: predictions minus data`;
       const part = classes.length < data.classes.length ? `, the ${classes.length} classes with most company` : "";
       const numbers = { caption: "Pairs whose number of images differs most", head: ["pair", "in the data", "predicted"], rows: pairs.map(([i, j, a, b]) => [`${name(i)}, ${name(j)}`, a, b]) };
       const range = form === "difference" ? { zmin: -1, zmax: 1 } : { zmin: 0, zmax: 1 };
-      if (own.length) heat(box, `${who}${part}`, own, cells, form === "difference" ? "RdBu" : "Viridis", numbers, range);
-      else box.append(el("figure", {}, el("figcaption", {}, `${who}: the class is not in the heat map`), details(numbers)));
+      if (own.length > 1) heat(box, `${who}${part}`, own, cells, form === "difference" ? "RdBu" : "Viridis", numbers, range);
+      else box.append(el("figure", {}, el("figcaption", {}, `${who}: fewer than two of the ${classes.length} classes of the heat map are chosen`), details(numbers)));
     }
     if (!box.children.length) nothing(box, "No run is chosen.");
   }
 
   const value = (key) => getComputedStyle(document.documentElement).getPropertyValue(key).trim();
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon"];
+  // [community, its classes], the largest first; those of one class together under -1, last.
+  function groups() {
+    const found = new Map();
+    data.communities.forEach((group, c) => found.set(group, [...(found.get(group) ?? []), c]));
+    const several = [...found].filter(([, own]) => own.length > 1).sort(([a], [b]) => a - b);
+    const alone = [...found.values()].filter((own) => own.length === 1).flat();
+    return alone.length ? [...several, [-1, alone]] : several;
+  }
+  // Where each name stands beside its point so that it covers few points and names; in pixels of a plot of this size.
+  function textPlaces(classes, { x, y }, width, height) {
+    const span = (values) => Math.max(...values) - Math.min(...values) || 1;
+    const scale = Math.min(width / span(x), height / span(y));
+    const boxes = classes.map((c) => [x[c] * scale - 5, x[c] * scale + 5, y[c] * scale - 5, y[c] * scale + 5]);
+    const shared = (a, b) => Math.max(0, Math.min(a[1], b[1]) - Math.max(a[0], b[0])) * Math.max(0, Math.min(a[3], b[3]) - Math.max(a[2], b[2]));
+    const found = new Map();
+    classes.forEach((c) => {
+      const wide = 6.2 * short(name(c)).length, high = 13, [px, py] = [x[c] * scale, y[c] * scale];
+      const left = { left: px - wide - 6, center: px - wide / 2, right: px + 6 }, low = { top: py + 5, middle: py - high / 2, bottom: py - high - 5 };
+      const spots = ["top center", "bottom center", "middle right", "middle left", "top right", "top left", "bottom right", "bottom left"].map((spot) => {
+        const [v, h] = spot.split(" "), own = [left[h], left[h] + wide, low[v], low[v] + high];
+        return [spot, own, boxes.reduce((sum, other) => sum + shared(own, other), 0)];
+      });
+      const [spot, own] = spots.reduce((a, b) => (b[2] < a[2] ? b : a));
+      boxes.push(own);
+      found.set(c, spot);
+    });
+    return found;
+  }
   function drawEmbeddings() {
     const box = clear("plot-embeddings"), key = $("table").value;
     const colouring = $("colouring").value, text = value("--text");
+    const classes = shownClasses(), named = classes.length <= 60, marked = new Set(classes);
     for (const r of shownRuns()) {
       const own = data.runs[r].embeddings[key];
       if (!own) continue;
-      const classes = shownClasses(), named = classes.length <= 60;
-      const marked = new Set(classes), all = [...data.classes.keys()];
-      const group = all.map((c) => data.communities[c]);
-      const byAP = { color: data.runs[r].AP.map((v) => (v === null ? null : 100 * v)), colorscale: "Viridis", cmin: 0, cmax: 100, colorbar: { title: { text: "AP" }, thickness: 10, len: 0.7 } };
-      const byGroup = { color: group.map((g) => COLOURS[g % COLOURS.length]), symbol: group.map((g) => SYMBOLS[Math.floor(g / COLOURS.length + g) % SYMBOLS.length]) };
-      const trace = {
-        x: own.x, y: own.y, mode: named ? "markers+text" : "markers", type: "scatter",
-        text: all.map((c) => (marked.has(c) ? safe(short(name(c))) : "")), textposition: "top center", textfont: { size: 10, color: text },
-        hovertext: all.map((c) => `${safe(name(c))}: AP ${percent(data.runs[r].AP[c])}, community ${group[c] + 1}`), hoverinfo: "text",
-        marker: { size: 9, opacity: all.map((c) => (marked.has(c) ? 1 : 0.15)), line: { width: 0.5, color: "#888" }, ...(colouring === "AP" ? byAP : byGroup) },
-      };
-      const rows = classes.map((c) => [name(c), own.x[c], own.y[c], group[c] + 1, percent(data.runs[r].AP[c])]);
+      const places = named ? textPlaces(classes, own, Math.min(720, box.clientWidth) - 90, 330) : new Map();
+      const trace = (members, marker, more) => ({
+        x: members.map((c) => own.x[c]), y: members.map((c) => own.y[c]), mode: named ? "markers+text" : "markers", type: "scatter",
+        text: members.map((c) => (marked.has(c) ? safe(short(name(c))) : "")), textposition: members.map((c) => places.get(c) ?? "top center"),
+        textfont: { size: 11, color: text }, hoverinfo: "text",
+        hovertext: members.map((c) => `${safe(name(c))}: AP ${percent(data.runs[r].AP[c])}, community ${data.communities[c] + 1}`),
+        marker: { size: 9, opacity: members.map((c) => (marked.has(c) ? 1 : 0.25)), line: { width: 0.5, color: "#888" }, ...marker }, ...more,
+      });
+      const byAP = (all) => trace(all, { color: all.map((c) => (data.runs[r].AP[c] === null ? null : 100 * data.runs[r].AP[c])), colorscale: "Viridis", cmin: 0, cmax: 100, colorbar: { title: { text: "AP" }, thickness: 10, len: 0.7 } }, { showlegend: false });
+      const traces = colouring === "AP" ? [byAP([...data.classes.keys()])] : groups().map(([group, members]) => group < 0
+        ? trace(members, { color: "#8a8f96" }, { name: "alone" })
+        : trace(members, { color: COLOURS[group % COLOURS.length], symbol: SYMBOLS[Math.floor(group / COLOURS.length + group) % SYMBOLS.length] },
+          { name: safe(members.slice(0, 3).map((c) => short(name(c), 14)).join(", ") + (members.length > 3 ? ", …" : "")), showlegend: group < 8 }));
+      const rows = classes.map((c) => [name(c), own.x[c], own.y[c], data.communities[c] + 1, percent(data.runs[r].AP[c])]);
       const label = `${data.runs[r].name}: ${key} (${own.caption})`;
-      plot(box, label, [trace],
-        { height: 460, showlegend: false, xaxis: { title: { text: "first direction" } }, yaxis: { title: { text: "second direction" } } },
+      plot(box, label, traces,
+        { height: 480, showlegend: colouring !== "AP", xaxis: { title: { text: "first direction" }, automargin: false }, yaxis: { title: { text: "second direction" }, automargin: false, scaleanchor: "x" } },
         { caption: label, head: ["class", "first", "second", "community", "AP (%)"], rows });
     }
     if (!box.children.length) nothing(box, "The runs shown have no vectors of labels.");
@@ -262,17 +312,20 @@
   }
 
   function card(r, c, index, score, kind) {
-    const unit = data.runs[r].unit, image = data.runs[r].gallery.images[index], form = $("overlay").value;
+    const unit = data.runs[r].unit, image = data.runs[r].gallery.images[index], form = $("overlay").value, digits = unit === "logit" ? 1 : 2;
     const words = (labels) => labels.map(name).join(", ") || "none";
     const maps = { ...(image.maps || {}), ...((image.class_maps || {})[c] || {}) };
     const map = maps[form];
     const alt = `Photograph ${image.id}: labels ${words(image.truth)}; ${name(c)} ${kind}, ${unit} ${score}${map ? `; ${form}${where(map)}` : ""}`;
     const box = el("li", { class: "card" });
     if (image.src) box.append(photo(image.src, alt, map));
-    box.append(el("p", {}, el("strong", {}, `${image.id}`), ` ${unit} ${score}`));
+    box.append(el("p", {}, el("strong", {}, `${image.id}`), ` ${name(c)}, ${unit} ${score.toFixed(digits)}`));
     box.append(el("p", {}, "labels: ", words(image.truth)));
-    box.append(el("p", {}, `highest by ${unit}: `, image.top.flatMap(([label, value, predicted, truth], i) => [i ? ", " : "",
-      el("span", { class: ["false", "true"][truth] ?? "unknown" }, `${name(label)} ${value.toFixed(1)} ${["✗", "✓"][truth] ?? "?"}${predicted ? "" : " (not predicted)"}`)])));
+    for (const [title, kept] of [["predicted: ", 1], ["next: ", 0]]) {
+      const own = image.top.filter(([, , predicted]) => predicted === kept);
+      if (own.length || kept) box.append(el("p", {}, title, own.length ? own.flatMap(([label, value, predicted, truth], i) => [i ? ", " : "",
+        el("span", { class: truth === 1 && predicted ? "right" : truth >= 0 && truth !== predicted ? "wrong" : "plain" }, `${name(label)} ${value.toFixed(digits)} ${["✗", "✓"][truth] ?? "?"}`)]) : "none"));
+    }
     if (image.path) box.append(el("p", {}, "path: ", image.path.map(name).join(" → ") || "END at once"));
     if (image.steps) {
       const steps = image.steps.map(([label, probability, own], t) => {

@@ -8,7 +8,7 @@ RUNS ?= runs
 
 help:
 	@echo "make quickstart   new environment, install, embedded data, train, evaluate (minutes)"
-	@echo "make test         new environment where there is none, lint, tests (14 minutes on two busy cores)"
+	@echo "make test         new environment where there is none, lint, tests (20 minutes on two busy cores)"
 	@echo "make test-slow    the tests that take minutes each"
 	@echo "make lint         ruff, the layers that imports go down, types of the public door"
 

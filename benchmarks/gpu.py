@@ -6,9 +6,9 @@ DIR holds `scenes` (jaxmlic data prepare scenes); --peak is the GPU's dense bflo
 one after the other, so that each has the whole memory:
   jaxmlic    the training step with no lever, with gradient accumulation, rematerialisation and divided state, at
              several batches; they take turns in each round, medians are printed; flips and AdamW are part of the step;
+             "1 x 1 as product" has matrix products where the library has convolutions on a GPU;
   pytorch    torchvision's ResNet-101, channels last, bfloat16 autocast, fused AdamW, as it is and through
              torch.compile; images lie on the GPU already, normalised;
-             "1 x 1 as product" has matrix products where the library has convolutions on a GPU;
   again      jaxmlic without a lever once more, to see how steady the machine is;
   input      the whole loop over JPEG files (those of --images, each under several names): share of time that waits.
   systems    a training step of each published system at its paper's size, compiled for this GPU from shapes alone.

@@ -215,10 +215,14 @@ def test_no_space_to_decompress(tmp_path, monkeypatch, opener):
     with opener(path, "wb") as file:
         file.write(write_tar(tmp_path / "x.tar").read_bytes())
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    class Full:
+        def write(self, block):
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(archives.shutil, "copyfileobj", full)
+        def close(self):
+            pass
+
+    monkeypatch.setattr(archives.tempfile, "TemporaryFile", lambda **_: Full())
     with pytest.raises(UserError, match=r"cannot be decompressed \(No space left on device\)"):
         Files([path], scratch=tmp_path)
 

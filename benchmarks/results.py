@@ -4,10 +4,7 @@
     python benchmarks/results.py --row TABLE RUN/scores/test.PROTOCOL.json    # prints a line for a data file
 
 A page is prose with places for tables, `<!-- table: NAME [NAME ...] [| columns: A, B] [| rows: front] -->` to
-`<!-- end -->`; what stands between is written by this command. `rows: front` takes rows with `front`, true or a name
-for that place. A data file has `title`, `columns` and `rows`, a cell for each column and, in an inline table behind
-them, fields of that row; at the top of the file they hold for all. A row needs `date`, `command` and `machine` (a row
-of machines.toml), or `source` where it was not measured here. A command may be a name in the file's `[commands]`.
+`<!-- end -->`; this command writes what stands between. A data file is described in docs/results/reproducing.md.
 """
 
 import argparse
@@ -18,29 +15,25 @@ import sys
 import tomllib
 from pathlib import Path
 
+from jaxmlic.errors import UserError, unknown
+
 ROOT = Path(__file__).parent.parent
 TABLES = ROOT / "docs" / "results" / "tables"
 PAGES = [ROOT / "RESULTS.md", *sorted(TABLES.parent.glob("*.md"))]
 FIELDS = ("date", "command", "machine", "load", "seeds", "test_read", "time", "source", "stale", "front")
-# What is shown of a row's fields, and how; the load follows the machine.
 SHOWN = dict(date="{date}", machine="machine {machine}{load}", seeds="seeds: {seeds}")
-SHOWN |= dict(test_read="test read {test_read}", time="{time}")
+SHOWN |= dict(test_read="test read {test_read}", time="{time}")  # in this order
 PLACE = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)", re.S)
-KEYS = {"P": "CP", "R": "CR", "F1": "CF1"}  # columns whose names in a score file's metrics are others
-
-
-class Refused(Exception):
-    """A data file or a place that cannot be; the message names it."""
 
 
 def require(holds, message):
     if not holds:
-        raise Refused(message)
+        raise UserError(message)
 
 
-def refuse_unknown(where, fields):
-    unknown = sorted(set(fields) - set(FIELDS))
-    require(not unknown, f"{where}: unknown fields {', '.join(unknown)}; known are {', '.join(FIELDS)}")
+def check_fields(where, fields, known):
+    for field in set(fields) - set(known):
+        raise unknown(f"{where}: field", field, known)
 
 
 def load(name, folder=TABLES):
@@ -50,12 +43,11 @@ def load(name, folder=TABLES):
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=str)
     except tomllib.TOMLDecodeError as error:
-        raise Refused(f"{path.name}: {error}") from None
+        raise UserError(f"{path.name}: {error}") from None
     require({"title", "columns", "rows"} <= set(table), f"{path.name}: title, columns and rows have to be there")
-    refuse_unknown(path.name, set(table) - {"title", "note", "columns", "rows", "commands"})
-    machines = () if name == "machines" else [row["name"] for row in load("machines", folder)["rows"]]
-    rows = [read_row(path.name, number, cells, table, machines) for number, cells in enumerate(table["rows"], 1)]
-    return table | {"rows": rows}
+    check_fields(path.name, table, ("title", "note", "columns", "rows", "commands", *FIELDS))
+    machines = [row["name"] for row in load("machines", folder)["rows"]] if name != "machines" else ()
+    return table | {"rows": [read_row(path.name, n, row, table, machines) for n, row in enumerate(table["rows"], 1)]}
 
 
 def read_row(file, number, cells, table, machines):
@@ -64,7 +56,7 @@ def read_row(file, number, cells, table, machines):
     row = {key: table[key] for key in FIELDS if key in table} | own
     where, columns = f"{file}, row {number} ({cells[0] if cells else 'empty'})", table["columns"]
     require(len(cells) == len(columns), f"{where}: {len(cells)} cells for {len(columns)} columns")
-    refuse_unknown(where, own)
+    check_fields(where, own, FIELDS)
     if "source" not in row:
         absent = [key for key in ("date", "command", "machine") if not row.get(key)]
         require(not absent, f"{where}: no {', no '.join(absent)}; give it, or `source` if it was not measured here")
@@ -79,15 +71,16 @@ def render(place, page, folder=TABLES):
     """Markdown of a place: the rows of its tables, published ones last, and where their numbers come from."""
     names, *options = (part.strip() for part in place.split("|"))
     names, options = names.split(), dict(re.split(r":\s*", option, maxsplit=1) for option in options)
+    check_fields(f"{page.name}: {place}", options, ("columns", "rows"))
     tables, front = [load(name, folder) for name in names], options.get("rows") == "front"
     first, *columns = tables[0]["columns"]
-    columns = re.split(r",\s*", options["columns"]) if "columns" in options else columns
+    columns = options["columns"].split(", ") if "columns" in options else columns
     rows = [row for table in tables for row in table["rows"] if row.get("front") or not front]
     if front:
         rows = [row | {"name": row["front"] if isinstance(row["front"], str) else row["name"]} for row in rows]
         rows.sort(key=lambda row: "source" in row)
-    known = {column for table in tables for column in table["columns"]}
-    require(rows and set(columns) <= known, f"{page.name}: {place!r} has no rows, or columns that no table has")
+    known = all(any(column in table["columns"] for table in tables) for column in columns)
+    require(rows and known, f"{page.name}: {place!r} has no rows, or columns that no table has")
     stale = list(dict.fromkeys(row["stale"] for row in rows if row.get("stale")))
     marks = {reason: f"†{number if len(stale) > 1 else ''}" for number, reason in enumerate(stale, 1)}
     lines = [f"| {' | '.join([first, *columns])} |", "|" + "---|" * (len(columns) + 1)]
@@ -112,13 +105,14 @@ def origin(rows, links):
         (sources if "source" in row else groups).setdefault(key, []).append(row["name"])
     paragraphs = [f"{', '.join(names) if measured else 'All rows'}: {source}." for source, names in sources.items()]
     paragraphs.append("; ".join(filter(None, [describe(measured[0], shared) if shared else "", f"data: {links}."])))
+    if len(groups) < 2:
+        return paragraphs + [f"```\n{command}\n```" for command, _ in groups]
     blocks = []
     for (command, own), names in groups.items():
-        names = [f"{names[0]}, and {len(names) - 1} more rows"] if len(names) > 3 else names
-        blocks.append("\n".join([f"# {line}" for line in [*names, own] if line and len(groups) > 1] + [command]))
-    code = "```\n" + "\n\n".join(blocks) + "\n```"
-    folded = ["<details><summary>Commands, dates, machines</summary>", code, "</details>"]
-    return paragraphs + (folded if len(groups) > 1 else [code] if groups else [])
+        names = names if len(names) < 4 else [f"{names[0]}, and {len(names) - 1} more rows"]
+        blocks.append("\n".join([*(f"# {line}" for line in [*names, own] if line), command]))
+    summary = "<details><summary>Commands, dates, machines</summary>"
+    return [*paragraphs, summary, "```\n" + "\n\n".join(blocks) + "\n```", "</details>"]
 
 
 def describe(row, keys):
@@ -133,9 +127,9 @@ def build(page, folder=TABLES):
 
 def row_of(table, scores):
     """A line for a data file from what `jaxmlic evaluate` wrote: percent, and counts as they are."""
-    numbers = json.loads(Path(scores).read_text(encoding="utf-8"))
-    cells = [numbers.get(KEYS.get(column, column), "") for column in load(table)["columns"][1:]]
-    cells = ", ".join(f"{100 * x:.1f}" if isinstance(x, float) else json.dumps(x) for x in cells)
+    numbers, keys = json.loads(Path(scores).read_text(encoding="utf-8")), {"P": "CP", "R": "CR", "F1": "CF1"}
+    cells = [numbers.get(keys.get(column, column)) for column in load(table)["columns"][1:]]
+    cells = ", ".join(f"{100 * x:.1f}" if isinstance(x, float) else json.dumps("" if x is None else x) for x in cells)
     return f'  ["NAME", {cells}, {{ date = "YYYY-MM-DD", command = "" }}],'
 
 
@@ -154,5 +148,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except Refused as error:
+    except UserError as error:
         sys.exit(str(error))

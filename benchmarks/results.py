@@ -1,14 +1,13 @@
 """The pages of results from their data: docs/results/tables/*.toml fill RESULTS.md and docs/results/*.md.
 
-    python benchmarks/results.py                                            # or `make results`
-    python benchmarks/results.py --row TABLE RUN/scores/test.PROTOCOL.json    # prints a line for a data file
+    python benchmarks/results.py    # or `make results`
 
 A page is prose with places for tables, `<!-- table: NAME [NAME ...] [| columns: A, B] [| rows: front] -->` to
-`<!-- end -->`; this command writes what stands between. A data file is described in docs/results/reproducing.md.
+`<!-- end -->`; this command writes what stands between. A data file is described in docs/results/reproducing.md;
+`result_row.py` beside this file makes rows of finished runs.
 """
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -21,8 +20,9 @@ ROOT = Path(__file__).parent.parent
 TABLES = ROOT / "docs" / "results" / "tables"
 PAGES = [ROOT / "RESULTS.md", *sorted(TABLES.parent.glob("*.md"))]
 FIELDS = ("date", "command", "machine", "load", "seeds", "test_read", "time", "source", "stale", "front")
+# What is shown of a row's fields, and how; the load follows the machine.
 SHOWN = dict(date="{date}", machine="machine {machine}{load}", seeds="seeds: {seeds}")
-SHOWN |= dict(test_read="test read {test_read}", time="{time}")  # in this order
+SHOWN |= dict(test_read="test read {test_read}", time="{time}")
 PLACE = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)", re.S)
 
 
@@ -125,20 +125,8 @@ def build(page, folder=TABLES):
     return PLACE.sub(lambda place: f"{place[1]}\n{render(place[2], page, folder)}\n\n{place[3]}", text)
 
 
-def row_of(table, scores):
-    """A line for a data file from what `jaxmlic evaluate` wrote: percent, and counts as they are."""
-    numbers, keys = json.loads(Path(scores).read_text(encoding="utf-8")), {"P": "CP", "R": "CR", "F1": "CF1"}
-    cells = [numbers.get(keys.get(column, column)) for column in load(table)["columns"][1:]]
-    cells = ", ".join(f"{100 * x:.1f}" if isinstance(x, float) else json.dumps("" if x is None else x) for x in cells)
-    return f'  ["NAME", {cells}, {{ date = "YYYY-MM-DD", command = "" }}],'
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--row", nargs=2, metavar=("TABLE", "FILE"), help="FILE: RUN/scores/test.PROTOCOL.json")
-    row = parser.parse_args().row
-    if row:
-        return print(row_of(*row))
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     for page, text in {page: build(page) for page in PAGES}.items():
         if text != page.read_text(encoding="utf-8"):
             page.write_text(text, encoding="utf-8")

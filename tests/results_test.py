@@ -156,11 +156,26 @@ def test_a_place_that_cannot_be_is_refused(folder, text, message):
         results.build(place(folder, text), folder)
 
 
-def test_a_row_of_a_run_is_a_line_of_a_data_file(tmp_path):
-    numbers = {"mAP": 0.47614, "CP": 0.31532, "CR": 0.38829, "CF1": 0.348, "CF1_mean": 0.3252, "N+": 140}
-    (tmp_path / "scores.json").write_text(json.dumps(numbers), encoding="utf-8")
-    line = results.row_of("corel5k_closed_form", tmp_path / "scores.json")
-    assert line == '  ["NAME", 47.6, 31.5, 38.8, 34.8, 140, { date = "YYYY-MM-DD", command = "" }],'
+def test_rows_of_runs_are_lines_of_a_data_file(tmp_path, monkeypatch):
+    """Of one run as it is, of several their mean and deviation; commands without what only holds on this machine."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    result_row = importlib.import_module("result_row")
+    start = {
+        "time": "2026-01-02T03:04:05+00:00",
+        "command": "jaxmlic train --workdir=/a/b --config.pretrained=/c/d.npz x",
+    }
+    files = []
+    for seed, mean_ap in enumerate((0.47614, 0.49614)):
+        run = tmp_path / f"seed{seed}"
+        (run / "scores").mkdir(parents=True)
+        (run / "config.json").write_text(json.dumps({"starts": [start]}), encoding="utf-8")
+        files.append(run / "scores" / "test.top5_forced.json")
+        numbers = {"mAP": mean_ap, "CP": 0.31532, "CR": 0.38829, "CF1": 0.348, "CF1_mean": 0.3252, "N+": 140 + 2 * seed}
+        files[-1].write_text(json.dumps(numbers), encoding="utf-8")
+    tail = '{ date = "2026-01-02", command = "jaxmlic train --workdir=DIR --config.pretrained=WEIGHTS x" }],'
+    assert result_row.row("corel5k", files[:1]) == f'  ["seed0", 47.6, 31.5, 38.8, 34.8, 140, {tail}'
+    cells = '"48.6 ± 1.4", "31.5 ± 0.0", "38.8 ± 0.0", "34.8 ± 0.0", "141.0 ± 1.4"'
+    assert result_row.row("corel5k", files) == f'  ["seed0", {cells}, {tail}'
 
 
 def anchors(document):

@@ -2,7 +2,7 @@
 
     python benchmarks/result_row.py TABLE RUN/scores/test.PROTOCOL.json [...]
 
-Each column has the metric of its name (P, R and F1: CP, CR and CF1) in percent; files of several seeds give mean and
+Each column has the metric of its name (P, R, F1: CP, CR, CF1) in percent; files of several seeds give mean and
 standard deviation. Date and command are those of the first run's start, with WEIGHTS and DIR for what only holds here.
 """
 
@@ -16,7 +16,7 @@ from results import load
 from jaxmlic import storage
 from jaxmlic.reports import tables
 
-METRICS = {"P": "CP", "R": "CR", "F1": "CF1", "top-1": "top1"}
+METRICS = {"P": "CP", "R": "CR", "F1": "CF1", "mean F1": "CF1_mean", "L-F1": "CF1_mean", "top-1": "top1"}
 
 
 def row(table, files):

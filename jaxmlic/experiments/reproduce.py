@@ -84,9 +84,9 @@ class Line:
         return bool(trunk) and trunks.has_pretrained(trunk) and not self.entries[0].from_scratch
 
     def our_number(self, name: str) -> tuple[float, float]:
-        """Mean and standard deviation over the runs of a column of the table, as a fraction; NaN without runs."""
-        base = name.removesuffix(" std")
-        values = np.array([_metric(one, base) for one in self.ours], float)
+        """Mean and standard deviation over the runs of a column of the table, in its unit; NaN without runs."""
+        base, scale = name.removesuffix(" std"), self.row.scales.get(name, 100.0)
+        values = scale * np.array([_metric(one, base) for one in self.ours], float)
         if not len(values):
             return float("nan"), float("nan")
         spread = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
@@ -180,14 +180,14 @@ def needs(lines: Sequence[Line]) -> list[str]:
 
 
 def write_csv(path: str | Path, lines: Sequence[Line]) -> None:
-    """A row for each number: CSV's columns; percent."""
+    """A row for each number: CSV's columns; percent, or what the column counts."""
     with storage.replacing(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(CSV)
         for line in lines:
             for name, printed in line.row.numbers.items():
                 mean, spread = line.our_number(name)
-                ours = ["" if np.isnan(v) else f"{100 * v:.2f}" for v in (mean, spread)]
+                ours = ["" if np.isnan(v) else f"{v:.2f}" for v in (mean, spread)]
                 writer.writerow(
                     [
                         line.table.number,

@@ -115,4 +115,4 @@ def _ours(line, name: str) -> str:
     mean, spread = line.our_number(name)
     if np.isnan(mean):
         return ""
-    return f"{100 * mean:.1f}" + ("" if np.isnan(spread) else f" ± {100 * spread:.1f}")
+    return f"{mean:.1f}" + ("" if np.isnan(spread) else f" ± {spread:.1f}")

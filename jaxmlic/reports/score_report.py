@@ -9,10 +9,10 @@ from jaxmlic.reports import ap_table
 
 
 def write(path: str | Path, scores: ScoreFile, report: dict, facts: dict) -> str:
-    """Writes STEM.npz, and STEM.<protocol>.json, .csv and .png (the protocol once) beside it; returns a line that names them.
+    """Writes STEM.npz, and STEM.<protocol>.json, .csv and .png beside it; returns a line that names them.
 
     Args:
-      path: STEM.npz.
+      path: STEM.npz, or STEM.<protocol>.npz.
       scores: the score file.
       report: what `jaxmlic.metrics.evaluate` returned for it.
       facts: more fields for the JSON file, such as split and step.

@@ -132,7 +132,8 @@ class Run(RestoredRun):
             the labels.
           logit: the same as a logit.
           fitted: without both of them, decide by what `jaxmlic thresholds` fitted, thresholds or a rule, where it did,
-            and give calibrated probabilities; a warning where that belongs to another checkpoint. Otherwise 0.5, the logit 0.
+            and give calibrated probabilities; a warning where that belongs to another checkpoint. Otherwise
+            0.5, the logit 0.
           trace: whether the head's steps are wanted too.
           skip_unreadable: files that cannot be read are left out and listed in `unreadable`, and are no error.
           progress: show it on stderr.

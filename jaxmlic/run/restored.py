@@ -57,7 +57,7 @@ class RestoredRun:
         return thresholds.find(self.workdir, self.step, self.model_digest, self.class_names)
 
     def learned_decision(self) -> tuple[decision.Decision | None, str]:
-        """The rule that `jaxmlic thresholds` learned for this checkpoint; else None, and why ("" where there is none)."""
+        """The rule that `jaxmlic thresholds` learned for this checkpoint; else None, and why ("" if none)."""
         return decision.find(self.workdir, self.step, self.model_digest, self.class_names)
 
     @functools.cached_property

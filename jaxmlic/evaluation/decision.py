@@ -316,7 +316,7 @@ def load(path: str | Path) -> Decision | None:
         fields["calibration"] = PooledCalibration(
             slope=float(calibration["slope"]), intercept=float(calibration["intercept"]), bounds=(low, high), **parts
         )
-        fields["ids"] = np.array(fields["ids"], str)
+        fields["ids"] = np.array(fields["ids"], str).reshape(len(fields["ids"]))
         return Decision(**fields)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a decision rule ({storage.reason(error)}); {_REMEDY}") from None

@@ -56,6 +56,15 @@ def learn(
     return rule, path
 
 
+def learn_missing(workdir: str | Path, protocol: str) -> bool:
+    """Learns the rule of a protocol that needs one, where the run has none; whether it did."""
+    rules = metrics.get_protocol(protocol)
+    if not rules.by_rule or decision.load(workdir) is not None:
+        return False
+    learn(workdir, "cf1" if rules.k is None else f"cf1_at={rules.k}", folds=0)
+    return True
+
+
 def _test_images(found: run.Run) -> int:
     """How many images the test split has; 0 where the data set is not at hand. No label is read."""
     try:
@@ -95,6 +104,11 @@ def _check_held_out(path: str | Path, scores: ScoreFile) -> None:
                 f"(scores/{scores.split}.{OUT_OF_FOLD}.npz of a head that is fitted at once) or "
                 "those of a validation part"
             )
+
+
+def num_images(path: str | Path) -> int:
+    """Of a score file."""
+    return len(score_file.load(path).ids)
 
 
 def apply(rule: decision.Decision, path: str | Path, protocol: str | None = None) -> tuple[dict, str]:

@@ -25,7 +25,7 @@ from jaxmlic.metrics.report import top_k
 ROUNDS = 60
 _DAMPING = 0.5
 _PATIENCE, _LEAST_GAIN = 8, 1e-4  # rounds without so much more, and it is over
-_STARTS = (0.0, 0.5)  # powers of the frequency that the first decisions divide by
+_STARTS = (0.0, 0.5, 1.0)  # powers of the frequency that the first decisions divide by
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 _SWEEPS = 30
 

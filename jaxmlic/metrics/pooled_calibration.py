@@ -102,13 +102,15 @@ def fit_pooled(scores: np.ndarray, labels: np.ndarray, seed: int = 0) -> PooledC
     slope, intercept = fit_platt(scores.ravel()[cells], target.astype(np.int8))
     z = slope * scores.astype(np.float64) + intercept
     num_positive, num_known = positive.sum(axis=0), known.sum(axis=0)
-    deviation = z.std(axis=0)
+    counts = np.maximum(num_known, 1)
+    mean = np.where(known, z, 0).sum(axis=0) / counts
+    deviation = np.sqrt(np.where(known, (z - mean) ** 2, 0).sum(axis=0) / counts)
     base = PooledCalibration(
         slope=slope,
         intercept=intercept,
-        bounds=(float(z.min()), float(z.max())),
+        bounds=(float(z[known].min()), float(z[known].max())),
         frequency=(num_positive + 0.5) / (num_known + 1),
-        mean=z.mean(axis=0),
+        mean=mean,
         deviation=np.where(deviation > 1e-6, deviation, 1.0),
         knots=np.quantile(z[positive], _QUANTILES),
         coefficients=np.zeros(1),
@@ -159,7 +161,7 @@ def fit_logistic(x: np.ndarray, target: np.ndarray, weights: np.ndarray, penalty
         hessian[np.diag_indices_from(hessian)] += 1e-9
         step = np.linalg.solve(hessian, gradient)
         promised, size = gradient @ step, 1.0
-        if promised < 1e-9 * max(1.0, abs(now)):
+        if promised < 1e-13 * max(1.0, abs(now)):
             break
         while (after := loss(found - size * step)) > now - 1e-4 * size * promised and size > 1e-10:
             size /= 2

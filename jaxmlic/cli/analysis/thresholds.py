@@ -87,7 +87,8 @@ def _refuse(options: argparse.Namespace, kind: str, names: Sequence[str], shown:
 
 
 def _learn(place: str, options: argparse.Namespace) -> int:
-    how = {"images": options.images, "folds": options.folds}
+    images = options.images or (decisions.num_images(options.apply[0]) if options.apply else None)
+    how = {"images": images, "folds": options.folds}
     if storage.to_path(place).suffix == ".npz":
         if options.split or options.data_dir:
             raise UserError("--split and --data-dir belong to a run folder: a score file is learned on whole")

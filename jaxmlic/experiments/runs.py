@@ -12,6 +12,7 @@ from jaxmlic import distributed, metrics, run, sharding, storage
 from jaxmlic.data import datasets, loader
 from jaxmlic.errors import UserError
 from jaxmlic.evaluation import decision, thresholds
+from jaxmlic.experiments import decisions
 from jaxmlic.inputs import compute, open_source
 from jaxmlic.models.heads import contract
 from jaxmlic.reports import ap_table, score_report
@@ -171,5 +172,6 @@ def run_one(
     outcome = fit(config, workdir, None, group, report)
     if outcome.stopped_by is not None:  # in the last step, too: the evaluation is left to the restart
         return None, outcome.stopped_by
+    decisions.learn_missing(workdir, config.eval.protocol)
     evaluate(workdir, report=report)
     return result_of(workdir, config), None

@@ -16,7 +16,7 @@ from jaxmlic.metrics.calibration import fit_platt
 PENALTY = 1.0  # of a coefficient's square, half of it: scikit-learn's C = 1
 MOST_NEGATIVES = 150_000
 _STEPS = 100
-_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_QUANTILES, _CLEAR = (0.05, 0.25, 0.5, 0.75), 0.98  # of the positives
 _ROWS = 500_000  # cells at a time
 
 
@@ -26,7 +26,7 @@ class PooledCalibration:
 
     Attributes:
       slope, intercept: of the logits z of all cells alike, Platt's.
-      bounds: the least and the largest z that was fitted on; others count as these.
+      bounds: z below and above count as these: the least that was fitted on, and one that few positives exceed.
       frequency: float64 [C], (positives + 1/2) / (known + 1) where it was fitted.
       mean, deviation: float64 [C], of each label's z.
       knots: float64 [K], z from which on a slope of their own begins.
@@ -108,7 +108,7 @@ def fit_pooled(scores: np.ndarray, labels: np.ndarray, seed: int = 0) -> PooledC
     base = PooledCalibration(
         slope=slope,
         intercept=intercept,
-        bounds=(float(z[known].min()), float(z[known].max())),
+        bounds=(float(z[known].min()), float(np.quantile(z[positive], _CLEAR))),
         frequency=(num_positive + 0.5) / (num_known + 1),
         mean=mean,
         deviation=np.where(deviation > 1e-6, deviation, 1.0),

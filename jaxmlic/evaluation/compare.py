@@ -141,10 +141,11 @@ def compare(
     found = {name: own for name, own in found.items() if own}
     if not found:
         raise UserError(
-            f"protocol {', '.join(skipped)}: none of the files has chosen labels of it; choose another with --protocol"
+            f"protocol {', '.join(skipped)}: none of the files has {' or '.join(map(_chooser, skipped))} labels; "
+            "choose another with --protocol"
         )
     notes += [
-        f"protocol {name}: {', '.join(without)}: no chosen labels of it in the file"
+        f"protocol {name}: {', '.join(without)}: no {_chooser(name)[2:]} labels in the file"
         for name, without in skipped.items()
         if name in found
     ]
@@ -257,12 +258,18 @@ def _rows(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return order[np.searchsorted(ids[order], wanted)]
 
 
+def _chooser(protocol: str) -> str:
+    return "a learned rule's" if metrics.get_protocol(protocol).by_rule else "a decoder's"
+
+
 def _own_numbers(path: str, scores: ScoreFile) -> dict:
     min_positives, untrained = ensemble.counted_classes(path, scores)
     classes = np.array([name not in untrained for name in scores.class_names], bool)
     protocol = scores.protocol
     if not scores.decides(protocol):
-        raise UserError(f"{path}: reports by protocol {protocol} but holds no chosen labels; evaluate its run again")
+        raise UserError(
+            f"{path}: reports by protocol {protocol} but holds no {_chooser(protocol)[2:]} labels; evaluate its run again"
+        )
     return metrics.evaluate(
         scores.scores,
         scores.labels,

@@ -267,9 +267,8 @@ def _own_numbers(path: str, scores: ScoreFile) -> dict:
     classes = np.array([name not in untrained for name in scores.class_names], bool)
     protocol = scores.protocol
     if not scores.decides(protocol):
-        raise UserError(
-            f"{path}: reports by protocol {protocol} but holds no {_chooser(protocol)[2:]} labels; evaluate its run again"
-        )
+        kind = _chooser(protocol)[2:]
+        raise UserError(f"{path}: reports by protocol {protocol} but holds no {kind} labels; evaluate its run again")
     return metrics.evaluate(
         scores.scores,
         scores.labels,

@@ -181,7 +181,7 @@ def test_score_files_learn_and_apply(tmp_path, capsys):
     found = compare.compare(both, ["plain", "rule", "batch"], protocol="top3_learned,path,top3_forced", draws=0).reports
     assert list(found["top3_learned"]) == ["rule"] and len(found["top3_forced"]) == 3 and "path" not in found
     with pytest.raises(UserError, match="no chosen labels"):
-        ensemble.combine(both[1:2] * 2)
+        ensemble.common_protocol(both[1:2], [decided], None)
     assert "its rule was learned on" in str(
         score_facts.selected_on(dataclasses.replace(decided, split="train", config={}))
     )
@@ -196,14 +196,12 @@ def test_garbage_test_labels_change_nothing(tmp_path):
         score_file.save(tmp_path / name / "train.npz", train)
         score_file.save(tmp_path / name / "test.npz", one)
         files = [str(tmp_path / name / f"{split}.npz") for split in ("train", "test")]
-        assert cli.run(["thresholds", files[0], "--for=cf1_at=3", f"--apply={files[1]}"]) == 0
-        rule = (tmp_path / name / "train.decision.json").read_text()
-        chosen = [score_file.load(tmp_path / name / "test.top3_learned.npz").chosen]
-        decisions.apply(decision.load(tmp_path / name / "train.decision.json"), files[1], "top3_transductive")
-        chosen.append(score_file.load(tmp_path / name / "test.top3_transductive.npz").chosen)
-        stored.append((rule, chosen))
-    assert stored[0][0] == stored[1][0]
-    np.testing.assert_array_equal(stored[0][1], stored[1][1])
+        rule, path = decisions.learn_on_scores(files[0], "cf1_at=3", images=decisions.num_images(files[1]))
+        decisions.apply(rule, files[1], "top3_transductive")
+        chosen = score_file.load(tmp_path / name / "test.top3_transductive.npz").chosen
+        stored.append((path.read_text(), chosen, rule.choose(one.scores)))
+    for true, other in zip(*stored, strict=True):
+        np.testing.assert_array_equal(true, other)
 
 
 def test_wrong_score_files(tmp_path, capsys):

@@ -108,7 +108,7 @@ def test_a_rule_against_all_decisions(k):
     """No decision on these images, of any form, is expected to give much more."""
     ratios = []
     for seed in range(10):
-        p = chances(seed, 6 if k else 4, 3)
+        p = chances(seed, 6 if k else 3, 3)
         rule, claimed = affine_rules.fit_means(p, k, images=30)
         given = rule.choose(p)
         assert worth(p, given, 30) == pytest.approx(claimed.CF1, rel=1e-5)

@@ -132,10 +132,8 @@ def common_protocol(paths: Sequence[str], members: Sequence[ScoreFile], wanted: 
                 f"{path}: reports by {member.protocol}, but {paths[0]} by {members[0].protocol}; choose with --protocol"
             )
     protocol = metrics.get_protocol(wanted or members[0].protocol)
-    if protocol.decision == "path":
-        raise UserError(
-            f"protocol {protocol.name}: fused scores have no decoder's path; choose another with --protocol"
-        )
+    if protocol.needs_chosen:
+        raise UserError(f"protocol {protocol.name}: fused scores have no chosen labels; choose another with --protocol")
     return protocol.name
 
 

@@ -234,6 +234,12 @@ def _protocol_problems(config: ConfigDict, prediction: contract.Prediction) -> l
     problems = []
     if protocol.decision == "path" and prediction.chosen is None:
         problems.append(f"config.eval.protocol = {protocol.name!r}: head {config.head!r} emits no labels of its own")
+    held_out = config.data.val_split or config.data.val_fraction or contract.has_closed_form(contract.find(config.head))
+    if protocol.by_rule and not held_out:
+        problems.append(
+            f"config.eval.protocol = {protocol.name!r}: its rule is learned on held-out images, and this run has none: "
+            "set config.data.val_fraction"
+        )
     if config.eval.metric == "accuracy" and facts and not facts.single_label:
         problems.append(f"config.eval.metric = 'accuracy': {config.data.name} has several labels an image")
     return problems

@@ -8,10 +8,11 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
-from jaxmlic import distributed, run, sharding, storage
+from jaxmlic import distributed, metrics, run, sharding, storage
 from jaxmlic.data import datasets, loader
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import thresholds
+from jaxmlic.evaluation import decision, thresholds
+from jaxmlic.experiments import decisions
 from jaxmlic.inputs import compute, open_source
 from jaxmlic.models.heads import contract
 from jaxmlic.reports import ap_table, score_report
@@ -102,7 +103,8 @@ def evaluate(
     Args:
       workdir: the run folder.
       protocol, split, data_dir: see `Run.evaluate` and `run.load`.
-      fitted: decide by the run's fitted thresholds, and write scores/<split>.fitted.*.
+      fitted: decide by the run's fitted thresholds, and write scores/<split>.fitted.*; or by its learned rule, under
+        the rule's protocol, which is written as scores/<split>.<protocol>.*.
       report: gets the text about them.
 
     Raises UserError for a folder without a run, another model's checkpoint, class names that differ.
@@ -111,7 +113,9 @@ def evaluate(
     found = run.load(workdir, data_dir)
     result = found.evaluate(split, protocol, fitted=fitted, progress=True)
     scores, numbers = result.scores, result.numbers
-    path = found.workdir / run_folder.SCORES / f"{scores.split}{'.fitted' if fitted else ''}.npz"
+    by_rule = metrics.get_protocol(scores.protocol).by_rule
+    kind = f".{scores.protocol}" if by_rule else ".fitted" if fitted else ""
+    path = found.workdir / run_folder.SCORES / f"{scores.split}{kind}.npz"
     written = score_report.write(path, scores, numbers, {"split": scores.split, "step": found.step})
     report(f"{ap_table.text(numbers, scores.class_names, scores.labels)}\n\n{written}")
     return numbers
@@ -123,7 +127,7 @@ def fit_thresholds(
     """Fits thresholds and a calibration for a run's best checkpoint; returns them and the file they are kept in.
 
     Args:
-      workdir: the run folder, which gets thresholds.json.
+      workdir: the run folder, which gets thresholds.json in place of a learned rule.
       split: of the images to fit on; None for the part that selected the checkpoint.
       data_dir: where the data sets are now.
       how: objective, per_class, shrink, calibrate, seed; see `thresholds.fit`.
@@ -136,7 +140,9 @@ def fit_thresholds(
     thresholds.check_split(found.config, found.dataset, name)
     scores = found.evaluate(name, "all_point", progress=True).scores
     fit = thresholds.fit(scores, found.model_digest, **how)
-    return fit, thresholds.save(workdir, fit.thresholds)
+    path = thresholds.save(workdir, fit.thresholds)
+    (storage.to_path(workdir) / decision.FILE).unlink(missing_ok=True)
+    return fit, path
 
 
 def result_of(workdir: Path, config: ConfigDict) -> dict | None:
@@ -166,5 +172,6 @@ def run_one(
     outcome = fit(config, workdir, None, group, report)
     if outcome.stopped_by is not None:  # in the last step, too: the evaluation is left to the restart
         return None, outcome.stopped_by
+    decisions.learn_missing(workdir, config.eval.protocol)
     evaluate(workdir, report=report)
     return result_of(workdir, config), None

@@ -14,7 +14,7 @@ from jaxmlic import sharding
 from jaxmlic.data import datasets, loader
 from jaxmlic.data.image import ImageError, decode_image
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import attribution, scoring, thresholds
+from jaxmlic.evaluation import attribution, decision, scoring, thresholds
 from jaxmlic.inputs import Inputs, eval_inputs
 from jaxmlic.labels.names import check_same_classes
 from jaxmlic.models.heads import contract
@@ -55,6 +55,10 @@ class RestoredRun:
     def fitted_thresholds(self) -> tuple[thresholds.Thresholds | None, str]:
         """What `jaxmlic thresholds` fitted for this checkpoint; else None, and why ("" where it fitted nothing)."""
         return thresholds.find(self.workdir, self.step, self.model_digest, self.class_names)
+
+    def learned_decision(self) -> tuple[decision.Decision | None, str]:
+        """The rule that `jaxmlic thresholds` learned for this checkpoint; else None, and why ("" if none)."""
+        return decision.find(self.workdir, self.step, self.model_digest, self.class_names)
 
     @functools.cached_property
     def model_digest(self) -> str:

@@ -15,7 +15,7 @@ from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets
 from jaxmlic.data.prepare import writer
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import score_file
+from jaxmlic.evaluation import decision, score_file
 from jaxmlic.experiments import plan, runs, sweep
 from jaxmlic.kernels import nearest, tagprop
 from jaxmlic.models import trunks
@@ -116,6 +116,23 @@ def test_selection_never_sees_test_labels(ridge_run, features_file, tmp_path):
     assert loop.run(from_file(tmp_path, features_file), str(tmp_path / "run")).finished
     for name, value in params_of(tmp_path / "run").items():
         np.testing.assert_array_equal(value, params_of(ridge_run)[name])
+
+
+def test_a_run_that_reports_by_a_learned_protocol(data_dir, features_file, tmp_path):
+    """Its rule is learned on the out-of-fold scores of the training images, before it is evaluated."""
+    config = from_file(data_dir, features_file, **{"eval.protocol": "top2_learned", "data.val_fraction": 0.0})
+    numbers, stopped_by = runs.run_one(config, tmp_path / "run")
+    rule = decision.load(tmp_path / "run")
+    own = score_file.load(tmp_path / "run" / "scores" / "train.out_of_fold.npz")
+    assert stopped_by is None and numbers["protocol"] == "top2_learned"
+    assert rule.split == "train" and rule.ids.tolist() == own.ids.tolist()
+    wanted = decision.fit(own, "cf1_at=2", images=rule.images, folds=0).choose(own.scores)
+    np.testing.assert_array_equal(rule.choose(own.scores), wanted)
+    assert runs.run_one(config, tmp_path / "run") == (numbers, None)
+    slow = config_lib.override(
+        config_lib.load("linear:dataset=tiny,smoke"), {"eval.protocol": "top2_learned", "data.val_fraction": 0.0}
+    )
+    assert any("learned on held-out" in line for line in plan._protocol_problems(slow, contract.Prediction(None)))
 
 
 def test_several_descriptors_side_by_side(data_dir, table, features_file, tmp_path):

@@ -37,6 +37,8 @@ class Source(abc.ABC):
         """UserError for fields that do not go with this source."""
         if self.config.data.features_file:
             raise UserError("config.data.features_file is read with config.data.source='file' alone: set it too")
+        if self.config.features.sets:
+            raise UserError("config.features.sets is read with config.data.source='descriptors' alone: set it too")
 
     def check_photographs(self, workdir: str | os.PathLike) -> None:
         """UserError where the run in `workdir`, trained on this source, has no trunk to read photographs with."""

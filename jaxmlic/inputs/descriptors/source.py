@@ -24,12 +24,14 @@ class DescriptorSource(Source):
     """The sets of `config.features.sets`; the model has no trunk of its own."""
 
     is_stored = reads_arrays = True
+    sets: list[DescriptorSet]
 
     def check(self) -> None:
         """UserError for fields that descriptors leave without a meaning, and for sets that are none."""
-        super().check()
         config, read = self.config, cache.reads(self.config)
         self.sets = sets_of(config)
+        if config.data.features_file:
+            raise UserError("config.data.features_file is read with config.data.source='file' alone")
         if config.pretrained:
             raise UserError("config.pretrained is for one trunk; the weights of sets are in config.features.weights")
         if read.stages is not None:

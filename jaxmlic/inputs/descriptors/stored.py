@@ -145,7 +145,8 @@ def _write(paths: dict[str, Path], config: ConfigDict, one: DescriptorSet, view:
 
     def describe(shape: tuple[int, ...]) -> int:
         rows, prepared = zip(*waiting.pop(shape), strict=True)
-        found = one.describe(np.stack(prepared), count).astype(dtype)
+        with np.errstate(over="ignore"):  # asked below
+            found = one.describe(np.stack(prepared), count).astype(dtype)
         if not np.isfinite(found.astype(np.float32)).all():
             raise UserError(
                 f"{one.name} of {view.where()} does not fit config.features.dtype = {config.features.dtype!r} (or is "

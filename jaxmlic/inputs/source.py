@@ -26,9 +26,11 @@ class Source(abc.ABC):
     Attributes:
       is_stored: whether `jaxmlic features` makes what it reads.
       reads_arrays: whether its readers take batches from arrays, their `stored`.
+      trained_on: of a finished run, the `fingerprint` of its training images; "" where that is not known.
     """
 
     is_stored = reads_arrays = False
+    trained_on = ""
 
     def __init__(self, config: ConfigDict):
         self.config = config

@@ -5,6 +5,7 @@ weights, such as "colour".
 """
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -56,7 +57,7 @@ def _set_of(config: ConfigDict, name: str) -> DescriptorSet:
     return TrunkSet(config, name, trunk, side)
 
 
-def vectors(sets: list[DescriptorSet], images: list[np.ndarray], count: int) -> np.ndarray:
+def vectors(sets: Sequence[DescriptorSet], images: Sequence[np.ndarray], count: int) -> np.ndarray:
     """float32 [N, D] of images uint8 [H, W, 3] of any shapes: the sets' vectors side by side.
 
     count: images of one shape that go through together.

@@ -57,18 +57,31 @@ class DescriptorSource(Source):
 
     def photographs(self, images: Sequence[np.ndarray], count: int, mesh: jax.sharding.Mesh) -> trunks.StoredMaps:
         """Descriptors of images uint8 [H, W, 3], computed here."""
-        values = np.zeros((count, 1, sum(one.size for one in self.sets)), np.float32)
-        values[: len(images), 0] = self._rounded(vectors(self.sets, list(images), count))
+        self.check_weights()
+        found = self.describe(images, count)
+        values = np.zeros((count, 1, found.shape[1]), found.dtype)
+        values[: len(images), 0] = found
         return jax.tree.map(lambda x: sharding.place(x, sharding.split(mesh)), eval_inputs(unpack(self.sets, values)))
 
-    def _rounded(self, values: np.ndarray) -> np.ndarray:
-        """As they would be stored, so that a score is the same on either way."""
-        return values.astype(cache.DTYPES[self.config.features.dtype]).astype(np.float32)
+    def describe(self, images: Sequence[np.ndarray], count: int) -> np.ndarray:
+        """[N, D] of images, rounded as they would be stored, so that scores are the same either way."""
+        return vectors(self.sets, images, count).astype(cache.DTYPES[self.config.features.dtype])
+
+    def check_weights(self) -> None:
+        """UserError where a finished run learned from descriptors by other weights than those of its sets now."""
+        if self.trained_on and not self.trained_on.startswith(self._digest()):
+            raise UserError(
+                f"config.features.weights: {self.config.features.weights} holds other weights than those that the run "
+                "was trained with: give it the same files again"
+            )
+
+    def _digest(self) -> str:
+        fields = [one.key_fields() for one in self.sets]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
     def fingerprint(self, view: loader.View) -> str:
-        """Of all that the values depend on."""
-        fields = [stored.key_fields(self.config, one, view.dataset) for one in self.sets]
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+        """Of the sets with their weights, and of the pixels."""
+        return self._digest() + super().fingerprint(view)
 
     def example(self) -> trunks.StoredMaps:
         """Zeros of the descriptors of one image."""
@@ -148,11 +161,10 @@ class PhotographReader(loader.RowReader):
 
     def __init__(self, view: loader.View, source: DescriptorSource):
         super().__init__(view)
+        source.check_weights()
         self._source, self._records = source, view.dataset.source(view.split)
 
     def __call__(self, rows: np.ndarray) -> loader.Batch:
         """int rows [B] of the view -> descriptors, labels and an all-true mask."""
         images = [stored.read_image(self._records[int(self.view.indices[row])], self.view) for row in rows]
-        sets = self._source.sets
-        values = vectors(sets, images, len(rows)).astype(cache.DTYPES[self._source.config.features.dtype])
-        return self.batch(rows, **unpack(sets, values[:, None]))
+        return self.batch(rows, **unpack(self._source.sets, self._source.describe(images, len(rows))[:, None]))

@@ -115,7 +115,7 @@ def test_stored_descriptors_are_those_of_each_image(shapes_dir, weights, run, va
         np.testing.assert_allclose(given[3].values[row], spread, rtol=2e-3, atol=2e-3)
 
 
-def test_photographs_get_the_scores_of_stored_descriptors(shapes_dir, run, tmp_path, capsys):
+def test_photographs_get_the_scores_of_stored_descriptors(shapes_dir, weights, run, tmp_path, capsys):
     """predict on files of three shapes at once, and evaluate without anything stored."""
     found = runs.evaluate(str(run))
     scores = score_file.load(run / "scores" / "test.npz").scores
@@ -134,6 +134,14 @@ def test_photographs_get_the_scores_of_stored_descriptors(shapes_dir, run, tmp_p
     capsys.readouterr()
     assert cli.run(["predict", f"--workdir={run}", str(tmp_path / "bad.png")]) != 0
     assert "bad.png" in capsys.readouterr().err
+    file = weights / "small_cnn.npz"
+    file.write_bytes(b"other weights")
+    try:
+        assert cli.run(["predict", f"--workdir={run}", str(tmp_path / "0.png")]) == 2
+        assert cli.run(["evaluate", f"--workdir={run}"]) == 2
+        assert capsys.readouterr().err.count("holds other weights than those that the run was trained with") == 2
+    finally:
+        file.write_bytes(b"stands for weights")
     with pytest.raises(UserError, match=r"reads descriptors of images .* no maps over pixels"):
         jaxmlic.load(run).attention(tmp_path / "0.png")
 

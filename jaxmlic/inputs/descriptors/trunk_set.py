@@ -117,7 +117,7 @@ class TrunkSet(DescriptorSet):
                 )
 
     def _parts(self) -> tuple[Part, ...]:
-        last, stages = _channels(self.trunk, self.side)
+        last, stages = pretrained.channels(self.trunk)
         self._check_stages(stages)
         found = []
         for kind in self._rules.pools:
@@ -127,15 +127,6 @@ class TrunkSet(DescriptorSet):
             else:
                 found.append(Part(kind + (f"{self._rules.gem_power:g}" if kind == GEM else ""), group, last))
         return tuple(found)
-
-
-@functools.lru_cache(maxsize=16)
-def _channels(name: str, side: int) -> tuple[int, dict[str, int]]:
-    """Of a trunk's feature map and of its stages."""
-    trunk, preprocess = _build(name, "float32")
-    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)
-    last, stages = jax.eval_shape(lambda x: trunk.init_with_output(jax.random.key(0), preprocess(x), False)[0], image)
-    return last.shape[-1], {stage: x.shape[-1] for stage, x in stages.items()}
 
 
 def _build(name: str, dtype: str) -> tuple[nn.Module, Callable[[jax.Array], jax.Array]]:

@@ -16,12 +16,13 @@ from jaxmlic.data import datasets, loader
 from jaxmlic.data.prepare import writer
 from jaxmlic.errors import UserError
 from jaxmlic.evaluation import score_file
-from jaxmlic.experiments import runs
+from jaxmlic.experiments import plan, runs, sweep
 from jaxmlic.inputs import descriptors, eval_inputs, open_source
 from jaxmlic.inputs.descriptors import handmade, stored
 from jaxmlic.inputs.descriptors.trunk_set import TrunkSet
 from jaxmlic.models import trunks
 from jaxmlic.models.trunks import pretrained
+from jaxmlic.sharding import make_mesh
 from jaxmlic.training import loop
 
 SHAPES = ((20, 30), (30, 20), (24, 24))
@@ -206,6 +207,14 @@ def test_neighbours(shapes_dir, weights, run, tmp_path, head):
     config = config_of(shapes_dir, weights, f"kernel_ridge:dataset=shapes,head={head},smoke")
     assert loop.run(config, str(tmp_path)).finished
     assert np.isfinite(runs.evaluate(str(tmp_path))["mAP"])
+
+
+def test_sweeps_and_plans(shapes_dir, weights):
+    """--weights of a sweep is the folder of the sets; a plan's batch is the descriptors."""
+    config = config_of(shapes_dir, weights, "linear:dataset=shapes,mode=frozen,smoke")
+    given = sweep.config_of("linear", config, config_lib.Entry("row"), (), "elsewhere")
+    assert given.features.weights == "elsewhere" and not given.pretrained
+    assert "descriptor:0000:0:small_cnn@16 avg 1x96" in plan.make(config, make_mesh()).inputs
 
 
 MISTAKES = {

@@ -16,7 +16,7 @@ from jaxmlic.errors import UserError
 from jaxmlic.evaluation import scoring
 from jaxmlic.experiments import step_costs
 from jaxmlic.experiments.devices import UTILISATION, Device
-from jaxmlic.inputs import Source, open_source
+from jaxmlic.inputs import DescriptorSource, Source, open_source
 from jaxmlic.models import trunks
 from jaxmlic.models.heads import contract
 from jaxmlic.training import optim, run_folder, starting_point, step
@@ -206,7 +206,7 @@ def _sizes(config: ConfigDict, labels: int | None, images: int | None) -> tuple[
 
 def _source(config: ConfigDict) -> tuple[Source, list[str]]:
     source = open_source(config)
-    if not source.is_stored:
+    if not source.is_stored or isinstance(source, DescriptorSource):
         return source, []
     note = "from stored features a step costs the head alone; what is shown is the step with the frozen trunk"
     return open_source(config_lib.override(config, {"data.source": "images"})), [note]

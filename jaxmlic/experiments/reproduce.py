@@ -19,7 +19,7 @@ from jaxmlic.data import benchmark_facts
 from jaxmlic.errors import UserError, unknown
 from jaxmlic.evaluation import ensemble, score_file
 from jaxmlic.experiments import sweep
-from jaxmlic.experiments.runs import store_features
+from jaxmlic.experiments.runs import evaluate, store_features
 from jaxmlic.inputs import open_source
 from jaxmlic.models import trunks
 from jaxmlic.papers import Paper, Row, Table
@@ -152,6 +152,11 @@ def train(
             failures += outcome.failures
             if outcome.stopped_in:
                 raise UserError(f"stopped in {outcome.stopped_in}; the same command continues there")
+    for line in lines:
+        for entry, config in zip(line.entries, line.configs, strict=True):
+            for folder in sorted((storage.to_path(workdir) / line.dataset / entry.name).glob("seed*")):
+                if run_folder.result(folder) is not None and _scores_of(folder, config, line.protocol) is None:
+                    evaluate(folder, protocol=line.protocol, report=report)
     return failures
 
 
@@ -185,7 +190,7 @@ def write_csv(path: str | Path, lines: Sequence[Line]) -> None:
         writer = csv.writer(file)
         writer.writerow(CSV)
         for line in lines:
-            for name, printed in line.row.numbers.items():
+            for name, printed in line.row.shown.items():
                 mean, spread = line.our_number(name)
                 ours = ["" if np.isnan(v) else f"{v:.2f}" for v in (mean, spread)]
                 writer.writerow(
@@ -196,7 +201,7 @@ def write_csv(path: str | Path, lines: Sequence[Line]) -> None:
                         " ".join(entry.name for entry in line.entries),
                         line.row.measured_by,
                         name,
-                        f"{printed:g}",
+                        "" if printed is None else f"{printed:g}",
                         *ours,
                         len(line.ours),
                         line.protocol or line.row.protocol,
@@ -244,8 +249,8 @@ def _with_runs(line: Line, workdir: Path) -> Line:
     runs: dict[int, list[Path]] = {}
     for entry, config in zip(line.entries, line.configs, strict=True):
         for folder in sorted((workdir / entry.name).glob("seed*")):
-            path = folder / run_folder.SCORES / f"{line.config.data.test_split}.npz"
-            if run_folder.result(folder) is None or not path.exists():
+            path = _scores_of(folder, config, line.protocol)
+            if run_folder.result(folder) is None or path is None:
                 continue
             changed = _other_config(config, entry, folder, workdir)
             if changed:
@@ -262,6 +267,14 @@ def _with_runs(line: Line, workdir: Path) -> Line:
             scores = dataclasses.replace(members[0], scores=fused, chosen=None)
             ours.append(_numbers(scores, str(paths[0]), line.protocol))
     return dataclasses.replace(line, ours=tuple(ours), notes=(*line.notes, *notes))
+
+
+def _scores_of(folder: Path, config: ConfigDict, protocol: str) -> Path | None:
+    """A run's scores of its test split; under a protocol with a learned rule, with the labels that this one chose."""
+    by_rule = metrics.get_protocol(protocol).by_rule
+    kinds = [f".{protocol}"] if by_rule else ["", f".{config.eval.protocol}"]
+    paths = [folder / run_folder.SCORES / f"{config.data.test_split}{kind}.npz" for kind in kinds]
+    return next((path for path in paths if path.exists()), None)
 
 
 def _other_config(config: ConfigDict, entry: Entry, folder: Path, workdir: Path) -> str:

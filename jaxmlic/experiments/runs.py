@@ -13,7 +13,7 @@ from jaxmlic.data import datasets, loader
 from jaxmlic.errors import UserError
 from jaxmlic.evaluation import decision, thresholds
 from jaxmlic.experiments import decisions
-from jaxmlic.inputs import compute, open_source
+from jaxmlic.inputs import DescriptorSource, compute, descriptors, open_source
 from jaxmlic.models.heads import contract
 from jaxmlic.reports import ap_table, score_report
 from jaxmlic.reports.figures import learning_curves
@@ -80,12 +80,17 @@ def draw_curves(workdir: str | Path, report: Callable[[str], None]) -> None:
 def store_features(config: ConfigDict, report: Callable[[str], None] = lambda line: None) -> Path:
     """Runs the config's frozen trunk over its splits, where that is not done yet; the folder of the features.
 
+    With descriptor sets as the source these are computed, one folder each; the last one is given.
+
     report: gets a line for each split.
     """
     sharding.use_cpu_devices(config.train.cpu_devices, config.train.batch_size)  # before anything is computed
+    source = open_source(config)
+    if isinstance(source, DescriptorSource):
+        return descriptors.compute(config, list(compute.needed_splits(config)), report)[-1]
     dataset = datasets.load(config.data.name, config.data.dir or None)
     model = contract.make_model(contract.find(config.head), config, len(dataset.class_names), 1)
-    names = state_lib.parameter_names(model, open_source(config).example())
+    names = state_lib.parameter_names(model, source.example())
     return compute.compute(config, optim.multipliers(config.optim.groups, names), report)
 
 

@@ -105,7 +105,7 @@ def key_fields(config: ConfigDict, dataset: datasets.Dataset) -> dict:
     fields = {
         "format": FORMAT,
         "trunk": config.model.trunk,
-        "weights": _weights_digest(config.pretrained),
+        "weights": weights_digest(config.pretrained, "pretrained"),
         "compute": config.model.dtype,
         "image_size": config.data.image_size,
         "resize": config.data.resize or config.data.image_size,
@@ -128,14 +128,14 @@ def key_fields(config: ConfigDict, dataset: datasets.Dataset) -> dict:
     return fields
 
 
-def _weights_digest(path: str) -> str:
-    """The SHA-256 of the file of weights, read once as long as it stays the same."""
+def weights_digest(path: str, field: str) -> str:
+    """The SHA-256 of the file of weights that a field of the config names, read once as long as it stays the same."""
     try:
         local = storage.local_copy(path)
         stat = local.stat()
         return _digest(str(local), stat.st_mtime_ns, stat.st_size)
     except (OSError, UserError) as error:
-        raise UserError(f"config.pretrained: {path} cannot be read ({storage.reason(error)})") from None
+        raise UserError(f"config.{field}: {path} cannot be read ({storage.reason(error)})") from None
 
 
 @functools.lru_cache(maxsize=8)

@@ -77,6 +77,8 @@ class FileSource(Source):
         config = self.config
         if not config.data.features_file:
             raise UserError("config.data.source = 'file' needs config.data.features_file=FILE.npz")
+        if config.features.sets:
+            raise UserError("config.features.sets is read with config.data.source='descriptors' alone: leave it out")
         if config.pretrained:
             raise UserError("config.pretrained is for a trunk, and features from a file have none: leave it out")
         if config.augment.mixup != "off":

@@ -64,6 +64,11 @@ class Row:
         }
 
     @property
+    def shown(self) -> dict[str, float | None]:
+        """`numbers`, or all columns where the row prints none."""
+        return self.numbers or {column.name: None for column in self.columns}
+
+    @property
     def scales(self) -> dict[str, float]:
         """What a metric of ours is multiplied by to be in the unit of its column."""
         return {column.name: 100.0 if column.unit == "percent" else 1.0 for column in self.columns}

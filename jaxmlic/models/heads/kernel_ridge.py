@@ -18,6 +18,7 @@ from jaxmlic.kernels import folds, nystrom, product, ridge
 from jaxmlic.metrics.calibration import fit_platt
 from jaxmlic.models.heads._descriptors import DescriptorModel, describe_fn, reads
 from jaxmlic.models.heads.contract import Fitted, Prediction
+from jaxmlic.models.trunks import Descriptor
 
 __all__ = ["Model", "describe_fn", "fit_fn", "predict_fn", "reads"]
 
@@ -63,7 +64,7 @@ class Model(DescriptorModel):
     ) -> dict[str, jax.Array]:
         """Images uint8 or float [B, H, W, 3] in 0..255, or `trunks.StoredMaps`, to label logits.
 
-        Returns descriptors (a list of float32 [B, D_m]), pooled [B, D], the image's point, and logits float32 [B, C].
+        Returns descriptors (a list, float32 [B, D_m]), pooled [B, D], the image's point, and logits float32 [B, C].
         """
         check_choice("model.kernel", self.kernel, KERNELS)
         unit, function = KERNELS[self.kernel]
@@ -84,12 +85,12 @@ class Model(DescriptorModel):
 
 def fit_fn(
     model: Model,
-    descriptors: Sequence[np.ndarray],
+    descriptors: Sequence[Descriptor],
     labels: np.ndarray,
     seed: int,
     report: Callable[[str], None] = lambda line: None,
 ) -> Fitted:
-    """The parameters from the training images' descriptors float32 [N, D_m] and labels int8 [N, C].
+    """The parameters from the training images' descriptors, float32 [N, D_m], and labels int8 [N, C].
 
     Scores become logits by one slope and offset, fitted to the held-out scores of all classes together (Platt): the
     order of labels and of images stays.

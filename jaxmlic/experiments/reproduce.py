@@ -21,7 +21,6 @@ from jaxmlic.evaluation import ensemble, score_file
 from jaxmlic.experiments import sweep
 from jaxmlic.experiments.runs import evaluate, store_features
 from jaxmlic.inputs import open_source
-from jaxmlic.models import trunks
 from jaxmlic.papers import Paper, Row, Table
 from jaxmlic.training import run_folder
 
@@ -73,15 +72,16 @@ class Line:
         own = dict.fromkeys(e.series if e.part else e.name for e in self.entries)
         names = [*dict.fromkeys(e.start_from for e in self.entries if e.start_from), *own]
         only = f" --only={','.join(names)}"
-        weights = ["--weights=DIR"] if self.reads_weights else []
+        weights = ["--weights=DIR"] if self.trunks else []
         more = "".join(f" {shlex.quote(text)}" for text in (*weights, *self.overrides))
         return f"jaxmlic sweep --config={self.spec} --workdir={workdir}/{self.dataset}{only}{more}"
 
     @property
-    def reads_weights(self) -> bool:
-        """Whether the runs' trunk starts from a file of weights."""
-        trunk = self.config.model.get("trunk", "") if self.config is not None else ""
-        return bool(trunk) and trunks.has_pretrained(trunk) and not self.entries[0].from_scratch
+    def trunks(self) -> tuple[str, ...]:
+        """Those of the first entry whose weights start from a file."""
+        if self.config is None or self.entries[0].from_scratch:
+            return ()
+        return open_source(self.config).pretrained_trunks
 
     def our_number(self, name: str) -> tuple[float, float]:
         """Mean and standard deviation over the runs of a column of the table, in its unit; NaN without runs."""
@@ -174,13 +174,12 @@ def needs(lines: Sequence[Line]) -> list[str]:
             made = benchmark_facts.made_split(name, split) if split else None
             if made:
                 found[f"split: {made[1]}"] = None
-        if line.reads_weights:
-            trunk = line.config.model.trunk.removesuffix("_fc")
-            found[f"weights: those of {trunk} on ImageNet in the folder of --weights=DIR"] = None
+        for trunk in line.trunks:
+            name = trunk.removesuffix("_fc")
+            found[f"weights: those of {name} on ImageNet in the folder of --weights=DIR"] = None
         if open_source(line.config).is_stored:
-            found[
-                f"features: jaxmlic features --config={line.spec} --config.pretrained=FILE (with --train made here)"
-            ] = None
+            field = "features.weights=DIR" if line.config.features.sets else "pretrained=FILE"
+            found[f"features: jaxmlic features --config={line.spec} --config.{field} (with --train made here)"] = None
     return list(found)
 
 

@@ -42,6 +42,12 @@ class Source(abc.ABC):
         if self.config.features.sets:
             raise UserError("config.features.sets is read with config.data.source='descriptors' alone: set it too")
 
+    @property
+    def pretrained_trunks(self) -> tuple[str, ...]:
+        """The trunks that a file of pretrained weights is read for, where the run starts from such."""
+        trunk = self.config.model.get("trunk", "")
+        return (trunk,) if trunk and trunks.has_pretrained(trunk) else ()
+
     def check_photographs(self, workdir: str | os.PathLike) -> None:
         """UserError where the run in `workdir`, trained on this source, has no trunk to read photographs with."""
         del workdir

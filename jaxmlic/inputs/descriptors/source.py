@@ -16,6 +16,7 @@ from jaxmlic.inputs import cache
 from jaxmlic.inputs.descriptors import stored
 from jaxmlic.inputs.descriptors.descriptor_set import DescriptorSet
 from jaxmlic.inputs.descriptors.recipe import sets_of, vectors
+from jaxmlic.inputs.descriptors.trunk_set import TrunkSet
 from jaxmlic.inputs.source import Source, descriptor_key, eval_inputs
 from jaxmlic.models import trunks
 
@@ -43,6 +44,11 @@ class DescriptorSource(Source):
             raise UserError("config.model.parts is for a file of features; sets know their sizes: leave it out")
         if config.augment.mixup != "off":
             raise UserError("config.augment.mixup mixes pixels, which descriptors cannot: set it to 'off'")
+
+    @property
+    def pretrained_trunks(self) -> tuple[str, ...]:
+        """Those of the sets."""
+        return tuple(dict.fromkeys(one.trunk for one in self.sets if isinstance(one, TrunkSet)))
 
     def check_pixels(self, workdir: str | os.PathLike) -> None:
         """Always a UserError: descriptors are made outside the model."""

@@ -141,6 +141,9 @@ def counted_classes(path: str, scores: ScoreFile) -> tuple[int, frozenset[str]]:
     """The run's rules on which classes enter: the fewest positives, and the names of those left out as untrained."""
     rules = scores.config.get("eval", {})
     if rules.get("trained_classes_only") and "untrained_classes" not in scores.extra:
+        if scores.extra.get("held_out"):  # of training images: their labels are what was trained
+            trained = (scores.labels == 1).any(axis=0)
+            return rules.get("min_positives", 1), frozenset(np.array(scores.class_names)[~trained].tolist())
         raise UserError(f"{path}: does not say which classes were trained; write it again with `jaxmlic evaluate`")
     return rules.get("min_positives", 1), frozenset(scores.extra.get("untrained_classes", ()))
 

@@ -133,7 +133,8 @@ def common_protocol(paths: Sequence[str], members: Sequence[ScoreFile], wanted: 
             )
     protocol = metrics.get_protocol(wanted or members[0].protocol)
     if protocol.needs_chosen:
-        raise UserError(f"protocol {protocol.name}: fused scores have no chosen labels; choose another with --protocol")
+        missing = "rule's choice" if protocol.by_rule else "decoder's path"
+        raise UserError(f"protocol {protocol.name}: fused scores have no {missing}; choose another with --protocol")
     return protocol.name
 
 

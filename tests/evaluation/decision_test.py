@@ -180,7 +180,7 @@ def test_score_files_learn_and_apply(tmp_path, capsys):
     both = [str(tmp_path / f"test{name}.npz") for name in ("", ".top3_learned", ".top3_transductive")]
     found = compare.compare(both, ["plain", "rule", "batch"], protocol="top3_learned,path,top3_forced", draws=0).reports
     assert list(found["top3_learned"]) == ["rule"] and len(found["top3_forced"]) == 3 and "path" not in found
-    with pytest.raises(UserError, match="no chosen labels"):
+    with pytest.raises(UserError, match="fused scores have no rule's choice"):
         ensemble.common_protocol(both[1:2], [decided], None)
     assert "its rule was learned on" in str(
         score_facts.selected_on(dataclasses.replace(decided, split="train", config={}))

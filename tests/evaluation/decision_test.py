@@ -180,11 +180,31 @@ def test_score_files_learn_and_apply(tmp_path, capsys):
     both = [str(tmp_path / f"test{name}.npz") for name in ("", ".top3_learned", ".top3_transductive")]
     found = compare.compare(both, ["plain", "rule", "batch"], protocol="top3_learned,path,top3_forced", draws=0).reports
     assert list(found["top3_learned"]) == ["rule"] and len(found["top3_forced"]) == 3 and "path" not in found
-    with pytest.raises(UserError, match="no chosen labels"):
+    with pytest.raises(UserError, match="fused scores have no rule's choice"):
         ensemble.common_protocol(both[1:2], [decided], None)
     assert "its rule was learned on" in str(
         score_facts.selected_on(dataclasses.replace(decided, split="train", config={}))
     )
+
+
+def test_a_fusion_of_held_out_scores_is_learned_on(tmp_path):
+    """Where only trained classes count: of held-out training images these are the classes with a positive."""
+    config = {"data": {"train_split": "train"}, "eval": {"trained_classes_only": True}}
+    first = dataclasses.replace(scores_of(), config=config, protocol="top3_forced")
+    first.labels[:, 0] = 0
+    second = dataclasses.replace(first, scores=first.scores + 0.1 * first.scores**2)
+    paths = [str(tmp_path / f"{i}.npz") for i in range(2)]
+    for path, one in zip(paths, (first, second), strict=True):
+        score_file.save(path, one)
+    fused = ensemble.combine(paths).scores
+    assert fused.extra["untrained_classes"] == ["word0"]
+    score_file.save(tmp_path / "fused.npz", fused)
+    rule, _ = decisions.learn_on_scores(tmp_path / "fused.npz", "cf1_at=3", folds=0)
+    assert (rule.choose(fused.scores).sum(axis=1) == 3).all()
+    score_file.save(paths[1], dataclasses.replace(second, extra={"untrained_classes": []}))
+    score_file.save(tmp_path / "fused.npz", ensemble.combine(paths).scores)
+    with pytest.raises(UserError, match="trained on"):
+        decisions.learn_on_scores(tmp_path / "fused.npz", "cf1_at=3")
 
 
 def test_garbage_test_labels_change_nothing(tmp_path):

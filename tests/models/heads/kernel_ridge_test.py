@@ -120,7 +120,7 @@ def test_selection_never_sees_test_labels(ridge_run, features_file, tmp_path):
 
 def test_a_run_that_reports_by_a_learned_protocol(data_dir, features_file, tmp_path):
     """Its rule is learned on the out-of-fold scores of the training images, before it is evaluated."""
-    config = from_file(data_dir, features_file, **{"eval.protocol": "top2_learned", "data.val_fraction": 0.0})
+    config = from_file(data_dir, features_file, **{"eval.protocol": "top2_learned"})
     numbers, stopped_by = runs.run_one(config, tmp_path / "run")
     rule = decision.load(tmp_path / "run")
     own = score_file.load(tmp_path / "run" / "scores" / "train.out_of_fold.npz")

@@ -81,7 +81,7 @@ def params_of(workdir, config):
     ids=["flips", "resized, bf16 maps in memory"],
 )
 def test_equal_to_training_with_the_frozen_trunk(data_dir, weights, tmp_path, monkeypatch, more):
-    """Same draws, same steps; the difference is the rounding of what was stored. Kept in memory, batches are the same."""
+    """Same draws, same steps; the difference is the rounding of what was stored. In memory, batches are the same."""
     config = config_of(data_dir, weights, **more)
     loop.run(config, str(tmp_path / "frozen"))
     runs.store_features(config)

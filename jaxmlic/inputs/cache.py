@@ -37,6 +37,8 @@ FORMAT = 1  # raised when what a cache holds changes its meaning
 FOLDER, MANIFEST = "features", "manifest.json"
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 STORES = ("pooled", "map", "stages")
+_HELD_BYTES = 1 << 30  # of features that training keeps in memory in any case
+_RECORDS = 1024  # read at once
 
 
 class CachedSource(Source):
@@ -164,7 +166,8 @@ def file_name(split: str) -> str:
 class CachedReader(loader.RowReader):
     """As `ImageReader`, but a batch holds `features` [B, views, h, w, D], or `stage:NAME` of each, for images.
 
-    With `config.data.cache` all of it is kept in memory. `train` says whether all views are read, or view 0 alone.
+    With `config.data.cache` all of it is kept in memory; training does so with up to 1 GiB in any case. `train` says
+    whether all views are read, or view 0 alone.
     """
 
     def __init__(self, view: loader.View, config: ConfigDict, *, train: bool):
@@ -182,12 +185,19 @@ class CachedReader(loader.RowReader):
         self._num_views = self._shape[0] if train else 1
         key = (str(folder), split, self._num_views)
         self.stored = loader.Stored(key, self._rows, self._read, self._unpack)
-        self._values = self._read(self._rows) if config.data.cache else None
+        self._values = self._read_all() if config.data.cache else None
 
     def __call__(self, rows: np.ndarray) -> loader.Batch:
         """int rows [B] of the view -> features, labels and an all-true mask."""
         values = self._read(self._rows[rows]) if self._values is None else self._values[rows]
         return self.batch(rows, **self._unpack(values))
+
+    def hold(self) -> bool:
+        """Whether all values are in memory, where up to 1 GiB of them is read now."""
+        size = len(self) * self._num_views * int(np.prod(self._shape[1:])) * np.dtype(self._dtype).itemsize
+        if self._values is None and size <= _HELD_BYTES:
+            self._values = self._read_all()
+        return self._values is not None
 
     def _unpack(self, values: np.ndarray) -> dict[str, np.ndarray]:
         """[B, views, 1, 1, n] -> the map [B, views, h, w, D] of each stage, or the values as they are."""
@@ -199,6 +209,12 @@ class CachedReader(loader.RowReader):
             part = values[..., start : start + size].reshape(*values.shape[:2], *shape)
             arrays[STAGE + stage], start = part, start + size
         return arrays
+
+    def _read_all(self) -> np.ndarray:
+        values = np.empty((len(self), self._num_views, *self._shape[1:]), self._dtype)
+        for start in range(0, len(self), _RECORDS):
+            values[start : start + _RECORDS] = self._read(self._rows[start : start + _RECORDS])
+        return values
 
     def _read(self, records: np.ndarray) -> np.ndarray:
         found = self._records.__getitems__(records.tolist())

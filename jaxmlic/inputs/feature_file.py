@@ -130,6 +130,10 @@ class FileReader(loader.RowReader):
         """int rows [B] of the view -> features, labels and an all-true mask."""
         return self.batch(rows, **{VALUES: self._read(self._rows[rows])})
 
+    def hold(self) -> bool:
+        """True: the file is in memory."""
+        return True
+
     def _read(self, records: np.ndarray) -> np.ndarray:
         return self._features[records][:, None]
 

@@ -7,7 +7,6 @@ place      this process's number
 joining    how they find each other
 agreement  waiting, comparing, stopping at one place
 ending     how one ends, and the others with it
-service_loss  one line when process 0 is gone
 """
 
 from jaxmlic.distributed.agreement import Stop, all_or_none, check_same, stopped_status, texts, wait_for_all

@@ -25,22 +25,11 @@ def describe_loss(error: Exception) -> tuple[str, int]:
     signs = ("Gloo", "Connection closed", "Connection reset", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat")
     if count() == 1 or not any(sign in text for sign in signs):
         return "", 0
-    return _last_words() or (f"{_lost('another one')} ({text[:200]})", 1)
-
-
-def _lost(whom: str) -> str:
-    return (
-        f"process {index()} of {count()} lost {whom}, whose own output tells why; the same commands continue from the "
-        "last checkpoint"
+    lost = (
+        f"process {index()} of {count()} lost another one, whose own output tells why; the same commands continue from "
+        f"the last checkpoint ({text[:200]})"
     )
-
-
-def leave_without_service() -> NoReturn:
-    """Ends this process when process 0, or JAX's service in it, is gone: one line, and the status of a lost process."""
-    if _leaving:  # the main thread is about to end it with a status of its own
-        time.sleep(_LAST_WORDS_SECONDS)
-    complain(_lost("process 0, or the way to it"))
-    os._exit(1)
+    return _last_words() or (lost, 1)
 
 
 def complain(text: str) -> None:

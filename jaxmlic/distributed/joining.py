@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import NoReturn
 
-from jaxmlic.distributed import ending, service_loss
+from jaxmlic.distributed import ending
 from jaxmlic.distributed.place import Place, count, is_main, take
 from jaxmlic.errors import UserError
 
@@ -99,8 +99,7 @@ def _initialize(what: str, **options: object) -> None:
     import jax
 
     try:
-        with service_loss.reported(ending.leave_without_service):
-            jax.distributed.initialize(**options)
+        jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of {what} could not be joined ({' '.join(str(error).split())[:200]})") from None
 

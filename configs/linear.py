@@ -81,8 +81,7 @@ def ridge(arg):
 
 
 def tuned(config):
-    """The last stages fine-tuned at one rate with the classifier, which starts from the run that config.start_from names,
-    one of `ridge`."""
+    """The last stages and the classifier fine-tuned; it starts from the run of `ridge` that config.start_from names."""
     config.optim.lr, epochs = TUNED.get(config.data.name, (3e-4, 6))
     config.optim.weight_decay = 0.0
     config.optim.groups = ((TUNED_FROZEN, None), (".*", 1.0))

@@ -251,14 +251,14 @@ def test_a_classifier_starts_from_linear_kernel_ridge(linear_run, data_dir, tmp_
     wanted = there.model.apply(there.variables, images)
     found = trainer.model.apply({"params": state.params}, images)
     np.testing.assert_allclose(found["logits"], wanted["logits"], atol=2e-4)
-    params = {name: np.asarray(value, np.float64) for name, value in there.variables["params"].items() if name != "trunk"}
+    slope, offset = (float(there.variables["params"][name]) for name in ("slope", "offset"))
     ridge_used = json.loads((linear_run / "metrics.jsonl").read_text().splitlines()[0])["train/ridge"]
     features, labels = np.asarray(found["pooled"], np.float64), dataset.labels("train")
     factor = 1 / np.sqrt(2 * features.var(0).sum())  # a mean squared distance of 1
     known = np.where(labels >= 0, labels, np.nan)
     filled = np.where(labels >= 0, labels, np.nanmean(known, 0))  # unknown labels say what the frequency says
     model = Ridge(alpha=ridge_used).fit(features * factor, filled)
-    logits = params["slope"] * model.predict(features * factor) + params["offset"]
+    logits = slope * model.predict(features * factor) + offset
     np.testing.assert_allclose(found["logits"], logits, atol=2e-3)
     np.testing.assert_array_equal(state.ema["classifier/kernel"], state.params["classifier"]["kernel"])
 

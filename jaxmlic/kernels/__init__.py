@@ -3,9 +3,9 @@
     embedding = fit_embedding(descriptors, weights, unit=True)
     points = embed(embedding, descriptors)
     found = select(points, labels, folds_of(len(points), 9, seed=0), "exp", bandwidths, ridges)
-    dual = ridge.solve(points, labels, "exp", found.bandwidth, found.ridge)
+    dual = ridge.fit(points, targets(labels), found.spectrum, "exp", found.bandwidth, found.ridge)
 
-Images are points [N, D]; one matrix N x N at a time is held, and above a number of images none.
+Images are points [N, D]. `ridge` holds one matrix N x N at a time, `nystrom` none.
 """
 
 from jaxmlic.kernels.functions import KERNELS, kernel, product

@@ -1,8 +1,7 @@
 """Kernel ridge regression of labels in closed form, with exact scores of held-out images.
 
-Each class is a least-squares problem on targets z: the dual coefficients are G z, G = (K + ridge I)^-1. Targets are
-labels less their mean over the training images where the label is known, and 0 where it is unknown (-1): an unknown
-label says what the class's frequency says. Scores are the mean plus K(x, train) G z.
+Each class is a least-squares problem on targets z (see `folds`): the dual coefficients are G z, G = (K + ridge I)^-1,
+and scores the class means plus K(x, train) G z.
 
 One eigendecomposition K = Q diag(e) Q' serves every ridge: G = Q diag(1 / (e + ridge)) Q'. Scores of the images b of a
 fold, as if the fit, its means among it, had never seen them, are
@@ -20,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmlic.kernels.folds import Folds, mean_ap
 from jaxmlic.kernels.functions import kernel, product
-from jaxmlic.metrics import average_precision
 
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -48,24 +47,6 @@ class Selection(NamedTuple):
     scores: np.ndarray
     grid: list[tuple[float, float, float]]
     spectrum: Spectrum
-
-
-def folds_of(count: int, folds: int, seed: int) -> np.ndarray:
-    """int32 [N], the fold of each image: a seeded draw in `folds` parts of like size; 0 for one image a fold."""
-    if not folds or folds >= count:
-        return np.arange(count, dtype=np.int32)
-    return np.random.default_rng(seed).permutation(np.arange(count, dtype=np.int32) % folds)
-
-
-def class_means(labels: np.ndarray) -> np.ndarray:
-    """float32 [C]: the share of positives among the known labels int8 [N, C]; 0 where none is known."""
-    known = labels >= 0
-    return ((labels == 1).sum(0) / np.maximum(known.sum(0), 1)).astype(np.float32)
-
-
-def targets(labels: np.ndarray) -> np.ndarray:
-    """float32 [N, C]: known labels less their class's mean, 0 for unknown ones."""
-    return np.where(labels >= 0, (labels == 1) - class_means(labels), 0).astype(np.float32)
 
 
 @functools.partial(jax.jit, static_argnames="name")
@@ -111,7 +92,8 @@ def out_of_fold(found: Spectrum, labels: np.ndarray, fold_of: np.ndarray, ridge:
       fold_of: int [N], see `folds_of`.
       ridge: above 0.
     """
-    return _Folds(labels, fold_of).scores(found, ridge)
+    folds = Folds(labels, fold_of)
+    return folds.scores(np.asarray(_held_out(found, folds.right, folds.members, ridge)))
 
 
 def select(
@@ -129,47 +111,18 @@ def select(
 
     report: called after each bandwidth.
     """
-    folds, grid, best = _Folds(labels, fold_of), [], None
+    folds, grid, best = Folds(labels, fold_of), [], None
     for bandwidth in bandwidths:
         found = spectrum(points, name, bandwidth)
         for ridge in ridges:
-            scores = folds.scores(found, ridge)
-            ap = average_precision(scores, labels)
-            value = float(np.nanmean(ap)) if np.isfinite(ap).any() else float("nan")
+            scores = folds.scores(np.asarray(_held_out(found, folds.right, folds.members, ridge)))
+            value = mean_ap(scores, labels)
             grid.append((float(bandwidth), float(ridge), value))
-            if best is None or value > best[0]:
+            if best is None or np.nan_to_num(value, nan=-1.0) > np.nan_to_num(best[0], nan=-1.0):
                 best = (value, Selection(float(ridge), float(bandwidth), scores, grid, found))
         del found
         report()
     return best[1]
-
-
-class _Folds:
-    """The held-out parts of N images and their targets, made once for many ridges."""
-
-    def __init__(self, labels: np.ndarray, fold_of: np.ndarray):
-        self.labels, self.fold_of = labels, fold_of
-        known, positive = labels >= 0, labels == 1
-        self.known = known if not known.all() else np.ones((len(labels), 1), bool)
-        # By linearity the targets of every fold, made with its own mean, come from these two.
-        self.right = np.concatenate([positive, self.known], axis=1).astype(np.float32)  # [N, C + C or C + 1]
-        count = int(fold_of.max()) + 1
-        per_fold = np.zeros((2, count, labels.shape[1]))
-        np.add.at(per_fold[0], fold_of, positive)
-        np.add.at(per_fold[1], fold_of, known)
-        others = per_fold.sum(1, keepdims=True) - per_fold
-        self.means = others[0] / np.maximum(others[1], 1)  # [F, C]
-        order = np.argsort(fold_of, kind="stable")
-        sizes = np.bincount(fold_of, minlength=count)
-        places = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        self.members = np.full((count, sizes.max()), -1, np.int32)
-        self.members[fold_of[order], places] = order
-
-    def scores(self, found: Spectrum, ridge: float) -> np.ndarray:
-        """See `out_of_fold`."""
-        held = np.asarray(_held_out(found, self.right, self.members, ridge))
-        classes, means = self.labels.shape[1], self.means[self.fold_of]
-        return (held[:, :classes] - means * held[:, classes:] + means).astype(np.float32)
 
 
 @jax.jit

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.kernel_ridge import KernelRidge
 
-from jaxmlic.kernels import embed, fit_embedding, functions, iterative, kernel, product, ridge
+from jaxmlic.kernels import embed, fit_embedding, folds, functions, kernel, nystrom, product, ridge
 
 NAMES = {"linear": ("linear", {}), "exp": ("rbf", {"gamma": 1.5})}
 
@@ -40,40 +40,40 @@ def bandwidth_of(name):
 def test_scores_are_those_of_scikit_learn(name, alpha, data):
     points, labels, new = data
     width = bandwidth_of(name)
-    dual = ridge.fit(points, ridge.targets(labels), ridge.spectrum(points, name, width), name, width, alpha)
-    scores = product(new, points, dual, name, bandwidth_of(name)) + ridge.class_means(labels)[None]
+    dual = ridge.fit(points, folds.targets(labels), ridge.spectrum(points, name, width), name, width, alpha)
+    scores = product(new, points, dual, name, bandwidth_of(name)) + folds.class_means(labels)[None]
     np.testing.assert_allclose(scores, refit(points, labels, new, name, alpha), atol=5e-4 if alpha < 0.1 else 1e-5)
 
 
 @pytest.mark.parametrize("name", ["linear", "exp"])
-@pytest.mark.parametrize("folds", [0, 7])
+@pytest.mark.parametrize("parts", [0, 7])
 @pytest.mark.parametrize("unknown", [0.0, 0.3])
-def test_held_out_scores_are_those_of_refitting(name, folds, unknown, data):
+def test_held_out_scores_are_those_of_refitting(name, parts, unknown, data):
     points, labels, _ = data
     labels = np.where(np.random.default_rng(1).random(labels.shape) < unknown, np.int8(-1), labels)
-    fold_of, wanted = ridge.folds_of(len(points), folds, seed=3), np.zeros(labels.shape)
+    fold_of, wanted = folds.folds_of(len(points), parts, seed=3), np.zeros(labels.shape)
     for fold in range(fold_of.max() + 1):
         own = fold_of == fold
         wanted[own] = refit(points[~own], labels[~own], points[own], name, 0.1)
     found = ridge.out_of_fold(ridge.spectrum(points, name, bandwidth_of(name)), labels, fold_of, 0.1)
     np.testing.assert_allclose(found, wanted, atol=3e-5)
-    by_steps = iterative.out_of_fold(
-        points, labels, fold_of, name, bandwidth_of(name), 0.1, landmarks=20, tolerance=1e-6
-    )
-    np.testing.assert_allclose(by_steps, wanted, atol=1e-4)
+    # With all images as landmarks, or for the linear kernel the unit vectors, nothing is approximated.
+    landmarks = np.eye(7, dtype=np.float32) if name == "linear" else points
+    fitted = nystrom.select(points, landmarks, labels, fold_of, name, (bandwidth_of(name),), (0.1,))
+    np.testing.assert_allclose(fitted.scores, wanted, atol=1e-4)
 
 
 def test_folds_are_of_like_size_and_leave_one_out_has_one_image_each():
-    fold_of = ridge.folds_of(23, 5, seed=0)
+    fold_of = folds.folds_of(23, 5, seed=0)
     assert sorted(np.bincount(fold_of)) == [4, 4, 5, 5, 5]
-    assert (ridge.folds_of(23, 5, seed=0) == fold_of).all() and (ridge.folds_of(23, 5, seed=1) != fold_of).any()
-    for folds in (0, 4, 9):
-        np.testing.assert_array_equal(ridge.folds_of(4, folds, seed=0), np.arange(4))
+    assert (folds.folds_of(23, 5, seed=0) == fold_of).all() and (folds.folds_of(23, 5, seed=1) != fold_of).any()
+    for parts in (0, 4, 9):
+        np.testing.assert_array_equal(folds.folds_of(4, parts, seed=0), np.arange(4))
 
 
 def test_the_grid_is_searched_and_the_best_pair_taken(data):
     points, labels, _ = data
-    fold_of = ridge.folds_of(60, 5, seed=0)
+    fold_of = folds.folds_of(60, 5, seed=0)
     found = ridge.select(points, labels, fold_of, "exp", (0.01, 1.5, 50.0), (1e-3, 0.1, 100.0))
     assert len(found.grid) == 9
     best = max(found.grid, key=lambda row: row[2])
@@ -91,23 +91,46 @@ def test_blocks_change_nothing(data):
             np.testing.assert_allclose(product(new, points, right, name, 1.5, block=block), whole, rtol=1e-4, atol=1e-5)
 
 
-def test_conjugate_gradients_are_the_exact_solution(data):
-    points, labels, _ = data
-    right = ridge.targets(labels)
-    exact = np.linalg.solve(np.asarray(kernel(points, points, "exp", 1.5), np.float64) + 0.1 * np.eye(60), right)
-    for landmarks in (0, 25, 1000):
-        found, steps = iterative.solve(points, right, "exp", 1.5, 0.1, landmarks=landmarks, tolerance=1e-6, block=100)
-        np.testing.assert_allclose(found, exact, atol=1e-4)
-        assert steps < 60
-    assert not np.asarray(found)[:, 3].any()  # the class without positives
+@pytest.mark.parametrize("name", ["linear", "exp"])
+def test_landmarks_are_least_squares_on_their_features(name, data):
+    """Against float64: penalised coefficients of k(x, Z), a setting of the grid, blocks of a few images."""
+    points, labels, new = data
+    landmarks = np.eye(7, dtype=np.float32) if name == "linear" else points[7:25]
+    fold_of = folds.folds_of(60, 5, seed=0)
+    found = nystrom.select(points, landmarks, labels, fold_of, name, (bandwidth_of(name),), (0.03, 0.3))
+
+    def doubles(a, b):
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        return a @ b.T if name == "linear" else np.exp(-1.5 * ((a[:, None] - b[None]) ** 2).sum(-1))
+
+    def scores(inside, outside, alpha):
+        features, own = doubles(points[inside], landmarks), doubles(landmarks, landmarks)
+        means = labels[inside].mean(0)
+        dual = np.linalg.solve(features.T @ features + alpha * own, features.T @ (labels[inside] - means))
+        return doubles(outside, landmarks) @ dual + means
+
+    for alpha, (_, _, value) in zip((0.03, 0.3), found.grid, strict=True):
+        wanted = np.zeros(labels.shape)
+        for fold in range(5):
+            wanted[fold_of == fold] = scores(fold_of != fold, points[fold_of == fold], alpha)
+        np.testing.assert_allclose(folds.mean_ap(wanted, labels), value, atol=1e-3)
+        if alpha == found.ridge:
+            np.testing.assert_allclose(found.scores, wanted, atol=1e-4)
+    all_of_them = scores(np.ones(60, bool), new, found.ridge)
+    ours = product(new, landmarks, found.dual, name, found.bandwidth) + folds.class_means(labels)[None]
+    np.testing.assert_allclose(ours, all_of_them, atol=1e-4)
+    root = nystrom._root(landmarks, name, found.bandwidth)
+    args = (points, np.arange(60), labels.astype(np.float32), landmarks, root, name, found.bandwidth)
+    for one, other in zip(nystrom._moments(*args), nystrom._moments(*args, block=7 * len(landmarks)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_landmarks_save_steps():
-    rng = np.random.default_rng(0)
-    points = rng.normal(size=(400, 3)).astype(np.float32)
-    right = rng.normal(size=(400, 2)).astype(np.float32)
-    plain, helped = (iterative.solve(points, right, "exp", 0.5, 0.01, landmarks=n)[1] for n in (0, 100))
-    assert helped < plain / 2
+def test_a_ridge_below_what_float32_resolves_is_not_chosen():
+    """Its Cholesky factor is not a number: the others of the grid are compared."""
+    same = np.ones((40, 2), np.float32)
+    labels = np.int8(np.arange(40)[:, None] % 2 == 0)
+    found = nystrom.select(same, same[:9], labels, folds.folds_of(40, 4, 0), "exp", (1.0,), (1e-30, 0.1))
+    assert np.isfinite(found.scores).all() and np.isfinite(np.asarray(found.dual)).all()
 
 
 def test_float32_is_enough_for_thousands_of_images():
@@ -121,7 +144,7 @@ def test_float32_is_enough_for_thousands_of_images():
     assert np.linalg.eigvalsh(double)[-1] > 300
     inverse = np.linalg.inv(double + 0.03 * np.eye(1200))
     centred = labels - labels.mean(0)
-    dual = ridge.fit(points, ridge.targets(labels), ridge.spectrum(points, "exp", 1.5), "exp", 1.5, 0.03)
+    dual = ridge.fit(points, folds.targets(labels), ridge.spectrum(points, "exp", 1.5), "exp", 1.5, 0.03)
     np.testing.assert_allclose(double @ np.asarray(dual), double @ (inverse @ centred), atol=1e-3)
 
 
@@ -130,9 +153,9 @@ def test_extremes():
     assert one.ridge == 0.1 and np.isfinite(one.scores).all()
     same = np.ones((6, 3), np.float32)  # six copies of one image
     labels = np.int8([[1, 0], [1, 0], [0, 0], [1, -1], [1, 0], [1, -1]])
-    found = ridge.select(same, labels, ridge.folds_of(6, 3, 0), "exp", (1.0,), (0.1,))
+    found = ridge.select(same, labels, folds.folds_of(6, 3, 0), "exp", (1.0,), (0.1,))
     assert np.isfinite(found.scores).all() and not found.scores[:, 1].any()
-    assert np.isfinite(ridge.targets(np.full((3, 2), -1, np.int8))).all()
+    assert np.isfinite(folds.targets(np.full((3, 2), -1, np.int8))).all()
 
 
 def test_points_have_the_weighted_mean_of_the_descriptors_distances():

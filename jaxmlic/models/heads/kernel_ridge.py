@@ -1,8 +1,8 @@
 """Kernel ridge regression on a frozen trunk: the classifier of all training images in closed form, without steps.
 
 Ridge and bandwidth are those with the best mean average precision of held-out training images, whose exact scores need
-no refitting (see `jaxmlic.kernels.ridge`). The parameters are the training images' points and their dual coefficients,
-or for the linear kernel a weight vector a label.
+no refitting (see `jaxmlic.kernels.ridge`, and `jaxmlic.kernels.nystrom` for many images). The parameters are the
+training images' points, or some of them, and their dual coefficients, or for the linear kernel a weight vector a label.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmlic import progress
 from jaxmlic.errors import UserError, check_choice, check_least
-from jaxmlic.kernels import iterative, product, ridge
+from jaxmlic.kernels import folds, nystrom, product, ridge
 from jaxmlic.metrics.calibration import fit_platt
 from jaxmlic.models.heads._descriptors import DescriptorModel, describe_fn, reads
 from jaxmlic.models.heads.contract import Fitted, Prediction
@@ -36,8 +36,9 @@ class Model(DescriptorModel):
       bandwidths: from which one is selected; "linear" has none.
       ridges: from which one is selected.
       folds: held-out parts for the selection; 0 for one image each (leave-one-out).
-      exact_limit: with more training images than this, ridge and bandwidth are selected on so many of them, and the
-        fit uses conjugate gradients: memory grows with N (D + C), no longer with N^2.
+      exact_limit: with more training images than this the matrix N x N is not made; the fit is to the features of
+        landmarks (Nystrom), for the linear kernel to the points themselves.
+      landmarks: M, training images that it keeps then, drawn with the seed.
     """
 
     kernel: str = "mean_distance"
@@ -45,6 +46,12 @@ class Model(DescriptorModel):
     ridges: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     folds: int = 9
     exact_limit: int = 10_000
+    landmarks: int = 4_000
+
+    @property
+    def num_support(self) -> int:
+        """Training images that the classifier keeps."""
+        return self.num_train if self.num_train <= self.exact_limit else min(self.landmarks, self.num_train)
 
     @nn.compact
     def __call__(
@@ -66,8 +73,8 @@ class Model(DescriptorModel):
         if self.kernel == "linear":
             scores = points @ self.param("weights", zeros, (count, self.num_labels))
         else:
-            support = self.param("support", zeros, (self.num_train, count))
-            dual = self.param("dual", zeros, (self.num_train, self.num_labels))
+            support = self.param("support", zeros, (self.num_support, count))
+            dual = self.param("dual", zeros, (self.num_support, self.num_labels))
             bandwidth = self.param("bandwidth", nn.initializers.ones, ())
             scores = product(points, support, dual, function, bandwidth)
         scores = scores + self.param("mean", zeros, (self.num_labels,))[None]
@@ -90,32 +97,35 @@ def fit_fn(
     _check(model)
     unit, function = KERNELS[model.kernel]
     params, points = model.fitted_points(descriptors, unit)
-    bandwidths = (1.0,) if model.kernel == "linear" else tuple(model.bandwidths)
-    rows = np.arange(len(labels))
-    exact = len(rows) <= model.exact_limit
-    if not exact:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, model.exact_limit, replace=False))
-    report(f"selecting among {len(bandwidths)} x {len(model.ridges)} settings on {len(rows):,} images")
-    fold_of = ridge.folds_of(len(rows), model.folds, seed)
-    own = labels[rows]
-    with progress.Progress("selecting", len(bandwidths), "bandwidths", transient=True) as bar:
-        found = ridge.select(points[rows], own, fold_of, function, bandwidths, tuple(model.ridges), bar.advance)
-    chosen, right = (function, found.bandwidth, found.ridge), ridge.targets(labels)
-    if exact:
-        dual, held = ridge.fit(points, right, found.spectrum, *chosen), found.scores
+    grid = (1.0,) if model.kernel == "linear" else tuple(model.bandwidths), tuple(model.ridges)
+    fold_of = folds.folds_of(len(labels), model.folds, seed)
+    if len(labels) <= model.exact_limit:
+        report(f"selecting among {len(grid[0])} x {len(grid[1])} settings on {len(labels):,} images")
+        with progress.Progress("selecting", len(grid[0]), "bandwidths", transient=True) as bar:
+            found = ridge.select(points, labels, fold_of, function, *grid, bar.advance)
+        support = points
+        dual = ridge.fit(points, folds.targets(labels), found.spectrum, function, found.bandwidth, found.ridge)
     else:
-        report(f"solving for {len(labels):,} images, and without each of {model.folds} parts")
-        dual, _ = iterative.solve(points, right, *chosen, seed=seed)
-        fold_of = ridge.folds_of(len(labels), model.folds, seed)
-        with progress.Progress("solving", model.folds, "parts", transient=True) as bar:
-            held = iterative.out_of_fold(points, labels, fold_of, *chosen, bar.advance, seed=seed)
+        if model.kernel == "linear":
+            support = np.eye(points.shape[1], dtype=np.float32)
+        else:
+            rows = np.random.default_rng(seed).choice(len(labels), model.num_support, replace=False)
+            support = points[np.sort(rows)]
+        report(
+            f"selecting among {len(grid[0])} x {len(grid[1])} settings on {len(labels):,} images by {len(support):,} "
+            "features"
+        )
+        with progress.Progress("selecting", len(grid[0]) * model.folds, "parts", transient=True) as bar:
+            found = nystrom.select(points, support, labels, fold_of, function, *grid, bar.advance)
+        dual = found.dual
+    held = found.scores
     slope, offset = fit_platt(held, labels)
     slope = max(slope, _LEAST_SLOPE)
-    params |= {"mean": ridge.class_means(labels), "slope": np.float32(slope), "offset": np.float32(offset)}
+    params |= {"mean": folds.class_means(labels), "slope": np.float32(slope), "offset": np.float32(offset)}
     if model.kernel == "linear":
-        params["weights"] = jnp.dot(points.T, dual, precision=jax.lax.Precision.HIGHEST)
+        params["weights"] = jnp.dot(support.T, dual, precision=jax.lax.Precision.HIGHEST)
     else:
-        params |= {"support": points, "dual": dual, "bandwidth": np.float32(found.bandwidth)}
+        params |= {"support": support, "dual": dual, "bandwidth": np.float32(found.bandwidth)}
     numbers = {"ridge": found.ridge, "bandwidth": found.bandwidth}
     numbers["out_of_fold_mAP"] = next(value for *pair, value in found.grid if pair == [found.bandwidth, found.ridge])
     notes = [f"bandwidth {b:g}, ridge {r:g}: held-out mAP {100 * value:.2f}" for b, r, value in found.grid]
@@ -129,12 +139,13 @@ def _check(model: Model) -> None:
             raise UserError(f"config.model.{name} = {tuple(values)}: one number or more, all above 0")
     check_least("model.folds", model.folds, 0)
     check_least("model.exact_limit", model.exact_limit, 2)
+    check_least("model.landmarks", model.landmarks, 1)
     if model.folds == 1:
         raise UserError("config.model.folds = 1 leaves nothing to fit: 2 or more, or 0 for one image each")
     if model.folds == 0 and model.num_train > model.exact_limit:
         raise UserError(
             f"config.model.folds = 0 would solve {model.num_train:,} systems, one an image: set it to 5 or so, or "
-            "config.model.exact_limit above the number of images"
+            "config.model.exact_limit to the number of images or more"
         )
 
 

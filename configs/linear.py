@@ -19,8 +19,8 @@ FINETUNE = {"corel5k": (3e-3, 0.1, 0.05, 6), "voc2007_subset": (0.03, 0.003, 0.3
 # 942 pictures, some classes on five of them: a larger input helps more than anything else, the first blocks stay as
 # they are, and a tenth of train would be too few pictures to select on.
 FEW_SIDE, FEW_FROZEN = 352, "trunk/(conv_stem|bn0|blocks_[0-4])/.*"
-# `tuned`: learning rate, epochs. The first five stages stay as they are. Selected with a third of the VOC subset's train
-# held out (docs/finetuning.md); other data sets have its values, not selected on them.
+# `tuned`: learning rate, epochs. The first five stages stay as they are. Selected with a third of the VOC subset held
+# out of train (docs/finetuning.md); other data sets have its values, not selected on them.
 TUNED = {"voc2007_subset": (3e-4, 6)}
 TUNED_FROZEN = "trunk/(conv_stem|bn0|blocks_([0-9]|10))/.*"
 OPERATIONS = {"augment.ops": 2, "augment.magnitude": 9.0, "augment.cutout": 0.3}

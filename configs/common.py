@@ -89,6 +89,11 @@ def base() -> ConfigDict:
     # Mean of two images and OR of their labels, partners drawn within the batch: "off", "every_epoch" or
     # "every_second_epoch" (the first, the third, ...).
     config.augment.mixup = "off"
+    # RandAugment's operations: so many an image, each one of shear, translate, rotate, brightness, color, contrast,
+    # sharpness, posterize, solarize, autocontrast and none, drawn anew.
+    config.augment.ops = 0
+    config.augment.magnitude = 9.0  # their strength, 0 to 30
+    config.augment.cutout = 0.0  # a square in the image's mean colour: its side, of the image's; 0 = off
 
     config.optim = ConfigDict()
     # "adamw", "adam", "sgd", "sgd_nesterov" or "rmsprop"; L2 is coupled except in adamw. "none" for heads without steps
@@ -108,6 +113,8 @@ def base() -> ConfigDict:
     # (regular expression over the whole parameter name, learning-rate multiplier), the first match counts;
     # None freezes; a parameter that nothing matches is an error.
     config.optim.groups = ((".*", 1.0),)
+    # Each stage of the trunk learns at so much of the next one's rate, the last one at its group's; 1 = all alike.
+    config.optim.stage_decay = 1.0
 
     config.train = ConfigDict()
     config.train.duration = "10 epochs"

@@ -253,9 +253,11 @@ def _frozen_problems(config, model, source, multipliers, first_stage: ConfigDict
         before = run_folder.load(config.start_from).config
     copied = set()
     if before is not None:
-        other = contract.make_model(contract.find(before.head), before, model.num_labels, 1)
-        theirs = state_lib.parameter_shapes(other, source.example())
+        head = contract.find(before.head)
+        theirs = state_lib.parameter_shapes(contract.make_model(head, before, model.num_labels, 1), source.example())
         copied = {name for name, shape in mine.items() if theirs.get(name) == shape}
+        if hasattr(head, "linear_layer") and before.model.pool == config.model.pool:
+            copied |= {name for name in mine if name.startswith("classifier/")}
     has_trunk_weights = bool(config.pretrained) or not trunks.has_pretrained(config.model.trunk)
     mistake, warning = starting_point.without_values(frozen, has_trunk_weights, copied)
     return [text for text in (mistake, warning) if text]

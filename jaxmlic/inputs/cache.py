@@ -25,7 +25,7 @@ from array_record.python import array_record_data_source
 from ml_collections import ConfigDict
 
 from jaxmlic import storage
-from jaxmlic.data import datasets, loader, named_splits
+from jaxmlic.data import augment, datasets, loader, named_splits
 from jaxmlic.errors import UserError, check_choice
 from jaxmlic.inputs.images import ImageReader
 from jaxmlic.inputs.source import STAGE, VALUES, Source, stored_maps
@@ -88,8 +88,7 @@ def check_storable(config: ConfigDict, multipliers: dict[str, float | None]) -> 
     check_choice("features.dtype", config.features.dtype, DTYPES)
     check_choice("features.store", config.features.store, STORES)
     reads(config).check_store(config.features.store)
-    if config.augment.mixup != "off":
-        raise UserError("config.augment.mixup mixes pixels, which stored features cannot: set it to 'off'")
+    augment.check_no_pixels("stored features", **config.augment)
     if not config.pretrained:
         raise UserError("features of a trunk without weights mean nothing: set config.pretrained=FILE")
     if trunks.acts_in_training(config.model.trunk, config.model.batch_norm, frozen=True):

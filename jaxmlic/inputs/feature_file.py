@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlic import storage
-from jaxmlic.data import datasets, loader
+from jaxmlic.data import augment, datasets, loader
 from jaxmlic.errors import UserError
 from jaxmlic.inputs.source import VALUES, Source, eval_inputs
 from jaxmlic.models import trunks
@@ -81,8 +81,7 @@ class FileSource(Source):
             raise UserError("config.features.sets is read with config.data.source='descriptors' alone: leave it out")
         if config.pretrained:
             raise UserError("config.pretrained is for a trunk, and features from a file have none: leave it out")
-        if config.augment.mixup != "off":
-            raise UserError("config.augment.mixup mixes pixels, which features from a file cannot: set it to 'off'")
+        augment.check_no_pixels("features from a file", **config.augment)
         load(config.data.features_file)
 
     def example(self) -> trunks.StoredMaps:

@@ -313,6 +313,8 @@ def test_other_weights_under_the_same_name(data_dir, tmp_path):
         ({"features.dtype": "int8"}, "config.features.dtype"),
         ({"augment.crop_area": (0.5, 1.0), "features.crops": 0}, "config.features.crops = 0"),
         ({"augment.mixup": "every_epoch"}, "config.augment.mixup"),
+        ({"augment.ops": 1}, "config.augment.ops"),
+        ({"augment.cutout": 0.5}, "config.augment.cutout"),
         ({"data.source": "feature"}, "config.data.source"),
         ({"model.trunk": "efficientnet_lite0"}, "config.model.batch_norm='frozen'"),
     ],

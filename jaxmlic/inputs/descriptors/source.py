@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlic import sharding
-from jaxmlic.data import loader
+from jaxmlic.data import augment, loader
 from jaxmlic.errors import UserError
 from jaxmlic.inputs import cache
 from jaxmlic.inputs.descriptors import stored
@@ -42,8 +42,7 @@ class DescriptorSource(Source):
             )
         if config.model.get("parts"):
             raise UserError("config.model.parts is for a file of features; sets know their sizes: leave it out")
-        if config.augment.mixup != "off":
-            raise UserError("config.augment.mixup mixes pixels, which descriptors cannot: set it to 'off'")
+        augment.check_no_pixels("descriptors", **config.augment)
 
     @property
     def pretrained_trunks(self) -> tuple[str, ...]:

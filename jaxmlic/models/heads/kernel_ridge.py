@@ -20,7 +20,7 @@ from jaxmlic.models.heads._descriptors import DescriptorModel, describe_fn, read
 from jaxmlic.models.heads.contract import Fitted, Prediction
 from jaxmlic.models.trunks import Descriptor
 
-__all__ = ["Model", "describe_fn", "fit_fn", "predict_fn", "reads"]
+__all__ = ["Model", "describe_fn", "fit_fn", "linear_layer", "predict_fn", "reads"]
 
 # By name: (descriptors are compared by direction, the kernel of their points).
 KERNELS = {"mean_distance": (True, "exp"), "rbf": (False, "exp"), "linear": (False, "linear")}
@@ -148,6 +148,22 @@ def _check(model: Model) -> None:
             f"config.model.folds = 0 would solve {model.num_train:,} systems, one an image: set it to 5 or so, or "
             "config.model.exact_limit to the number of images or more"
         )
+
+
+def linear_layer(model: Model, variables: dict) -> dict[str, jax.Array]:
+    """The same logits as a linear layer on the pooled vector: kernel float32 [D, C] and bias [C].
+
+    Raises UserError for a kernel that is not linear, and for descriptors that no other head pools.
+    """
+    if model.kernel != "linear" or model.stages or model.parts:
+        raise UserError(
+            "a classifier can start from kernel ridge where that is linear in the pooled map: train it with "
+            "config.model.kernel='linear', without config.model.stages and config.model.parts"
+        )
+    found = variables["params"]
+    kernel = found["slope"] * found["factor"][0] * found["scale"][:, None] * found["weights"]
+    centre = jnp.dot(found["centre"], kernel, precision=jax.lax.Precision.HIGHEST)
+    return {"kernel": kernel, "bias": found["slope"] * found["mean"] + found["offset"] - centre}
 
 
 def predict_fn(model: Model, variables: dict, images: jax.Array) -> Prediction:

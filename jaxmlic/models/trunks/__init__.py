@@ -6,6 +6,9 @@ stands for. Every such name begins with the module's. `LEVELS` are the stages, f
 several stages reads by default, and `BATCH_NORM` the names of NAMES that have batch norm, whose
 `Trunk` has a field `batch_norm`.
 
+A trunk whose stages may learn at paces of their own has `stage_of(module, **fields)`, the number of the stage of one of
+its own modules ("layer2_0"), which grows from the input to the feature map.
+
 A trunk that pretrained weights exist for has `torch_names(**fields)`, variable -> name in a PyTorch state dict, perhaps
 `timm_names(**fields)`, the same for timm's names, and `TORCH_CLASSIFIER`, the prefixes of the classification layer's
 names in either; `TORCH_LEFT_OUT` are prefixes of what else a file may hold and this trunk need not have.
@@ -75,6 +78,14 @@ def has_batch_norm(name: str) -> bool:
 def has_pretrained(name: str) -> bool:
     """Whether there are pretrained weights that a trunk can start from."""
     return hasattr(get(name)[0], "torch_names")
+
+
+def stage_numbers(name: str, modules: Sequence[str]) -> dict[str, int]:
+    """The stage of each of the trunk's own modules; UserError for a trunk that does not number its stages."""
+    module, fields = get(name)
+    if not hasattr(module, "stage_of"):
+        raise UserError(f"config.optim.stage_decay: trunk {name!r} does not number its stages; set it to 1.0")
+    return {part: module.stage_of(part, **fields) for part in modules}
 
 
 def build(name: str, *, dtype: str, batch_norm: str) -> tuple[nn.Module, Callable[[jax.Array], jax.Array]]:

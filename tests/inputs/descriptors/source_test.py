@@ -228,7 +228,7 @@ MISTAKES = {
     "power": ({"features.gem_power": 0.0}, "config.features.gem_power = 0.0"),
     "pretrained": ({"pretrained": "w.npz"}, "weights of sets are in config.features.weights"),
     "file": ({"data.features_file": "f.npz"}, "config.data.features_file is read"),
-    "mixup": ({"augment.mixup": "every_epoch"}, "mixup mixes pixels"),
+    "mixup": ({"augment.mixup": "every_epoch"}, "mixup works on pixels"),
     "stages": ({"model.stages": ("stage1",)}, "reads stages of a trunk"),
     "parts": ({"model.parts": (3, 3)}, "sets know their sizes"),
     "source": ({"data.source": "images"}, "config.features.sets is read with config.data.source='descriptors'"),

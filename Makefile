@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUNS ?= runs
 
-.PHONY: help quickstart test test-slow lint clean
+.PHONY: help quickstart test test-slow lint results clean
 
 help:
 	@echo "make quickstart   new environment, install, embedded data, train, evaluate (minutes)"
 	@echo "make test         new environment where there is none, lint, tests (20 minutes on two busy cores)"
 	@echo "make test-slow    the tests that take minutes each"
+	@echo "make results      writes the tables of docs/results/tables into RESULTS.md and docs/results"
 	@echo "make lint         ruff, the layers that imports go down, types of the public door"
 
 # The stamp file makes the install happen once; a change of setup.cfg repeats it.
@@ -36,6 +37,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
+
+results: $(VENV)/.installed
+	$(BIN)/python benchmarks/results.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

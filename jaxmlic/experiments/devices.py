@@ -2,7 +2,7 @@
 
 import dataclasses
 
-# Of a device's peak: ResNet-101 at 448 px reached 0.22 to 0.25 of an H200's (RESULTS.md, "On a GPU").
+# Of a device's peak: ResNet-101 at 448 px reached 0.22 to 0.25 of an H200's (docs/results/gpu.md).
 UTILISATION = 0.25
 
 

@@ -57,7 +57,7 @@ def test_rows_on_a_frozen_trunk_are_pinned():
     for name, config in found.items():
         groups = SLOW_ATTENTION if config.model.attention else FROZEN
         assert row_of(config) == (rates, groups, ("train", "test"), (32, 160, "8 epochs"), "top5_forced"), name
-        # What RESULTS.md has was measured without step 4.
+        # What docs/results/mscnn.md has was measured without step 4.
         assert config.model.stage_logits == ("add" if name == "stage_logits" else "off")
 
 

@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmlic import metrics, sharding
@@ -107,8 +108,8 @@ class Run(RestoredRun):
         trained = self._trained_classes() if config.eval.trained_classes_only else None
         assert scored is not None  # nothing stops it
         if rule is not None:
-            prediction = dataclasses.replace(scored[0], chosen=rule.choose_for(rules.name, scored[0].scores), path=None)
-            scored = prediction, *scored[1:]
+            chosen = rule.choose_for(rules.name, np.asarray(scored[0].scores))
+            scored = dataclasses.replace(scored[0], chosen=jnp.asarray(chosen), path=None), *scored[1:]
         return evaluation(self._restored.record, self.step, scored, name, rules.name, trained, thresholds, rule)
 
     def predict(

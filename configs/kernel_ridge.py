@@ -46,9 +46,9 @@ def get_config(arg=None):
         config.features.sets = RECIPES[arg.recipe]
         config.features.stages = ("stage4", "stage5", "stage6", "stage7")
         # Selected by the mAP of held-out training images of Corel-5K: equal weights for each trunk's pooled map and
-        # its stages, an eighth of all these for colour; texture and gradient lowered it.
+        # its stages, 3/16 of all these for colour; texture and gradient lowered it.
         trunks = sum("@" in name for name in config.features.sets)
-        config.model.weights = (1.0,) * 2 * trunks + (trunks / 4,) * (len(config.features.sets) - trunks)
+        config.model.weights = (1.0,) * 2 * trunks + (3 / 8 * trunks,) * (len(config.features.sets) - trunks)
         if arg.head == "kernel_ridge":
             config.model.bandwidths, config.model.ridges = (0.75, 1.0, 1.5), (0.05, 0.1)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmlic.data.augment import operations
-from jaxmlic.data.augment.geometry import crop_and_flip, draw_flips, random_boxes, resample
+from jaxmlic.data.augment.geometry import crop_and_flip, draw_flips, random_boxes, resample, whole
 from jaxmlic.data.augment.mixing import cut_out, mix
 from jaxmlic.errors import UserError, check_choice, check_least
 
@@ -18,6 +18,7 @@ __all__ = [
     "mix",
     "random_boxes",
     "resample",
+    "whole",
 ]
 
 MIXUP = ("off", "every_epoch", "every_second_epoch")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jaxmlic import storage
 from jaxmlic.cli.parser import Parser
-from jaxmlic.errors import UserError
+from jaxmlic.errors import UserError, unknown
 from jaxmlic.evaluation import decision, thresholds
 from jaxmlic.experiments import decisions
 from jaxmlic.experiments.runs import fit_thresholds
@@ -45,6 +45,9 @@ def main(argv: Sequence[str]) -> int:
     if decision.parse_metric(options.objective) is not None:
         _refuse(options, "thresholds", ("per_class", "shrink", "calibrate"), "--global, --shrink and --calibrate")
         return _learn(place, options)
+    name, known = options.objective.partition("=")[0], {**OBJECTIVES, **decision.METRICS}
+    if name not in known:
+        raise unknown("--for =", name, known)
     thresholds.parse_objective(options.objective)  # before anything is scored
     _refuse(options, "rules", ("images", "folds", "out", "apply", "protocol"), "--images, --folds, --out, --apply")
     return _fit(place, options)

@@ -4,8 +4,8 @@
 
 Trains the systems of tests/hosts_test.py (on its data set, with its sizes) on 1 process x 1 device and on the layouts,
 once as they are and once with doubles wherever the library says float32, and prints the largest relative difference
-over the steps. Where the two are the same computation but for the order of sums, doubles shrink it by about 1e8; what
-they do not shrink would be another computation. A minute or two for each run on a free core.
+over the steps. What is the same computation but for the order of sums should differ less in double precision by about
+the ratio of the two roundings; what does not is another computation. A minute or two for each run on a free core.
 """
 
 import argparse

@@ -57,9 +57,9 @@ def learn(
 
 
 def learn_missing(workdir: str | Path, protocol: str) -> bool:
-    """Learns the rule of a protocol that needs one, where the run has none; whether it did."""
+    """Learns the rule of a protocol that needs one, where the run has none for its checkpoint; whether it did."""
     rules = metrics.get_protocol(protocol)
-    if not rules.by_rule or decision.load(workdir) is not None:
+    if not rules.by_rule or run.load(workdir).learned_decision()[0] is not None:
         return False
     learn(workdir, "cf1" if rules.k is None else f"cf1_at={rules.k}", folds=0)
     return True

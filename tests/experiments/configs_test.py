@@ -24,6 +24,7 @@ SPECS = (
     *("cnn_lstm_rmlc:dataset=cifar10,head=path", "cnn_lstm_rmlc:dataset=stl10,folds=10", "cnn_lstm_rmlc:noise"),
     *("mscnn_lce_mic", "mscnn_lce_mic:dataset=coco2014", "mscnn_lce_mic:dataset=corel5k"),
     *("mscnn_lce_mic:labelled=few", "mscnn_lce_mic:dataset=cifar10,rows=propagation"),
+    *("yardsticks", "yardsticks:dataset=scenes", "yardsticks:dataset=corel5k", "yardsticks:head=csra"),
 )
 
 
@@ -70,6 +71,40 @@ def test_every_model_can_be_made_at_the_papers_size(spec):
 @pytest.mark.parametrize("name", ["quickstart", "linear", "baseline_ensemble", "cnn_rnn", "multi_order_rnn"])
 def test_smoke_shrinks_every_experiment(name):
     assert config_lib.load(f"{name}:smoke").train.duration == "12 steps"
+
+
+@pytest.mark.parametrize("head", ["ml_decoder", "csra", "query2label", "linear"])
+def test_smoke_shrinks_the_yardsticks(head):
+    for dataset in ("coco2014", "scenes", "corel5k"):
+        config = config_lib.load(f"yardsticks:head={head},dataset={dataset},smoke")
+        assert config.head.endswith(head) and config.train.duration == "12 steps" and config.data.image_size <= 64
+
+
+def test_recipes_of_the_yardsticks():
+    """The settings of the authors' code that must not move."""
+    found = {
+        head: config_lib.load(f"yardsticks:head={head}") for head in ("csra", "ml_decoder", "query2label", "linear")
+    }
+    for head, optimizer in {
+        "csra": ("sgd", 0.1, "step", 1e-4, 0.0, 16),
+        "ml_decoder": ("adam", 1e-4, "one_cycle", 1e-4, 0.9997, 56),
+        "query2label": ("adamw", 1e-4, "one_cycle", 1e-2, 0.9997, 64),
+        "linear": ("adam", 1e-4, "one_cycle", 1e-4, 0.9997, 128),
+    }.items():
+        optim = found[head].optim
+        own = (optim.name, optim.lr, optim.schedule, optim.weight_decay, optim.ema, found[head].train.batch_size)
+        assert own == optimizer
+        assert (found[head].data.image_size, found[head].model.trunk) == (448, "resnet101")
+        assert found[head].data.drop_empty == (head != "query2label")
+    assert (found["ml_decoder"].model.embedding, found["ml_decoder"].model.hidden) == (768, 2048)
+    assert (found["query2label"].model.embedding, found["query2label"].model.hidden) == (0, 8192)
+    names = [entry.name for entry in sweep.entries("yardsticks")]
+    assert names == [
+        *("coco2014_ml_decoder", "voc2007_csra_h1", "coco2014_csra_h4"),
+        *("coco2014_query2label", "coco2014_query2label_576", "coco2014_linear"),
+    ]
+    rows = configs("yardsticks:head=csra")
+    assert [rows[name].model.attention_weight for name in ("voc2007_csra_h1", "coco2014_csra_h4")] == [0.1, 0.5]
 
 
 def test_smoke_shrinks_the_experiments_of_james_and_lakshmi():

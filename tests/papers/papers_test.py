@@ -16,6 +16,8 @@ from jaxmlic.reports.figures import catalogue
 
 FOLDER = os.environ.get("JAXMLIC_PAPERS")  # holds the papers' texts, NAME.txt
 ROWS = [(name, table, row) for name in papers.names() for table in papers.load(name).tables for row in table.rows]
+# What the five are compared with. Their numbers are those of their authors' repositories, and none have figures here.
+YARDSTICKS = ("csra", "ml_decoder", "query2label")
 
 # A first stage, and the orders of Table 1 in another head.
 BESIDE_THE_TABLES = {
@@ -24,21 +26,25 @@ BESIDE_THE_TABLES = {
 
 
 def test_every_paper_is_there():
-    assert papers.names() == ["baseline_ensemble", "cnn_lstm_rmlc", "cnn_rnn", "mscnn_lce_mic", "multi_order_rnn"]
+    five = ["baseline_ensemble", "cnn_lstm_rmlc", "cnn_rnn", "mscnn_lce_mic", "multi_order_rnn"]
+    assert papers.names() == sorted([*five, *YARDSTICKS])
     counted = {name: sum(row.entry != "" for paper, _, row in ROWS if paper == name) for name in papers.names()}
     assert counted == {
         "baseline_ensemble": 54 + 3 * 6,
         "cnn_lstm_rmlc": 26,
         "cnn_rnn": 12,
+        "csra": 2,
+        "ml_decoder": 0,
         "mscnn_lce_mic": 3 * 3 + 12 + 9 + 14 + 8 + 6,
         "multi_order_rnn": 5 + 7 + 6 + 4,
+        "query2label": 2,
     }
     with pytest.raises(UserError, match="did you mean 'cnn_rnn'"):
         papers.load("cnn_rn")
 
 
 @pytest.mark.skipif(not FOLDER, reason="JAXMLIC_PAPERS names no folder with the papers' texts")
-@pytest.mark.parametrize("name", papers.names())
+@pytest.mark.parametrize("name", [name for name in papers.names() if name not in YARDSTICKS])
 def test_every_number_is_in_the_papers_text(name):
     """Each row's numbers stand in this order on one line of the paper; two tables are divided by data set."""
     lines = [re.findall(r"\d+(?:\.\d+)?", line) for line in (Path(FOLDER) / f"{name}.txt").read_text().splitlines()]
@@ -58,7 +64,7 @@ def test_every_number_is_in_the_papers_text(name):
             assert whole, (table.number, row.label, values)
 
 
-@pytest.mark.parametrize("spec", sorted({row.sweep for _, _, row in ROWS}))
+@pytest.mark.parametrize("spec", sorted({row.sweep for _, _, row in ROWS if row.entry}))
 def test_every_entry_exists_and_is_of_the_tables_data_set(spec):
     module, base = config_lib.load_module(spec), config_lib.load(spec)
     found = {entry.name: entry for entry in sweep.entries(spec)}
@@ -158,4 +164,5 @@ def test_figures_are_drawn_by_commands_that_exist(name):
         assert program == "jaxmlic" and command in cli.COMMANDS, figure
         drawn = [word.removeprefix("--figure=") for word in rest if word.startswith("--figure=")]
         assert bool(drawn) == (command == "figures") and set(drawn) <= set(catalogue.FIGURES)
-    assert bool(papers.load(name).figures) == (name != "baseline_ensemble")  # its only figure is its method
+    # The only figure of the ensemble's paper is its method.
+    assert bool(papers.load(name).figures) == (name not in ("baseline_ensemble", *YARDSTICKS))

@@ -226,7 +226,9 @@ def test_unknown_labels_and_padding_move_nothing(name):
 def test_dropout_acts_in_training_alone():
     model, variables = drawn("query2label")
     maps = trunks.StoredMaps(jnp.asarray(GRID))
-    apply = jax.jit(lambda key, train: model.apply(variables, maps, train, rngs={"dropout": key})["logits"], static_argnums=1)
+    apply = jax.jit(
+        lambda key, train: model.apply(variables, maps, train, rngs={"dropout": key})["logits"], static_argnums=1
+    )
     keys = jax.random.split(jax.random.key(1))
     assert np.abs(apply(keys[0], True) - apply(keys[1], True)).max() > 1e-3
     np.testing.assert_array_equal(apply(keys[0], False), apply(keys[1], False))

@@ -81,6 +81,4 @@ class Model(MapModel):
 def label_embeddings(variables: dict) -> dict[str, jax.Array]:
     """The weights of each label by head, float32 [C, D]."""
     params = variables["params"]
-    return {
-        name.removesuffix("_kernel"): kernel.T for name, kernel in params.items() if name.startswith("classifier_")
-    }
+    return {name.removesuffix("_kernel"): kernel.T for name, kernel in params.items() if name.startswith("classifier_")}

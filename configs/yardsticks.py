@@ -4,8 +4,8 @@ Papers:     Zhu and Wu, "Residual Attention: A Simple but Effective Method for M
             Ridnik et al., "ML-Decoder: Scalable and Versatile Classification Head", 2021; Liu et al., "Query2Label: A
             Simple Transformer Way to Multi-Label Classification", 2021; Ridnik et al., "Asymmetric Loss for Multi-Label
             Classification", ICCV 2021. Numbers: jaxmlic/papers/{csra,ml_decoder,query2label}.toml. docs/heads.md.
-Arguments:  head=ml_decoder | csra | query2label | linear,  dataset=coco2014 | voc2007 | scenes | <any prepared data set>,
-            trunk=<any trunk>,  size=<side>,  smoke
+Arguments:  head=ml_decoder | csra | query2label | linear,  dataset=coco2014 | voc2007 | scenes | <any prepared
+            data set>,  trunk=<any trunk>,  size=<side>,  smoke
 Commands:   jaxmlic train --config=yardsticks:head=csra,dataset=scenes --workdir=runs/csra
             jaxmlic sweep --config=yardsticks:dataset=corel5k --workdir=runs/yardsticks --weights=DIR
 Sweep:      of a data set, every head and what its parts are worth; of a head without a data set, the rows of its paper.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 
 from jaxmlic.errors import UserError, check_choice, did_you_mean
-from jaxmlic.losses import partial, pairwise, pointwise
+from jaxmlic.losses import pairwise, partial, pointwise
 
 LOSSES = {
     "asymmetric": pointwise.asymmetric,

@@ -27,7 +27,7 @@ def hill(
     by p is 0 at p = 2 lamb / 3.
 
     Args:
-      logits, labels, weights: as for binary_cross_entropy. Labels that are missing are 0 here; unknown ones add nothing.
+      logits, labels, weights: as for binary_cross_entropy. Missing labels are 0 here; unknown ones add nothing.
       gamma: 0 or more; how much easy positives are played down.
       margin: taken from the positives' logits.
       lamb: lambda, 1 or more.
@@ -60,7 +60,7 @@ def splc(
     from it.
 
     Args:
-      logits, labels, weights: as for binary_cross_entropy. Labels that are missing are 0 here; unknown ones add nothing.
+      logits, labels, weights: as for binary_cross_entropy. Missing labels are 0 here; unknown ones add nothing.
       tau: in (0, 1].
       gamma: 0 or more; how much easy labels are played down.
       margin: taken from the positives' logits.

@@ -1,5 +1,7 @@
 """CSRA, ML-Decoder and Query2Label against transcriptions of their authors' PyTorch code into numpy, float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,7 +197,7 @@ def test_gradients_are_differences_of_the_transcription(name):
         way = jax.tree.map(lambda x: rng.normal(size=x.shape), start)
 
         def ahead(step, way=way):
-            moved = jax.tree.map(lambda x, d: x + step * d, start, way)
+            moved = jax.tree.map(np.add, start, jax.tree.map(functools.partial(np.multiply, step), way))
             return np.sum(transcribed(model, {"params": moved, **doubled(rest)}, doubled(GRID))[0] * weights)
 
         slope = sum(np.sum(g * d) for g, d in zip(jax.tree.leaves(gradients), jax.tree.leaves(way), strict=True))

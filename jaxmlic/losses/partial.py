@@ -6,7 +6,7 @@ The contract is that of `pointwise`; all are reduced as binary_cross_entropy, wh
 import jax
 import jax.numpy as jnp
 
-from jaxmlic.errors import check_choice
+from jaxmlic.errors import unknown as unknown_choice
 from jaxmlic.losses.pointwise import prepare, require
 
 MODES = ("ignore", "negative", "selective")
@@ -112,7 +112,8 @@ def partial_asymmetric(
     Returns:
       float32 [...]: summed over the labels that count and divided by C.
     """
-    check_choice("loss.options mode", mode, MODES)
+    if mode not in MODES:
+        raise unknown_choice("loss option mode =", mode, MODES)
     for name, gamma in (("gamma_pos", gamma_pos), ("gamma_neg", gamma_neg), ("gamma_unknown", gamma_unknown)):
         require(name, gamma, gamma >= 0, "0 or more")
     require("clip", clip, (clip >= 0) & (clip < 1), "in [0, 1)")
@@ -145,6 +146,8 @@ def _likely(logits: jax.Array, among: jax.Array, count: int) -> jax.Array:
     """bool [..., C]: the count x examples highest logits of those of the whole batch that are `among` [..., C]."""
     flat = jax.lax.stop_gradient(jnp.where(among, logits, -jnp.inf)).reshape(-1)
     total = min(count * (flat.size // logits.shape[-1]), flat.size)
+    if not total:
+        return jnp.zeros(logits.shape, bool)
     _, places = jax.lax.top_k(flat, total)
     return jnp.zeros(flat.shape, bool).at[places].set(True).reshape(logits.shape)
 

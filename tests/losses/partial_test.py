@@ -43,7 +43,9 @@ def test_losses_for_missing_labels_equal_the_authors_code(name, transcribed, opt
     found, gradients = compiled(name, **options)(logits, labels)
     np.testing.assert_allclose(found, np.where(labels == -1, 0, terms).mean(-1), rtol=1e-4, atol=1e-6)
     step = 1e-4
-    ends = [transcribed(logits + sign * step, np.maximum(labels, 0), **options) for sign in (1.0, -1.0)]
+    ends = [
+        transcribed(logits.astype(np.float64) + sign * step, np.maximum(labels, 0), **options) for sign in (1.0, -1.0)
+    ]
     slopes = np.where(labels == -1, 0, ends[0] - ends[1]) / (2 * step) / labels.shape[1]
     np.testing.assert_allclose(gradients, slopes, rtol=2e-3, atol=1e-5)
 

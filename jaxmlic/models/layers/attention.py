@@ -11,9 +11,6 @@ from jaxmlic.models.layers.norm import Dropout
 Array = jax.Array
 
 NORM_EPSILON = 1e-5  # PyTorch's
-# What a decoder layer does with the queries before they attend to the map: nothing, the sum of a query and itself in
-# place of their attention to each other (ML-Decoder), or that attention.
-MIXING = ("none", "identity", "attention")
 _POSITION_BASE = 10_000.0
 
 
@@ -104,7 +101,11 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Queries attend to a map (and, by `mixing`, to each other before), then a feed-forward network; post-norm."""
+    """Queries attend to a map, then a feed-forward network; each is added and normalised (post-norm).
+
+    mixing: what they do before: "attention" to each other; "identity", a query is added to itself in place of that
+        (ML-Decoder); "none".
+    """
 
     num_heads: int
     hidden: int

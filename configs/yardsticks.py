@@ -1,4 +1,4 @@
-"""What the field compares with: CSRA, ML-Decoder and Query2Label on one trainer, and a linear head with ASL's recipe.
+"""What the field compares with: CSRA, ML-Decoder, Query2Label, a linear head with ASL's recipe; all heads on one trunk.
 
 Papers:     Zhu and Wu, "Residual Attention: A Simple but Effective Method for Multi-Label Recognition", ICCV 2021;
             Ridnik et al., "ML-Decoder: Scalable and Versatile Classification Head", 2021; Liu et al., "Query2Label: A
@@ -6,22 +6,31 @@ Papers:     Zhu and Wu, "Residual Attention: A Simple but Effective Method for M
             Classification", ICCV 2021. Numbers: jaxmlic/papers/{csra,ml_decoder,query2label}.toml. docs/heads.md.
 Arguments:  head=ml_decoder | csra | query2label | linear,  dataset=coco2014 | voc2007 | scenes | <any prepared
             data set>,  trunk=<any trunk>,  size=<side>,  smoke
+            rows=heads,  head=<one of EQUAL>: on equal stored features.  rows=losses,  loss=<one of LOSSES>: a linear
+            head, and training labels of which some are missing.
 Commands:   jaxmlic train --config=yardsticks:head=csra,dataset=scenes --workdir=runs/csra
             jaxmlic sweep --config=yardsticks:dataset=corel5k --workdir=runs/yardsticks --weights=DIR
-Sweep:      of a data set, every head and what its parts are worth; of a head without a data set, the rows of its paper.
+            jaxmlic reproduce yardsticks/voc2007_subset --train --seeds=3 --weights=DIR --workdir=runs/heads
+            jaxmlic sweep --config=yardsticks:rows=losses --workdir=runs/losses --weights=DIR
+Sweep:      of a data set, every head and what its parts are worth; of a head without a data set, the rows of its paper;
+            rows=heads and rows=losses: all of them.
 Recipes:    coco2014 and voc2007: those of the authors' code with ResNet-101 and squashed images of 448 pixels; scenes:
             quickstart's network and schedule; others: a frozen EfficientNet-Lite0, one recipe for all heads.
 
-Read into the papers: TResNet, RandAugment and cutout are not among the authors' settings here; a flip stands for
-RandAugment. Adam's decay leaves biases and norms out, as theirs does, and Query2Label's AdamW as well. Of ASL's 80
+            rows=heads: each head's own on Corel-5K and the VOC subset (stand_ins), elsewhere Corel-5K's.
+
+Read into the papers: TResNet is not here. RandAugment is two of its operations of magnitude 9, and cutout's squares have
+the mean colour, where theirs have a random one. Adam's decay leaves biases and norms out, as theirs does, and Query2Label's AdamW as well. Of ASL's 80
 epochs theirs run 40; so do these, on the schedule of 40. The last checkpoint's averages count, not the best epoch on
-the test images. The recipe on a frozen trunk is not selected on anything.
+the test images. The recipe on a frozen trunk is selected for no head but where stand_ins has one.
 """
 
-from jaxmlic.configs import common, stand_ins
+from jaxmlic.configs import cnn_lstm_rmlc, cnn_rnn, common, linear, mscnn_lce_mic, multi_order_rnn, stand_ins
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
+from jaxmlic.errors import UserError
+from jaxmlic.models import trunks
 
 HEADS = ("ml_decoder", "csra", "query2label", "linear")
 PAPERS_DATASETS = ("coco2014", "voc2007")
@@ -59,14 +68,54 @@ TABLES = {
     "ml_decoder": {"coco2014": {"ml_decoder": {}}},
     "query2label": {"coco2014": {"query2label": {}, "query2label_576": {"data.image_size": 576}}},
 }
+# rows=heads: of the other heads the experiment, more of its argument, and the entry of its sweep.
+OTHERS = {
+    "linear": (linear, "mode=frozen", ""),
+    "cnn_rnn": (cnn_rnn, "method=cnn_rnn", ""),
+    "multi_order": (multi_order_rnn, "method=multi_order", ""),
+    "cnn_lstm_rmlc": (cnn_lstm_rmlc, "row=cnn_lstm_rmlc,mode=frozen", ""),
+    "mscnn": (mscnn_lce_mic, "", "full"),
+    "ml_gcn": (mscnn_lce_mic, "", "ml_gcn"),
+}
+EQUAL = ("linear", "csra", "ml_decoder", "query2label", *list(OTHERS)[1:])
+EQUAL_SIDES = {"scenes": 96}  # its pictures have 48 pixels
+# rows=losses: the loss, its options and which labels are missing.
+OVERLOOKED = {"data.noise": "missing", "data.noise_rate": 0.4}  # present ones that are recorded as absent
+UNRECORDED = {"data.noise": "unknown", "data.noise_rate": 0.7}
+NO_GAMMAS = (("gamma_neg", 0.0), ("gamma_unknown", 0.0))  # partial binary cross-entropy
+LOSSES = {
+    "bce": ("binary_cross_entropy", (), OVERLOOKED),
+    "asymmetric": ("asymmetric", (), OVERLOOKED),
+    "hill": ("hill", (), OVERLOOKED),
+    "splc_first": ("splc", (("tau", 1.0),), {**OVERLOOKED, "train.duration": "1 epochs"}),
+    "splc": ("splc", (), OVERLOOKED),
+    **{
+        f"partial_bce_{mode}": ("partial_asymmetric", (("mode", mode), *NO_GAMMAS), UNRECORDED)
+        for mode in ("ignore", "negative", "selective")
+    },
+    "partial_asymmetric": ("partial_asymmetric", (("mode", "selective"),), UNRECORDED),
+}
 
 
 def parse(arg=None):
-    return config_lib.parse_arg(arg, dataset="", head=("", *HEADS), trunk="", size=0)
+    heads = ("", *dict.fromkeys((*HEADS, *EQUAL)))
+    choices = {"head": heads, "rows": ("", "heads", "losses"), "loss": ("", *LOSSES)}
+    found = config_lib.parse_arg(arg, dataset="", trunk="", size=0, **choices)
+    if found.head and found.head not in HEADS and found.rows != "heads":
+        raise UserError(f"config argument head={found.head} goes with rows=heads; without, the heads are {HEADS}")
+    if found.loss and found.rows != "losses":
+        raise UserError(f"config argument loss={found.loss} goes with rows=losses")
+    if found.head and found.rows == "losses":
+        raise UserError(f"config argument head={found.head} does not go with rows=losses: its head is the linear one")
+    return found
 
 
 def get_config(arg=None):
     arg = parse(arg)
+    if arg.rows == "heads":
+        return on_equal_features(arg)
+    if arg.rows == "losses":
+        return with_missing_labels(arg)
     head, dataset = arg.head or HEADS[0], arg.dataset or "coco2014"
     config = common.base()
     config.head = head if head == "linear" else f"label_attention.{head}"
@@ -149,6 +198,9 @@ def papers_recipe(config, head):
         config.train.duration = "30 epochs"
         config.train.batch_size = 16
         return
+    config.augment.flip = False
+    config.augment.cutout = 0.5
+    config.augment.ops = 2
     config.loss.name = "asymmetric"
     if head == "query2label":
         config.loss.options = (("gamma_neg", 2.0), ("clip", 0.0))
@@ -190,9 +242,75 @@ def frozen_recipe(config):
     config.train.duration = "12 epochs"
 
 
+def on_equal_features(arg):
+    """A head on stored maps of one frozen trunk at one size; MSCNN and ML-GCN on stages of the same trunk."""
+    name, dataset = arg.head or EQUAL[0], arg.dataset or "voc2007_subset"
+    known = dataset if dataset in stand_ins.RECURRENT else "corel5k"
+    if name in OTHERS:
+        module, own, entry = OTHERS[name]
+        argument = ",".join(filter(None, [f"dataset={known}", own]))
+        config = module.get_config(argument)
+        overrides = dict(module.sweep(argument))[entry] if entry else {}
+    else:
+        config, overrides = get_config(f"head={name},dataset={known}"), {}
+        label_attention_recipe(config, name, known)
+    if "model.stages" in overrides and arg.trunk:
+        overrides["model.stages"] = trunks.levels(arg.trunk)[-1:]
+    config = config_lib.override(config, overrides)
+    plain = common.base()
+    plain.data.name = config.data.name = dataset
+    common.test_rules(plain)
+    config.eval, config.data.test_split = plain.eval, plain.data.test_split
+    config.data.image_size = arg.size or EQUAL_SIDES.get(dataset, stand_ins.SIDES.get(dataset, stand_ins.SIDE))
+    config.data.source, config.data.cache = "features", True
+    config.data.val_fraction = 0.0
+    config.features.store = "stages" if "stages" in config.model else "map"
+    config.train.checkpoint_every = "100%"
+    if arg.trunk:
+        config.model.trunk = arg.trunk
+        config.model.batch_norm = "frozen" if trunks.has_batch_norm(arg.trunk) else "train"
+    if "max_length" in config.model:
+        config.model.max_length = cnn_rnn.LONGEST.get(dataset, 10)
+    if arg.smoke:
+        config.data.image_size = arg.size or min(config.data.image_size, 64)
+        return common.smoke(config)
+    return config
+
+
+def label_attention_recipe(config, head, dataset):
+    """What is selected for the head, if anything is."""
+    if (head, dataset) in stand_ins.LABEL_ATTENTION:
+        config.optim.lr, config.optim.weight_decay, epochs = stand_ins.LABEL_ATTENTION[head, dataset]
+        config.train.duration = f"{epochs} epochs"
+
+
+def with_missing_labels(arg):
+    """The linear head on pooled stored features, a loss of LOSSES, and the labels that are missing for it."""
+    dataset = arg.dataset or "voc2007_subset"
+    size = f",size={arg.size}" if arg.size else ""
+    config = linear.get_config(f"dataset={dataset},mode=frozen{size}")
+    name, options, changes = LOSSES[arg.loss or "bce"]
+    config.data.source = "features"
+    if arg.trunk:
+        config.model.trunk = arg.trunk
+        common.freeze_trunk(config)
+    config.loss.name, config.loss.options = name, options
+    config = config_lib.override(config, changes)
+    return common.smoke(config) if arg.smoke else config
+
+
 def sweep(arg=None):
     """Every head and row of the argument's data set; without one, the rows of the papers' tables."""
     arg = parse(arg)
+    if arg.rows == "heads":
+        return [config_lib.Entry(name, argument=f"head={name}") for name in ((arg.head,) if arg.head else EQUAL)]
+    if arg.rows == "losses":
+        starts = {"splc": "splc_first"}
+        chosen = (arg.loss,) if arg.loss else LOSSES
+        return [
+            config_lib.Entry(name, argument=f"loss={name}", start_from="" if arg.loss else starts.get(name, ""))
+            for name in chosen
+        ]
     found = []
     for head in (arg.head,) if arg.head else HEADS:
         for dataset in (arg.dataset,) if arg.dataset else TABLES[head]:

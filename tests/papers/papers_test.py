@@ -17,7 +17,7 @@ from jaxmlic.reports.figures import catalogue
 FOLDER = os.environ.get("JAXMLIC_PAPERS")  # holds the papers' texts, NAME.txt
 ROWS = [(name, table, row) for name in papers.names() for table in papers.load(name).tables for row in table.rows]
 # What the five are compared with. Their numbers are those of their authors' repositories, and none have figures here.
-YARDSTICKS = ("csra", "ml_decoder", "query2label")
+YARDSTICKS = ("csra", "ml_decoder", "query2label", "yardsticks")
 
 PAPERS = ["baseline_ensemble", "cnn_lstm_rmlc", "cnn_rnn", "mscnn_lce_mic", "multi_order_rnn"]
 WITHOUT_FIGURES = ("baseline_ensemble", "corel5k", *YARDSTICKS)  # the first one's only figure is its method
@@ -41,6 +41,7 @@ def test_every_paper_is_there():
         "mscnn_lce_mic": 3 * 3 + 12 + 9 + 14 + 8 + 6,
         "multi_order_rnn": 5 + 7 + 6 + 4,
         "query2label": 2,
+        "yardsticks": 3 * 9,
     }
     with pytest.raises(UserError, match="did you mean 'cnn_rnn'"):
         papers.load("cnn_rn")
@@ -93,11 +94,13 @@ def test_every_entry_exists_and_is_of_the_tables_data_set(spec):
 def test_columns_are_metrics_of_ours():
     labels = np.ones((1, 1), np.int8)
     known = {*metrics.evaluate(np.zeros((1, 1), np.float32), labels), *metrics.path_metrics(labels, labels)}
+    units = {"N+": "labels", "trained_parameters": "thousands", "step_ms": "milliseconds"}
+    known |= set(papers.COSTS)
     for _, _, row in ROWS:
         for column in row.columns:
             name = column.name.removesuffix(" std")
             assert name in known or name.startswith("AP ") or name == "error", name
-            assert column.unit == ("labels" if name == "N+" else "percent") and column.meaning and column.printed
+            assert column.unit == units.get(name, "percent") and column.meaning and column.printed
 
 
 def test_harmonic_means():

@@ -16,13 +16,13 @@ Sweep:      of a data set, every head and what its parts are worth; of a head wi
             rows=heads and rows=losses: all of them.
 Recipes:    coco2014 and voc2007: those of the authors' code with ResNet-101 and squashed images of 448 pixels; scenes:
             quickstart's network and schedule; others: a frozen EfficientNet-Lite0, one recipe for all heads.
-
             rows=heads: each head's own on Corel-5K and the VOC subset (stand_ins), elsewhere Corel-5K's.
 
-Read into the papers: TResNet is not here. RandAugment is two of its operations of magnitude 9, and cutout's squares have
-the mean colour, where theirs have a random one. Adam's decay leaves biases and norms out, as theirs does, and Query2Label's AdamW as well. Of ASL's 80
-epochs theirs run 40; so do these, on the schedule of 40. The last checkpoint's averages count, not the best epoch on
-the test images. The recipe on a frozen trunk is selected for no head but where stand_ins has one.
+Read into the papers: TResNet is not here. RandAugment is two of its operations of magnitude 9; cutout's squares have
+the mean colour, where theirs have a random one. Adam's decay leaves biases and norms out, as theirs does, and
+Query2Label's AdamW as well. Of ASL's 80 epochs theirs run 40; so do these, on the schedule of 40. The last checkpoint's
+averages count, not the best epoch on the test images. The recipe on a frozen trunk is selected for no head but where
+stand_ins has one.
 """
 
 from jaxmlic.configs import cnn_lstm_rmlc, cnn_rnn, common, linear, mscnn_lce_mic, multi_order_rnn, stand_ins

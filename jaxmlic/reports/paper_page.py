@@ -42,10 +42,8 @@ def markdown(paper: Paper, lines: Sequence, workdir: str, needs: Sequence[str]) 
     ]
     columns = {column.name: column.unit for table in paper.tables for row in table.rows for column in row.columns}
     units = [f", {name} in {unit}" for name, unit in columns.items() if unit in ("thousands", "milliseconds")]
-    parts.append(
-        f"Printed numbers are in percent{''.join(units)}; a row that no entry stands for is a method that does not exist "
-        "here."
-    )
+    rest = "; a row that no entry stands for is a method that does not exist here."
+    parts.append(f"Printed numbers are in percent{''.join(units)}{rest}")
     if needs:
         parts.append("\n".join(["## What the runs need", "", *(f"- {need}" for need in needs)]))
     for table, own in _by_table(lines):

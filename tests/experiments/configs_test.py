@@ -1,7 +1,7 @@
 """The shipped experiments: every entry of every sweep is a config, and its model can be made at the paper's size."""
 
 import pytest
-from jaxmlic.configs import cnn_rnn, mscnn_lce_mic, multi_order_rnn
+from jaxmlic.configs import cnn_rnn, common, mscnn_lce_mic, multi_order_rnn
 
 from jaxmlic import config as config_lib
 from jaxmlic import metrics
@@ -26,6 +26,7 @@ SPECS = (
     *("mscnn_lce_mic", "mscnn_lce_mic:dataset=coco2014", "mscnn_lce_mic:dataset=corel5k"),
     *("mscnn_lce_mic:labelled=few", "mscnn_lce_mic:dataset=cifar10,rows=propagation"),
     *("yardsticks", "yardsticks:dataset=scenes", "yardsticks:dataset=corel5k", "yardsticks:head=csra"),
+    *("yardsticks:rows=heads,dataset=scenes", "yardsticks:rows=losses"),
 )
 
 
@@ -102,6 +103,10 @@ def test_recipes_of_the_yardsticks():
         assert own == optimizer
         assert (found[head].data.image_size, found[head].model.trunk) == (448, "resnet101")
         assert found[head].data.drop_empty == (head != "query2label")
+        # Images are squashed to the square; ASL's cutout and RandAugment, and no flip.
+        strong = (found[head].augment.flip, found[head].augment.cutout, found[head].augment.ops)
+        assert strong == ((True, 0.0, 0) if head == "csra" else (False, 0.5, 2))
+        assert found[head].loss.name == ("binary_cross_entropy" if head == "csra" else "asymmetric")
     assert (found["ml_decoder"].model.embedding, found["ml_decoder"].model.hidden) == (768, 2048)
     assert (found["query2label"].model.embedding, found["query2label"].model.hidden) == (0, 8192)
     names = [entry.name for entry in sweep.entries("yardsticks")]
@@ -111,6 +116,57 @@ def test_recipes_of_the_yardsticks():
     ]
     rows = configs("yardsticks:head=csra")
     assert [rows[name].model.attention_weight for name in ("voc2007_csra_h1", "coco2014_csra_h4")] == [0.1, 0.5]
+
+
+@pytest.mark.parametrize("dataset", ["voc2007_subset", "corel5k", "scenes"])
+def test_heads_are_compared_on_equal_features(dataset):
+    """One trunk, size, mirror image and precision, all training images, one rule: the head and its recipe differ."""
+    found = configs(f"yardsticks:rows=heads,dataset={dataset}")
+    assert [config.head.rpartition(".")[2] for config in found.values()] == [
+        *("linear", "csra", "ml_decoder", "query2label", "cnn_rnn", "multi_order_rnn", "positions"),
+        *("mscnn_lce_mic", "mscnn_lce_mic"),
+    ]
+    one = found["linear"]
+    for name, config in found.items():
+        stages = name in ("mscnn", "ml_gcn")
+        assert (config.data.source, config.features.store) == ("features", "stages" if stages else "map")
+        assert config.augment == one.augment and config.data == one.data and config.eval == one.eval
+        assert {**config.features, "store": ""} == {**one.features, "store": ""}
+        assert (config.model.trunk, config.model.batch_norm) == ("efficientnet_lite0", "frozen")
+        assert config.data.name == dataset and config.data.val_fraction == 0
+        assert config.optim.groups[0] == common.FROZEN_GROUPS[0]
+    assert found["ml_gcn"].model.stages == ("head",) and found["mscnn"].model.stages == ()
+    smoke = config_lib.load(f"yardsticks:rows=heads,dataset={dataset},head=mscnn,trunk=resnet18,smoke")
+    assert (smoke.train.duration, smoke.model.trunk, smoke.data.image_size) == ("12 steps", "resnet18", 64)
+
+
+def test_losses_for_missing_labels_have_rows():
+    found = configs("yardsticks:rows=losses")
+    assert {config.loss.name for config in found.values()} == {
+        *("binary_cross_entropy", "asymmetric", "hill", "splc", "partial_asymmetric"),
+    }
+    modes = [dict(found[f"partial_bce_{mode}"].loss.options) for mode in ("ignore", "negative", "selective")]
+    assert [options["mode"] for options in modes] == ["ignore", "negative", "selective"]
+    assert all(options["gamma_neg"] == options["gamma_unknown"] == 0 for options in modes)
+    assert (found["hill"].data.noise, found["partial_bce_ignore"].data.noise) == ("missing", "unknown")
+    assert all(config.data.difficult == "ignore" and config.data.noise_rate > 0 for config in found.values())
+    starts = {entry.name: entry.start_from for entry in sweep.entries("yardsticks:rows=losses")}
+    assert starts["splc"] == "splc_first" and dict(found["splc_first"].loss.options) == {"tau": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("head=cnn_rnn", "goes with rows=heads"),
+        ("loss=hill", "goes with rows=losses"),
+        ("rows=losses,head=csra", "does not go with rows=losses"),
+        ("rows=head", "did you mean 'heads'"),
+        ("rows=losses,loss=hil", "did you mean 'hill'"),
+    ],
+)
+def test_mistakes_in_the_argument_of_the_yardsticks(argument, message):
+    with pytest.raises(UserError, match=message):
+        config_lib.load(f"yardsticks:{argument}")
 
 
 def test_smoke_shrinks_the_experiments_of_james_and_lakshmi():

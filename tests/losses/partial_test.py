@@ -77,7 +77,13 @@ def partial_of(
 PARTIAL = [
     ("ignore", {}, {}),
     ("negative", {}, {}),
-    ("negative", {"gamma_neg": 0.0, "gamma_unknown": 0.0}, {"gamma_neg": 0, "gamma_unann": 0}),  # partial BCE
+    ("ignore", {"gamma_neg": 0.0, "gamma_unknown": 0.0}, {"gamma_neg": 0, "gamma_unann": 0}),  # partial BCE
+    ("negative", {"gamma_neg": 0.0, "gamma_unknown": 0.0}, {"gamma_neg": 0, "gamma_unann": 0}),
+    (
+        "selective",
+        {"gamma_neg": 0.0, "gamma_unknown": 0.0, "likelihood": 1},
+        {"gamma_neg": 0, "gamma_unann": 0, "topk": 1},
+    ),
     ("selective", {"likelihood": 1}, {"topk": 1}),
     ("selective", {"likelihood": 0, "clip": 0.05, "gamma_pos": 1.0}, {"topk": 0, "clip": 0.05, "gamma_pos": 1}),
     (

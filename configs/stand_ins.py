@@ -42,6 +42,3 @@ MSCNN = {
     "cifar10": (3e-3, 1.0, 8, 256),
 }
 MSCNN_SIDES = {"voc2007_subset": SIDE, "cifar10": 128, **SIDES}
-
-# The heads of label attention on stored maps: AdamW's learning rate and weight decay, and epochs.
-LABEL_ATTENTION = {}

@@ -16,13 +16,13 @@ Sweep:      of a data set, every head and what its parts are worth; of a head wi
             rows=heads and rows=losses: all of them.
 Recipes:    coco2014 and voc2007: those of the authors' code with ResNet-101 and squashed images of 448 pixels; scenes:
             quickstart's network and schedule; others: a frozen EfficientNet-Lite0, one recipe for all heads.
-            rows=heads: each head's own on Corel-5K and the VOC subset (stand_ins), elsewhere Corel-5K's.
+            rows=heads: each head's own on Corel-5K and the VOC subset, elsewhere Corel-5K's.
 
 Read into the papers: TResNet is not here. RandAugment is two of its operations of magnitude 9; cutout's squares have
 the mean colour, where theirs have a random one. Adam's decay leaves biases and norms out, as theirs does, and
 Query2Label's AdamW as well. Of ASL's 80 epochs theirs run 40; so do these, on the schedule of 40. The last checkpoint's
-averages count, not the best epoch on the test images. The recipe on a frozen trunk is selected for no head but where
-stand_ins has one.
+averages count, not the best epoch on the test images. The recipe of csra, ml_decoder and query2label on a frozen trunk
+is selected on nothing.
 """
 
 from jaxmlic.configs import cnn_lstm_rmlc, cnn_rnn, common, linear, mscnn_lce_mic, multi_order_rnn, stand_ins
@@ -253,7 +253,6 @@ def on_equal_features(arg):
         overrides = dict(module.sweep(argument))[entry] if entry else {}
     else:
         config, overrides = get_config(f"head={name},dataset={known}"), {}
-        label_attention_recipe(config, name, known)
     if "model.stages" in overrides and arg.trunk:
         overrides["model.stages"] = trunks.levels(arg.trunk)[-1:]
     config = config_lib.override(config, overrides)
@@ -275,13 +274,6 @@ def on_equal_features(arg):
         config.data.image_size = arg.size or min(config.data.image_size, 64)
         return common.smoke(config)
     return config
-
-
-def label_attention_recipe(config, head, dataset):
-    """What is selected for the head, if anything is."""
-    if (head, dataset) in stand_ins.LABEL_ATTENTION:
-        config.optim.lr, config.optim.weight_decay, epochs = stand_ins.LABEL_ATTENTION[head, dataset]
-        config.train.duration = f"{epochs} epochs"
 
 
 def with_missing_labels(arg):

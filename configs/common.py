@@ -54,7 +54,7 @@ def base() -> ConfigDict:
 
     # Wrong training labels on purpose (never in validation or test): their share, 0 = none, and the kind: "random"
     # (positives change images, class frequencies stay), "images" (a share of the images gets new labels, uniformly
-    # drawn), "missing" (positives dropped) or "flip" (entries turned over).
+    # drawn), "missing" (positives dropped), "flip" (entries turned over) or "unknown" (entries become -1).
     config.data.noise_rate = 0.0
     config.data.noise = "random"
     config.data.noise_seed = -1  # -1 = config.seed

@@ -1,4 +1,4 @@
-"""Wrong training labels on purpose: section 4.4 of CNN-LSTM-RMLC, and three further kinds of noise.
+"""Wrong training labels on purpose: section 4.4 of CNN-LSTM-RMLC, and four further kinds of noise.
 
     random   the share `rate` of each class's positives is taken from its images and handed to others: every class has
              as many positives as before, every image as many labels, so that single-label data stay single-label
@@ -6,6 +6,7 @@
              its own included: the noise of the paper's reference [31]
     missing  the share `rate` of each class's positives becomes negative: what annotators overlook
     flip     the share `rate` of each class's known entries, positive or negative, becomes the other
+    unknown  the share `rate` of each class's known entries becomes unknown (-1): labels that nobody recorded
 
 An unknown label (-1) stays unknown. The paper: labels "in a randomly selected subset are updated stochastically,
 ensuring ... balanced class label occurrences", and the subset grows with the rate: with one seed, the positives that
@@ -122,7 +123,20 @@ def flip(labels: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarra
     return noisy
 
 
-KINDS: dict[str, Callable] = {"random": random, "images": images, "missing": missing, "flip": flip}
+def unknown(labels: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
+    """`rate` of each class's known entries become unknown."""
+    noisy = labels.copy()
+    noisy[_picked(labels >= 0, rate, rng)] = -1
+    return noisy
+
+
+KINDS: dict[str, Callable] = {
+    "random": random,
+    "images": images,
+    "missing": missing,
+    "flip": flip,
+    "unknown": unknown,
+}
 
 
 def _picked(mask: np.ndarray, rate: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -138,6 +152,11 @@ def describe(view: View, config: ConfigDict) -> str:
     clean, noisy = view.stored_labels, view.labels
     taken, given = int(((clean == 1) & (noisy == 0)).sum()), int(((clean == 0) & (noisy == 1)).sum())
     images = int((clean != noisy).any(axis=1).sum())
+    if config.noise == "unknown":
+        return (
+            f"noise 'unknown', rate {config.noise_rate:g}: {int((clean != noisy).sum()):,} of "
+            f"{int((clean >= 0).sum()):,} training labels became unknown, in {images:,} of {len(view):,} images"
+        )
     return (
         f"noise {config.noise!r}, rate {config.noise_rate:g}: of {int((clean == 1).sum()):,} training labels {taken:,} "
         f"were taken away and {given:,} wrong ones given, in {images:,} of {len(view):,} images"

@@ -18,7 +18,7 @@ from jaxmlic.config import Entry
 from jaxmlic.data import benchmark_facts
 from jaxmlic.errors import UserError, unknown
 from jaxmlic.evaluation import ensemble, score_file
-from jaxmlic.experiments import sweep
+from jaxmlic.experiments import step_costs, sweep
 from jaxmlic.experiments.runs import evaluate, store_features
 from jaxmlic.inputs import open_source
 from jaxmlic.papers import Paper, Row, Table
@@ -246,6 +246,7 @@ def _with_runs(line: Line, workdir: Path) -> Line:
     """The line with the metrics of its complete runs."""
     workdir, notes = workdir / line.dataset, []
     runs: dict[int, list[Path]] = {}
+    costs = any(column.name in papers.COSTS for column in line.row.columns)
     for entry, config in zip(line.entries, line.configs, strict=True):
         for folder in sorted((workdir / entry.name).glob("seed*")):
             path = _scores_of(folder, config, line.protocol)
@@ -259,7 +260,9 @@ def _with_runs(line: Line, workdir: Path) -> Line:
     ours: list[dict] = []
     for paths in runs.values():
         if not line.fused:
-            ours += [_numbers(score_file.load(path), str(path), line.protocol) for path in paths]
+            for path in paths:
+                numbers = _numbers(score_file.load(path), str(path), line.protocol)
+                ours.append(numbers | (step_costs.of_run(path.parent.parent) if costs else {}))
         elif len(paths) == len(line.entries):
             members, _ = ensemble.load([str(path) for path in paths])
             fused = ensemble.fuse([one.scores for one in members], len(members) * [1 / len(members)])

@@ -1,7 +1,8 @@
-"""What a training step costs, read off its trace and its compiled program."""
+"""What a training step costs, read off its trace, its compiled program and the log of a run."""
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 
 import flax.linen as nn
@@ -11,9 +12,11 @@ import numpy as np
 from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
 from ml_collections import ConfigDict
 
-from jaxmlic.inputs import Source
+from jaxmlic.inputs import Source, open_source
+from jaxmlic.models.heads import contract
+from jaxmlic.training import optim, run_folder, step
 from jaxmlic.training import state as state_lib
-from jaxmlic.training import step
+from jaxmlic.training.logs import metrics_log
 
 
 def activations(
@@ -69,6 +72,20 @@ def _outputs(jaxpr: Jaxpr) -> Iterator[jax.core.ShapedArray]:
 
 def _size(array: jax.ShapeDtypeStruct) -> int:
     return int(np.prod(array.shape)) * array.dtype.itemsize
+
+
+def of_run(workdir: Path) -> dict[str, float]:
+    """trained_parameters, how many values were trained, and step_ms, milliseconds of a step: the median of the reports
+    after the first, which holds the compilation. NaN where a run has one report alone."""
+    found = run_folder.load(workdir)
+    model = contract.make_model(contract.find(found.config.head), found.config, len(found.class_names), found.num_train)
+    shapes = state_lib.parameter_shapes(model, open_source(found.config).example())
+    rates = optim.multipliers(found.config.optim.groups, list(shapes))
+    speeds = [row["img_per_s"] for row in metrics_log.read(workdir) if row.get("img_per_s")][1:]
+    return {
+        "trained_parameters": float(sum(np.prod(shape) for name, shape in shapes.items() if rates[name] is not None)),
+        "step_ms": 1000 * found.config.train.batch_size / float(np.median(speeds)) if speeds else float("nan"),
+    }
 
 
 def values(tree: object) -> int:

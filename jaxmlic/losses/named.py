@@ -7,15 +7,18 @@ from collections.abc import Callable
 import jax
 
 from jaxmlic.errors import UserError, check_choice, did_you_mean
-from jaxmlic.losses import pairwise, pointwise
+from jaxmlic.losses import pairwise, partial, pointwise
 
 LOSSES = {
     "asymmetric": pointwise.asymmetric,
     "binary_cross_entropy": pointwise.binary_cross_entropy,
     "focal": pointwise.focal,
+    "hill": partial.hill,
     "lsep": pairwise.lsep,
+    "partial_asymmetric": partial.partial_asymmetric,
     "rmlc": pairwise.rmlc,
     "softmax_cross_entropy": pointwise.softmax_cross_entropy,
+    "splc": partial.splc,
     "warp": pairwise.warp,
     "weighted_cross_entropy": pointwise.weighted_cross_entropy,
 }
@@ -39,7 +42,7 @@ def named(name: str, options: tuple, logits: jax.Array, labels: jax.Array, key: 
     return loss(logits, labels, **drawn, **check_options(loss, options))
 
 
-def check_options(loss: Callable[..., jax.Array], options: tuple) -> dict[str, float | str | None]:
+def check_options(loss: Callable[..., jax.Array], options: tuple) -> dict[str, float | str | tuple | None]:
     """config.loss.options as keyword arguments of `loss`; UserError for what is not an option of it."""
     known = {
         name: parameter
@@ -58,8 +61,19 @@ def check_options(loss: Callable[..., jax.Array], options: tuple) -> dict[str, f
             )
         if value is None and type(None) in typing.get_args(known[name].annotation):
             continue
+        if isinstance(known[name].default, tuple):
+            options[name] = _numbers(loss, name, value)
+            continue
         kind = str if isinstance(known[name].default, str) else (int, float, jax.Array)
         if not isinstance(value, kind) or isinstance(value, bool):
             expected = "text" if kind is str else "a number"
             raise UserError(f"config.loss.options: {name} = {value!r} of {loss.__name__} is not {expected}")
     return options
+
+
+def _numbers(loss: Callable[..., jax.Array], name: str, values: object) -> tuple[float, ...]:
+    """An option that is a tuple of numbers; UserError for what is none."""
+    plain = isinstance(values, tuple | list)
+    if not plain or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        raise UserError(f"config.loss.options: {name} = {values!r} of {loss.__name__} is not a tuple of numbers")
+    return tuple(values)

@@ -12,7 +12,11 @@ from pathlib import Path
 
 from jaxmlic.errors import unknown
 
+# Columns about the run itself: what is trained, and the time that a training step takes.
+COSTS = ("trained_parameters", "step_ms")
+
 _FOLDER = Path(__file__).parent
+_SCALES = {"percent": 100.0, "thousands": 1e-3, "labels": 1.0, "milliseconds": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +24,10 @@ class Column:
     """One column of a table.
 
     Attributes:
-      name: the metric's name in `jaxmlic.metrics.evaluate`; "AP <class>", "<metric> std" or "error" where it has none.
+      name: the metric's name in `jaxmlic.metrics.evaluate`; "AP <class>", "<metric> std", "error" or one of COSTS where
+        it has none.
       printed: the paper's heading.
-      unit: "percent", or "labels" where it counts them.
+      unit: "percent", "labels" where it counts them, "thousands" or "milliseconds".
       meaning: what is averaged over what.
     """
 
@@ -71,7 +76,7 @@ class Row:
     @property
     def scales(self) -> dict[str, float]:
         """What a metric of ours is multiplied by to be in the unit of its column."""
-        return {column.name: 100.0 if column.unit == "percent" else 1.0 for column in self.columns}
+        return {column.name: _SCALES[column.unit] for column in self.columns}
 
 
 @dataclasses.dataclass(frozen=True)

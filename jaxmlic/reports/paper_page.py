@@ -40,7 +40,10 @@ def markdown(paper: Paper, lines: Sequence, workdir: str, needs: Sequence[str]) 
         f"# {paper.title}",
         f"{', '.join(filter(None, (paper.authors, paper.venue)))}. Made by `jaxmlic reproduce {paper.name} --out=DIR`.",
     ]
-    parts.append("Printed numbers are in percent; a row that no entry stands for is a method that does not exist here.")
+    columns = {column.name: column.unit for table in paper.tables for row in table.rows for column in row.columns}
+    units = [f", {name} in {unit}" for name, unit in columns.items() if unit in ("thousands", "milliseconds")]
+    rest = "; a row that no entry stands for is a method that does not exist here."
+    parts.append(f"Printed numbers are in percent{''.join(units)}{rest}")
     if needs:
         parts.append("\n".join(["## What the runs need", "", *(f"- {need}" for need in needs)]))
     for table, own in _by_table(lines):

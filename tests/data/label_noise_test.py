@@ -69,7 +69,7 @@ def test_noise_of_images_draws_every_set_as_often():
     assert abs(counts - 1000).max() < 5 * np.sqrt(6000 * 1 / 6 * 5 / 6)
 
 
-def test_missing_noise_only_drops_and_flip_noise_only_flips():
+def test_missing_noise_only_drops_flip_noise_only_flips_and_unknown_noise_only_hides():
     labels = multi_label()
     dropped = label_noise.corrupt(labels, "missing", 0.3, 1)
     assert set(labels[dropped != labels]) == {1} and set(dropped[dropped != labels]) == {0}
@@ -78,6 +78,10 @@ def test_missing_noise_only_drops_and_flip_noise_only_flips():
     np.testing.assert_array_equal((flipped != labels).sum(0), np.floor(0.3 * (labels >= 0).sum(0) + 0.5))
     np.testing.assert_array_equal(flipped == -1, labels == -1)
     np.testing.assert_array_equal(label_noise.corrupt(labels, "flip", 1.0, 1)[labels >= 0], 1 - labels[labels >= 0])
+    hidden = label_noise.corrupt(labels, "unknown", 0.3, 1)
+    assert set(hidden[hidden != labels]) == {-1} and set(labels[hidden != labels]) == {0, 1}
+    np.testing.assert_array_equal((hidden != labels).sum(0), np.floor(0.3 * (labels >= 0).sum(0) + 0.5))
+    assert (label_noise.corrupt(labels, "unknown", 1.0, 1) == -1).all()
 
 
 @pytest.mark.parametrize("kind", label_noise.KINDS)

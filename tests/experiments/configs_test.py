@@ -1,7 +1,7 @@
 """The shipped experiments: every entry of every sweep is a config, and its model can be made at the paper's size."""
 
 import pytest
-from jaxmlic.configs import cnn_rnn, mscnn_lce_mic, multi_order_rnn
+from jaxmlic.configs import cnn_rnn, common, mscnn_lce_mic, multi_order_rnn
 
 from jaxmlic import config as config_lib
 from jaxmlic import metrics
@@ -25,6 +25,8 @@ SPECS = (
     *("cnn_lstm_rmlc:dataset=cifar10,head=path", "cnn_lstm_rmlc:dataset=stl10,folds=10", "cnn_lstm_rmlc:noise"),
     *("mscnn_lce_mic", "mscnn_lce_mic:dataset=coco2014", "mscnn_lce_mic:dataset=corel5k"),
     *("mscnn_lce_mic:labelled=few", "mscnn_lce_mic:dataset=cifar10,rows=propagation"),
+    *("yardsticks", "yardsticks:dataset=scenes", "yardsticks:dataset=corel5k", "yardsticks:head=csra"),
+    *("yardsticks:rows=heads,dataset=scenes", "yardsticks:rows=losses"),
 )
 
 
@@ -76,6 +78,95 @@ def test_every_model_can_be_made_at_the_papers_size(spec):
 @pytest.mark.parametrize("name", ["quickstart", "linear", "baseline_ensemble", "cnn_rnn", "multi_order_rnn"])
 def test_smoke_shrinks_every_experiment(name):
     assert config_lib.load(f"{name}:smoke").train.duration == "12 steps"
+
+
+@pytest.mark.parametrize("head", ["ml_decoder", "csra", "query2label", "linear"])
+def test_smoke_shrinks_the_yardsticks(head):
+    for dataset in ("coco2014", "scenes", "corel5k"):
+        config = config_lib.load(f"yardsticks:head={head},dataset={dataset},smoke")
+        assert config.head.endswith(head) and config.train.duration == "12 steps" and config.data.image_size <= 64
+
+
+def test_recipes_of_the_yardsticks():
+    """The settings of the authors' code that must not move."""
+    found = {
+        head: config_lib.load(f"yardsticks:head={head}") for head in ("csra", "ml_decoder", "query2label", "linear")
+    }
+    for head, optimizer in {
+        "csra": ("sgd", 0.1, "step", 1e-4, 0.0, 16),
+        "ml_decoder": ("adam", 1e-4, "one_cycle", 1e-4, 0.9997, 56),
+        "query2label": ("adamw", 1e-4, "one_cycle", 1e-2, 0.9997, 64),
+        "linear": ("adam", 1e-4, "one_cycle", 1e-4, 0.9997, 128),
+    }.items():
+        optim = found[head].optim
+        own = (optim.name, optim.lr, optim.schedule, optim.weight_decay, optim.ema, found[head].train.batch_size)
+        assert own == optimizer
+        assert (found[head].data.image_size, found[head].model.trunk) == (448, "resnet101")
+        assert found[head].data.drop_empty == (head != "query2label")
+        # Images are squashed to the square; ASL's cutout and RandAugment, and no flip.
+        strong = (found[head].augment.flip, found[head].augment.cutout, found[head].augment.ops)
+        assert strong == ((True, 0.0, 0) if head == "csra" else (False, 0.5, 2))
+        assert found[head].loss.name == ("binary_cross_entropy" if head == "csra" else "asymmetric")
+    assert (found["ml_decoder"].model.embedding, found["ml_decoder"].model.hidden) == (768, 2048)
+    assert (found["query2label"].model.embedding, found["query2label"].model.hidden) == (0, 8192)
+    names = [entry.name for entry in sweep.entries("yardsticks")]
+    assert names == [
+        *("coco2014_ml_decoder", "voc2007_csra_h1", "coco2014_csra_h4"),
+        *("coco2014_query2label", "coco2014_query2label_576", "coco2014_linear"),
+    ]
+    rows = configs("yardsticks:head=csra")
+    assert [rows[name].model.attention_weight for name in ("voc2007_csra_h1", "coco2014_csra_h4")] == [0.1, 0.5]
+
+
+@pytest.mark.parametrize("dataset", ["voc2007_subset", "corel5k", "scenes"])
+def test_heads_are_compared_on_equal_features(dataset):
+    """One trunk, size, mirror image and precision, all training images, one rule: the head and its recipe differ."""
+    found = configs(f"yardsticks:rows=heads,dataset={dataset}")
+    assert [config.head.rpartition(".")[2] for config in found.values()] == [
+        *("linear", "csra", "ml_decoder", "query2label", "cnn_rnn", "multi_order_rnn", "positions"),
+        *("mscnn_lce_mic", "mscnn_lce_mic"),
+    ]
+    one = found["linear"]
+    for name, config in found.items():
+        stages = name in ("mscnn", "ml_gcn")
+        assert (config.data.source, config.features.store) == ("features", "stages" if stages else "map")
+        assert config.augment == one.augment and config.data == one.data and config.eval == one.eval
+        assert {**config.features, "store": ""} == {**one.features, "store": ""}
+        assert (config.model.trunk, config.model.batch_norm) == ("efficientnet_lite0", "frozen")
+        assert config.data.name == dataset and config.data.val_fraction == 0
+        assert config.optim.groups[0] == common.FROZEN_GROUPS[0]
+    assert found["ml_gcn"].model.stages == ("head",) and found["mscnn"].model.stages == ()
+    smoke = config_lib.load(f"yardsticks:rows=heads,dataset={dataset},head=mscnn,trunk=resnet18,smoke")
+    assert (smoke.train.duration, smoke.model.trunk, smoke.data.image_size) == ("12 steps", "resnet18", 64)
+
+
+def test_losses_for_missing_labels_have_rows():
+    found = configs("yardsticks:rows=losses")
+    assert {config.loss.name for config in found.values()} == {
+        *("binary_cross_entropy", "asymmetric", "hill", "splc", "partial_asymmetric"),
+    }
+    modes = [dict(found[f"partial_bce_{mode}"].loss.options) for mode in ("ignore", "negative", "selective")]
+    assert [options["mode"] for options in modes] == ["ignore", "negative", "selective"]
+    assert all(options["gamma_neg"] == options["gamma_unknown"] == 0 for options in modes)
+    assert (found["hill"].data.noise, found["partial_bce_ignore"].data.noise) == ("missing", "unknown")
+    assert all(config.data.difficult == "ignore" and config.data.noise_rate > 0 for config in found.values())
+    starts = {entry.name: entry.start_from for entry in sweep.entries("yardsticks:rows=losses")}
+    assert starts["splc"] == "splc_first" and dict(found["splc_first"].loss.options) == {"tau": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("head=cnn_rnn", "goes with rows=heads"),
+        ("loss=hill", "goes with rows=losses"),
+        ("rows=losses,head=csra", "does not go with rows=losses"),
+        ("rows=head", "did you mean 'heads'"),
+        ("rows=losses,loss=hil", "did you mean 'hill'"),
+    ],
+)
+def test_mistakes_in_the_argument_of_the_yardsticks(argument, message):
+    with pytest.raises(UserError, match=message):
+        config_lib.load(f"yardsticks:{argument}")
 
 
 def test_smoke_shrinks_the_experiments_of_james_and_lakshmi():

@@ -88,6 +88,20 @@ def test_the_first_step_s_accuracy_comes_from_the_run(tmp_path):
     assert ours() == {"Multi-order RNN": 75.0}
 
 
+def test_what_a_run_costs_comes_from_its_config_and_log(tmp_path):
+    """A linear layer of 1,280 numbers and 4 labels on a frozen trunk; the first report holds the compilation."""
+    write_run(tmp_path, "yardsticks:rows=heads,dataset=voc2007_subset", "linear", 0)
+    folder = tmp_path / "voc2007_subset" / "linear" / "seed0"
+    rows = [{"step": 50 * n, "img_per_s": speed} for n, speed in enumerate((1.0, 64.0, 32.0, 128.0), 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 201}]))
+    line = line_of("yardsticks/voc2007_subset", "linear", tmp_path)
+    assert line.our_number("trained_parameters")[0] == pytest.approx((1280 + 1) * 4 / 1000)
+    assert line.our_number("step_ms")[0] == pytest.approx(1000 * 32 / 64)
+    (folder / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    line = line_of("yardsticks/voc2007_subset", "linear", tmp_path)
+    assert np.isnan(line.our_number("step_ms")[0]) and not np.isnan(line.our_number("mAP")[0])
+
+
 def test_runs_of_another_config_are_named_and_do_not_count(tmp_path):
     write_run(tmp_path, "cnn_rnn:dataset=coco2014", "coco2014_softmax", 0, **{"optim.lr": 0.5})
     line = line_of("cnn_rnn/3", "Softmax", tmp_path)
@@ -152,7 +166,8 @@ def test_every_row_with_an_entry_has_a_command(tmp_path):
                 only = line.command("runs").partition(" --only=")[2].split()[0].split(",")
                 wanted = {entry.name for entry in line.entries} | {entry.start_from for entry in line.entries}
                 assert {entry.name for entry in sweep.entries(line.spec, only)} == wanted - {""}
-        assert paper.name == name and reproduce.needs(reproduce.lines_of(tables[:1], tmp_path))
+        first = reproduce.lines_of(tables[:1], tmp_path)
+        assert paper.name == name and bool(reproduce.needs(first)) == any(line.row.entry for line in first)
 
 
 def test_mistakes(capsys):

@@ -191,7 +191,9 @@ def test_focusing_has_finite_gradients_everywhere(gamma):
         assert np.isfinite(values).all() and np.isfinite(gradients).all() and (values > 0).all()
 
 
-@pytest.mark.parametrize("name", ["asymmetric", "focal", "lsep", "softmax_cross_entropy", "weighted_cross_entropy"])
+@pytest.mark.parametrize(
+    "name", ["asymmetric", "focal", "hill", "lsep", "softmax_cross_entropy", "weighted_cross_entropy"]
+)
 def test_smooth_gradients_equal_finite_differences(name):
     """Along random directions; central differences in float32 of the value summed over the batch."""
     logits, labels = example_batch(12)
@@ -210,6 +212,9 @@ def test_options_come_from_the_config(name):
         "focal": {"gamma": 1.0, "alpha": 0.25},
         "rmlc": {"s": -0.5, "leak": 0.1, "k": 2.0, "rank": "exact"},
         "warp": {"rank": "exact"},
+        "hill": {"gamma": 1.0, "margin": 0.5, "lamb": 2.0},
+        "splc": {"tau": 0.65, "gamma": 1.0, "margin": 0.5},
+        "partial_asymmetric": {"mode": "selective", "gamma_unknown": 4.0, "likelihood": 1, "prior": (0.1,) * 9},
     }.get(name, {})
     name = name.split()[0]
     argv = [f"--config.loss.name={name}", f"--config.loss.options={tuple(options.items())!r}"]
@@ -237,6 +242,13 @@ def test_options_come_from_the_config(name):
         ("asymmetric", (("clip", 1.0),), "clip = 1.0"),
         ("focal", ("gamma", 1.0), "not a tuple of"),
         ("rmcl", (), "did you mean 'rmlc'"),
+        ("hill", (("lamb", 0.5),), "lamb = 0.5"),
+        ("splc", (("tau", 0.0),), r"tau = 0.0 is not in \(0, 1\]"),
+        ("partial_asymmetric", (("mode", "negativ"),), "did you mean 'negative'"),
+        ("partial_asymmetric", (("likelihood", 1.5),), "likelihood = 1.5"),
+        ("partial_asymmetric", (("prior", (0.1, 0.2)),), "of the 9 classes' length"),
+        ("partial_asymmetric", (("prior", "file.npz"),), "is not a tuple of numbers"),
+        ("partial_asymmetric", (("prior", (True,) * 9),), "is not a tuple of numbers"),
     ],
 )
 def test_option_mistakes(name, options, message):

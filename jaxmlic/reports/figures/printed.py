@@ -58,7 +58,8 @@ def draw(
             at = np.arange(len(values)) + (place - (len(bars) - 1) / 2) * thick
             axes.bar(at, values, thick, color=colour, zorder=2, **style)
             drawn += values
-        low, high = max(0, 10 * np.floor(np.nanmin(drawn) / 10) - 5), np.nanmax(drawn)
+        there = [value for value in drawn if not np.isnan(value)] or [0.0, 100.0]  # rows of ours alone, not run
+        low, high = max(0, 10 * np.floor(min(there) / 10) - 5), max(there)
         axes.set_ylim(low, high + (high - low) * (0.03 + 0.09 * legend_rows))  # the legend is above the bars
         names = [shorten(row.label, 18) for row in table.rows]
         axes.set_xticks(np.arange(len(names)), names, fontsize=8, rotation=20, ha="right", parse_math=False)
@@ -74,7 +75,9 @@ def draw(
 
 
 def _columns(table: papers.Table) -> list[str]:
-    return list(dict.fromkeys(column.name for row in table.rows for column in row.columns))
+    """Those of metrics; what a run costs has no bar."""
+    names = dict.fromkeys(column.name for row in table.rows for column in row.columns)
+    return [name for name in names if name not in papers.COSTS]
 
 
 def _printed(table: papers.Table, column: str) -> list[float]:

@@ -167,6 +167,7 @@ EXPERIMENTS = (
     "cnn_lstm_rmlc:head=path",
     "mscnn_lce_mic",
     "mscnn_lce_mic:dataset=corel5k",
+    "yardsticks:dataset=scenes",
 )
 
 

@@ -38,6 +38,8 @@ GROUPS = {
             "fit thresholds and calibrate probabilities on a run's validation part",
         ),
         "predict": ("jaxmlic.cli.results.predict", "label photographs with a run's best checkpoint"),
+        "export": ("jaxmlic.cli.results.export", "write a run as a folder that jax alone can run"),
+        "verify-export": ("jaxmlic.cli.results.verify_export", "say whether a bundle predicts what its run predicts"),
         "ensemble": (
             "jaxmlic.cli.results.ensemble",
             "fuse score files of one split and compare the fusion with its members",

@@ -1,7 +1,7 @@
 """A restored run: its model, its data, and what goes through them."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -85,6 +85,20 @@ class RestoredRun:
         weights = any(name.startswith(attribution.ATTENTION) for name in outputs)
         steps = hasattr(head, "step_logits_fn")
         return [*(["weights"] if weights else []), *(["steps"] if steps else []), "grad_cam", "gradient"]
+
+    def check_photographs(self) -> None:
+        """UserError for a run whose inputs are no photographs."""
+        self._restored.source.check_photographs(self.workdir)
+
+    def predict_function(self) -> tuple[Callable[[dict, jax.Array], contract.Prediction], dict]:
+        """The head's (variables, images) -> Prediction, to be traced, and the variables."""
+        head, model, variables = self._parts
+        return functools.partial(head.predict_fn, model), variables
+
+    def report(self, prediction: contract.Prediction, labels: np.ndarray) -> dict:
+        """The metrics of a prediction, numpy, of images with labels int8 [N, C], by the run's protocol and rules."""
+        trained = self._trained_classes() if self.config.eval.trained_classes_only else None
+        return scoring.report(self.config, prediction, labels, trained)
 
     def predict_pixels(self, pixels: np.ndarray) -> contract.Prediction:
         """The prediction, numpy, of images uint8 [N, S, S, 3]."""

@@ -1,0 +1,158 @@
+"""The folder of an exported run: what `jaxmlic export` writes, and how it is read again.
+
+program.jax      the prediction as StableHLO, by `jax.export`, for any number of images and for cpu, cuda and tpu
+weights.npz      the variables by name, which the program takes as arguments; no pickles
+run_bundle.py    runs it with jax, flatbuffers, numpy and Pillow; photographs.py reads photographs for it
+thresholds.json  what `jaxmlic thresholds` fitted for the checkpoint, where it did
+bundle.json      class names, image size, where the run came from, its metrics, and the SHA-256 of the other files;
+                 written last, so that a folder without it is no bundle
+"""
+
+import contextlib
+import dataclasses
+import datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jaxmlic import provenance, storage
+from jaxmlic.errors import UserError
+from jaxmlic.evaluation import thresholds
+from jaxmlic.export.program import PLATFORMS, arrays_of, export_program
+from jaxmlic.run import Run
+from jaxmlic.training import run_folder
+
+FORMAT = 1  # as in run_bundle.py; raised when an older run_bundle.py cannot read what is written
+FACTS, PROGRAM, WEIGHTS = "bundle.json", "program.jax", "weights.npz"
+CODE = ("run_bundle.py", "photographs.py")
+REQUIREMENTS = ("jax>=0.10", "flatbuffers", "numpy>=2", "pillow")
+_REMEDY = "export the run again with `jaxmlic export RUN --out=DIR`"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A bundle: its folder, what bundle.json holds, and lines for the user about how it was written."""
+
+    folder: Path
+    facts: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all its files."""
+        return sum(path.stat().st_size for path in self.folder.iterdir())
+
+
+def check_folder(folder: str | Path) -> Path:
+    """The folder as a path; UserError unless it is empty or not there yet, and on this machine."""
+    path = storage.to_path(folder)
+    if storage.is_bucket(path):
+        raise UserError(f"--out={folder}: a bundle is written to a folder of this machine; copy it to the bucket then")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--out={folder} is a file: give a new folder")
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"--out={folder} is not empty, and nothing in it is overwritten: give a new folder")
+    return path
+
+
+def write(run: Run, folder: str | Path) -> Bundle:
+    """Exports the run's checkpoint into a new or empty folder, whole or not at all.
+
+    UserError for a folder with files, and for a run whose inputs are no photographs.
+    """
+    path = check_folder(folder)
+    run.check_photographs()
+    predict, variables = run.predict_function()
+    weights, side = arrays_of(variables), run.config.data.image_size
+    fitted, stale = run.fitted_thresholds()
+    numbers, missing = _metrics(run)
+    program = export_program(predict, weights, side)
+    try:
+        with storage.replacing(path / PROGRAM) as file:
+            file.write(program)
+        storage.save_npz(path / WEIGHTS, weights, compress=False)
+        for name in CODE:
+            storage.write_text(path / name, resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
+        storage.write_text(path / "requirements.txt", "\n".join(REQUIREMENTS) + "\n")
+        if fitted is not None:
+            thresholds.save(path, fitted)
+        names = sorted(one.name for one in path.iterdir())
+        facts = {
+            "format": FORMAT,
+            "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": provenance.command(),
+            "commit": provenance.commit(),
+            "versions": provenance.versions(),
+            "platforms": PLATFORMS,
+            "image_size": side,
+            "class_names": run.class_names,
+            # The decoder's choice is an output of the program, as a rule of another kind would be.
+            "decision": "decoder" if run.chooses_labels else "thresholds" if fitted else "probability 0.5",
+            "thresholds": None if fitted is None else thresholds.FILE,
+            "calibration": None if fitted is None else fitted.calibration,
+            "run": _facts(run) | {"metrics": numbers},
+            "files": {
+                name: {"sha256": storage.sha256(path / name), "bytes": (path / name).stat().st_size} for name in names
+            },
+        }
+        storage.write_json(path / FACTS, facts)
+    except BaseException:
+        _remove(path)
+        raise
+    notes = [f"{stale}. Left out: the bundle decides from 0.5 up"] if stale else []
+    return Bundle(path, facts, (*notes, *missing))
+
+
+def _remove(path: Path) -> None:
+    """What an export that failed has written."""
+    with contextlib.suppress(OSError):
+        for one in path.iterdir():
+            one.unlink()
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """Where the exported model came from."""
+    record = run_folder.load(run.workdir)
+    return {
+        "workdir": str(run.workdir),
+        "step": run.step,
+        "model": run.model_digest,
+        "config": run.config.to_dict(),
+        "data": {"name": run.config.data.name, "fingerprint": record.fingerprint, "inputs": record.inputs},
+        "protocol": run.config.eval.protocol,
+    }
+
+
+def _metrics(run: Run) -> tuple[dict[str, Any] | None, list[str]]:
+    """The numbers that `jaxmlic evaluate` stored of this checkpoint; None, and a note, where there are none."""
+    name = f"{run.config.data.test_split}.{run.config.eval.protocol}.json"
+    path = run.workdir / run_folder.SCORES / name
+    stored = storage.read_json(path) if path.is_file() else {}
+    if stored.get("step") != run.step:
+        return None, [f"bundle.json has no metrics: step {run.step} was not evaluated (jaxmlic evaluate)"]
+    return {key: value for key, value in stored.items() if not isinstance(value, list | dict)}, []
+
+
+def read(folder: str | Path) -> Bundle:
+    """The bundle in a folder, all of its files checked. UserError for a folder without one, a newer or damaged one."""
+    path = storage.to_path(folder)
+    if not (path / FACTS).is_file():
+        raise UserError(f"{folder} is not a bundle: it has no {FACTS}; {_REMEDY}")
+    facts = storage.read_json(path / FACTS, what="bundle.json", remedy=_REMEDY)
+    try:
+        number, files, step = facts["format"], facts["files"], facts["run"]["step"]
+        digests = {name: files[name]["sha256"] for name in {*files, PROGRAM, WEIGHTS, *CODE}}
+        whole = isinstance(number, int) and isinstance(step, int) and len(facts["class_names"]) > 0
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path / FACTS} is damaged (it lacks {error}); {_REMEDY}") from None
+    if not whole:
+        raise UserError(f"{path / FACTS} is damaged; {_REMEDY}")
+    if number > FORMAT:
+        raise UserError(
+            f"{folder} is a bundle of format {number}, written by jaxmlic {facts['versions'].get('jaxmlic')}; this "
+            f"version reads up to {FORMAT}: update jaxmlic, or run the bundle's own run_bundle.py"
+        )
+    for name, digest in digests.items():
+        if storage.sha256(path / name) != digest:
+            raise UserError(f"{path / name} is damaged: its SHA-256 is not the one in {FACTS}; {_REMEDY}")
+    return Bundle(path, facts)

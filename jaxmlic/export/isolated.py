@@ -1,0 +1,51 @@
+"""A program, run by `verify`: predicts with a bundle where only jax, numpy, Pillow and what they need can be imported.
+
+python -I isolated.py BUNDLE OUT BATCH reads images from stdin, each as the number of its bytes (8 bytes, big-endian)
+and these, and writes the predictions, with the CRC-32 of each image's pixels, to OUT, an .npz.
+"""
+
+import io
+import sys
+import zlib
+
+ALLOWED = {"jax", "jaxlib", "flatbuffers", "numpy", "PIL", "scipy", "ml_dtypes", "opt_einsum", "libtpu", "nvidia"}
+OWN = {"run_bundle", "photographs"}
+
+
+class Gate:
+    """The first finder of modules: refuses all that a machine without jaxmlic need not have."""
+
+    def find_spec(self, name, path=None, target=None):
+        """None, for the other finders; ImportError for what is refused."""
+        top = name.partition(".")[0]
+        if not (top in ALLOWED | OWN or top in sys.stdlib_module_names or top.startswith("jax_")):
+            raise ModuleNotFoundError(f"No module named {name!r}: a bundle does not need it", name=name)
+
+
+def main(folder, out, batch):
+    sys.meta_path.insert(0, Gate())
+    sys.path.insert(0, folder)
+    import numpy as np
+    import photographs
+    import run_bundle
+
+    bundle = run_bundle.Bundle(folder)
+    parts, images = [], []
+
+    def predict():
+        if images:
+            pixels = np.stack(images)
+            parts.append(bundle.predict(pixels) | {"crc": np.array([zlib.crc32(one) for one in images], np.uint32)})
+            images.clear()
+
+    while length := sys.stdin.buffer.read(8):
+        data = io.BytesIO(sys.stdin.buffer.read(int.from_bytes(length)))
+        images.append(photographs.read(data, bundle.facts["image_size"]))
+        if len(images) == batch:
+            predict()
+    predict()
+    np.savez(out, **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,53 @@
+"""Labels photographs with an exported run: `python run_bundle.py IMAGE...`, with jax, flatbuffers, numpy and Pillow."""
+
+import hashlib
+import json
+import os
+import sys
+
+import jax
+import jax.export
+import numpy as np
+
+FORMAT, BATCH = 1, 32
+
+
+class Bundle:
+    """An exported run; `facts` is its bundle.json. ValueError for a damaged file and for a newer format."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.facts = json.loads(self._read("bundle.json"))
+        if self.facts["format"] > FORMAT:
+            raise ValueError(f"{folder} has format {self.facts['format']}, newer than {FORMAT}: run its own run_bundle.py")
+        for name, fact in self.facts["files"].items():
+            if hashlib.sha256(self._read(name)).hexdigest() != fact["sha256"]:
+                raise ValueError(f"{folder}/{name} is damaged: its SHA-256 is not the one in bundle.json")
+        self._program = jax.jit(jax.export.deserialize(bytearray(self._read("program.jax"))).call)
+        with np.load(f"{folder}/weights.npz", allow_pickle=False) as stored:
+            self._weights = jax.device_put(dict(stored))
+        rule = self.facts["thresholds"]
+        self._rule = json.loads(self._read(rule)) if rule else {"values": 0.0, "scale": 1.0, "offset": 0.0}
+
+    def _read(self, name):
+        with open(os.path.join(self.folder, name), "rb") as file:
+            return file.read()
+
+    def predict(self, pixels):
+        """Of uint8 [B, S, S, 3]: scores (logits) and probabilities [B, C], chosen bool [B, C], path where there is one."""
+        found = jax.device_get(self._program(self._weights, pixels))
+        found.setdefault("chosen", found["scores"] >= np.asarray(self._rule["values"], np.float32))
+        logits = found.pop("logits", found["scores"] * np.asarray(self._rule["scale"]) + np.asarray(self._rule["offset"]))
+        return found | {"probabilities": 0.5 * (1 + np.tanh(0.5 * logits))}
+
+
+if __name__ == "__main__":
+    import photographs
+
+    bundle = Bundle(os.path.dirname(os.path.abspath(__file__)))
+    for start in range(1, len(sys.argv), BATCH):
+        files, side = sys.argv[start : start + BATCH], bundle.facts["image_size"]
+        found = bundle.predict(np.stack([photographs.read(file, side) for file in files]))
+        for file, chosen, chances in zip(files, found["chosen"], found["probabilities"], strict=True):
+            labels = sorted(zip(-chances[chosen], np.array(bundle.facts["class_names"])[chosen], strict=True))
+            print(file, ", ".join(f"{name} {-chance:.2f}" for chance, name in labels) or "-", sep="\t")

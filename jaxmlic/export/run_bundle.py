@@ -19,7 +19,9 @@ class Bundle:
         self.folder = folder
         self.facts = json.loads(self._read("bundle.json"))
         if self.facts["format"] > FORMAT:
-            raise ValueError(f"{folder} has format {self.facts['format']}, newer than {FORMAT}: run its own run_bundle.py")
+            raise ValueError(
+                f"{folder} has format {self.facts['format']}, newer than {FORMAT}: run its own run_bundle.py"
+            )
         for name, fact in self.facts["files"].items():
             if hashlib.sha256(self._read(name)).hexdigest() != fact["sha256"]:
                 raise ValueError(f"{folder}/{name} is damaged: its SHA-256 is not the one in bundle.json")
@@ -34,10 +36,12 @@ class Bundle:
             return file.read()
 
     def predict(self, pixels):
-        """Of uint8 [B, S, S, 3]: scores (logits) and probabilities [B, C], chosen bool [B, C], path where there is one."""
+        """Of uint8 [B, S, S, 3]: scores (logits), probabilities and chosen [B, C], and path where there is one."""
         found = jax.device_get(self._program(self._weights, pixels))
         found.setdefault("chosen", found["scores"] >= np.asarray(self._rule["values"], np.float32))
-        logits = found.pop("logits", found["scores"] * np.asarray(self._rule["scale"]) + np.asarray(self._rule["offset"]))
+        logits = found.pop(
+            "logits", found["scores"] * np.asarray(self._rule["scale"]) + np.asarray(self._rule["offset"])
+        )
         return found | {"probabilities": 0.5 * (1 + np.tanh(0.5 * logits))}
 
 

@@ -1,5 +1,6 @@
 """Whether a bundle predicts what its run predicts: a split is scored by both, the bundle in a process of its own."""
 
+import contextlib
 import dataclasses
 import subprocess
 import sys
@@ -100,9 +101,7 @@ def verify(run: Run, bundle: Bundle, split: str | None = None, *, progress: bool
             bar.advance(len(pixels))
         found = process.result()
     expected = Prediction(*(_joined(parts, field) for field in ("scores", "chosen", "path")))
-    given = Prediction(
-        found["scores"], None if expected.chosen is None else found["chosen"], found.get("path")
-    )
+    given = Prediction(found["scores"], None if expected.chosen is None else found["chosen"], found.get("path"))
     decided = expected.chosen if run.chooses_labels else expected.scores >= np.asarray(_bound(run), np.float32)
     return Verification(
         split=name,
@@ -163,10 +162,8 @@ class _Process:
             self._process.kill()
         self._process.wait()
         if self._process.stdin and not self._process.stdin.closed:
-            try:
+            with contextlib.suppress(OSError):  # what it did not read
                 self._process.stdin.close()
-            except OSError:  # what it did not read
-                pass
 
     def send(self, images: list[bytes]) -> None:
         """Encoded images, to be predicted."""

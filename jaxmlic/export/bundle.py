@@ -45,9 +45,9 @@ class Bundle:
 
 def check_folder(folder: str | Path) -> Path:
     """The folder as a path; UserError unless it is empty or not there yet, and on this machine."""
-    path = storage.to_path(folder)
-    if storage.is_bucket(path):
+    if storage.is_bucket(folder):
         raise UserError(f"--out={folder}: a bundle is written to a folder of this machine; copy it to the bucket then")
+    path = storage.to_path(folder)
     if path.exists() and not path.is_dir():
         raise UserError(f"--out={folder} is a file: give a new folder")
     if path.is_dir() and any(path.iterdir()):
@@ -140,18 +140,18 @@ def read(folder: str | Path) -> Bundle:
         raise UserError(f"{folder} is not a bundle: it has no {FACTS}; {_REMEDY}")
     facts = storage.read_json(path / FACTS, what="bundle.json", remedy=_REMEDY)
     try:
-        number, files, step = facts["format"], facts["files"], facts["run"]["step"]
-        digests = {name: files[name]["sha256"] for name in {*files, PROGRAM, WEIGHTS, *CODE}}
-        whole = isinstance(number, int) and isinstance(step, int) and len(facts["class_names"]) > 0
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path / FACTS} is damaged (it lacks {error}); {_REMEDY}") from None
-    if not whole:
-        raise UserError(f"{path / FACTS} is damaged; {_REMEDY}")
-    if number > FORMAT:
-        raise UserError(
-            f"{folder} is a bundle of format {number}, written by jaxmlic {facts['versions'].get('jaxmlic')}; this "
-            f"version reads up to {FORMAT}: update jaxmlic, or run the bundle's own run_bundle.py"
-        )
+        number = int(facts["format"])
+        if number > FORMAT:
+            raise UserError(
+                f"{folder} is a bundle of format {number}, and this version of jaxmlic reads up to {FORMAT}: update "
+                "jaxmlic, or run the bundle's own run_bundle.py"
+            )
+        digests = {name: facts["files"][name]["sha256"] for name in {*facts["files"], PROGRAM, WEIGHTS, *CODE}}
+        needed = [facts["class_names"], *(facts["run"][name] for name in ("step", "model", "workdir"))]
+        if not all(needed):
+            raise ValueError("an entry is empty")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path / FACTS} is damaged ({storage.reason(error)}); {_REMEDY}") from None
     for name, digest in digests.items():
         if storage.sha256(path / name) != digest:
             raise UserError(f"{path / name} is damaged: its SHA-256 is not the one in {FACTS}; {_REMEDY}")

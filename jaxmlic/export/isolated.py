@@ -18,7 +18,7 @@ class Gate:
     def find_spec(self, name, path=None, target=None):
         """None, for the other finders; ImportError for what is refused."""
         top = name.partition(".")[0]
-        if not (top in ALLOWED | OWN or top in sys.stdlib_module_names or top.startswith("jax_")):
+        if not (top in ALLOWED | OWN | sys.stdlib_module_names or top.startswith(("jax_", "_sysconfigdata"))):
             raise ModuleNotFoundError(f"No module named {name!r}: a bundle does not need it", name=name)
 
 

@@ -20,7 +20,7 @@ class Bundle:
         self.facts = json.loads(self._read("bundle.json"))
         if self.facts["format"] > FORMAT:
             raise ValueError(
-                f"{folder} has format {self.facts['format']}, newer than {FORMAT}: run its own run_bundle.py"
+                f"{folder} has format {self.facts['format']}, newer than {FORMAT}: use its own run_bundle.py"
             )
         for name, fact in self.facts["files"].items():
             if hashlib.sha256(self._read(name)).hexdigest() != fact["sha256"]:
@@ -28,8 +28,9 @@ class Bundle:
         self._program = jax.jit(jax.export.deserialize(bytearray(self._read("program.jax"))).call)
         with np.load(f"{folder}/weights.npz", allow_pickle=False) as stored:
             self._weights = jax.device_put(dict(stored))
-        rule = self.facts["thresholds"]
-        self._rule = json.loads(self._read(rule)) if rule else {"values": 0.0, "scale": 1.0, "offset": 0.0}
+        file = self.facts["thresholds"]
+        rule = json.loads(self._read(file)) if file else {"values": 0.0, "scale": 1.0, "offset": 0.0}
+        self._bound, self._scale, self._offset = (np.array(rule[name]) for name in ("values", "scale", "offset"))
 
     def _read(self, name):
         with open(os.path.join(self.folder, name), "rb") as file:
@@ -38,10 +39,8 @@ class Bundle:
     def predict(self, pixels):
         """Of uint8 [B, S, S, 3]: scores (logits), probabilities and chosen [B, C], and path where there is one."""
         found = jax.device_get(self._program(self._weights, pixels))
-        found.setdefault("chosen", found["scores"] >= np.asarray(self._rule["values"], np.float32))
-        logits = found.pop(
-            "logits", found["scores"] * np.asarray(self._rule["scale"]) + np.asarray(self._rule["offset"])
-        )
+        found.setdefault("chosen", found["scores"] >= self._bound.astype(np.float32))
+        logits = found.pop("logits", found["scores"] * self._scale + self._offset)
         return found | {"probabilities": 0.5 * (1 + np.tanh(0.5 * logits))}
 
 

@@ -19,7 +19,7 @@ def photo(height, width):
     return np.clip(127 + smooth + RNG.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
 
 
-# height, width, side: whole ratios and others, shrunk, enlarged, one axis alone, ties of rounding (15/7, 20/7), 1 pixel.
+# height, width, side: whole ratios and others, shrunk, enlarged, one axis alone, ties of rounding (15/7, 20/7).
 SIZES = [
     (20, 20, 16),
     (20, 30, 10),

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import sys
 
 import jax
@@ -19,9 +18,7 @@ class Bundle:
         self.folder = folder
         self.facts = json.loads(self._read("bundle.json"))
         if self.facts["format"] > FORMAT:
-            raise ValueError(
-                f"{folder} has format {self.facts['format']}, newer than {FORMAT}: use its own run_bundle.py"
-            )
+            raise ValueError(f"{folder} has format {self.facts['format']}, and this file reads {FORMAT}: use its own")
         for name, fact in self.facts["files"].items():
             if hashlib.sha256(self._read(name)).hexdigest() != fact["sha256"]:
                 raise ValueError(f"{folder}/{name} is damaged: its SHA-256 is not the one in bundle.json")
@@ -33,7 +30,7 @@ class Bundle:
         self._bound, self._scale, self._offset = (np.array(rule[name]) for name in ("values", "scale", "offset"))
 
     def _read(self, name):
-        with open(os.path.join(self.folder, name), "rb") as file:
+        with open(f"{self.folder}/{name}", "rb") as file:
             return file.read()
 
     def predict(self, pixels):
@@ -47,10 +44,11 @@ class Bundle:
 if __name__ == "__main__":
     import photographs
 
-    bundle = Bundle(os.path.dirname(os.path.abspath(__file__)))
+    bundle = Bundle(sys.path[0])  # the folder of this file
     for start in range(1, len(sys.argv), BATCH):
         files, side = sys.argv[start : start + BATCH], bundle.facts["image_size"]
         found = bundle.predict(np.stack([photographs.read(file, side) for file in files]))
         for file, chosen, chances in zip(files, found["chosen"], found["probabilities"], strict=True):
             labels = sorted(zip(-chances[chosen], np.array(bundle.facts["class_names"])[chosen], strict=True))
-            print(file, ", ".join(f"{name} {-chance:.2f}" for chance, name in labels) or "-", sep="\t")
+            shown = ", ".join(f"{name} {-chance:.2f}" for chance, name in labels)
+            sys.stdout.write(f"{file}\t{shown or '-'}\n")

@@ -8,7 +8,9 @@ each round, and medians over the rounds are printed.
   devices  the same global batch of `small_cnn` on 1 and on 8 simulated devices;
   levers   prefetch, accumulation, rematerialisation, divided state: ms a step, and a device's bytes by XLA;
   input    share of the time that training waits for input: from features in a file, and from photographs;
-  start    `jaxmlic train --config=quickstart:smoke` with an empty and with a warm compilation cache.
+  start    `jaxmlic train --config=quickstart:smoke` with an empty and with a warm compilation cache;
+  lanes    CPU time of a step of 16 linear heads in one program beside that of one, for 20 and for 260 labels, and of
+           its parts (what `jaxmlic sweep --vmap` can gain): arrays alone, no files.
 `gpu.py` beside this file measures a step on a GPU.
 """
 
@@ -159,17 +161,62 @@ def cold_and_warm(data_dir: str, rounds: int) -> None:
     print(f"start: {cold:.1f} s with an empty cache, {warm:.1f} s with a warm one ({cold / warm:.1f}x)")
 
 
+def lanes(labels: int, steps: int, count: int = 16, batch: int = 64, width: int = 1280) -> dict[str, float]:
+    """CPU ms of a step and of its parts, {"step": of one, "step x16": of as many in one program, ...}."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    tx = optax.adamw(1e-3)
+    x = jax.random.normal(jax.random.key(0), (batch, width))
+    y = (jax.random.uniform(jax.random.key(1), (batch, labels)) < 0.05).astype(jnp.float32)
+
+    def gradient(w, state):
+        return jax.grad(lambda w: optax.sigmoid_binary_cross_entropy(x @ w, y).sum())(w), state
+
+    def update(w, state, grad=None):
+        updates, state = tx.update(w if grad is None else grad, state, w)
+        return optax.apply_updates(w, updates), state
+
+    def step(w, state):
+        return update(w, state, gradient(w, state)[0])
+
+    found = {}
+    for name, part in {"step": step, "gradient": gradient, "update": update}.items():
+        for suffix, lead, program in (("", (), part), (f" x{count}", (count,), jax.vmap(part))):
+            w = jnp.zeros((*lead, width, labels))
+            args, run = (w, (jax.vmap(tx.init) if lead else tx.init)(w)), jax.jit(program, donate_argnums=(0, 1))
+            for i in range(steps + 2):
+                if i == 2:  # compiled, and memory taken
+                    start = time.process_time()
+                args = jax.block_until_ready(run(*args))
+            found[name + suffix] = (time.process_time() - start) / steps * 1e3
+    return found
+
+
+def print_lanes(data_dir: str, rounds: int, steps: int) -> None:
+    del data_dir
+    for labels, row in in_turns(
+        {str(n): {"what": "lanes", "labels": n, "steps": steps} for n in (20, 260)}, rounds
+    ).items():
+        parts = ", ".join(
+            f"{name} {row[name]:.2f} and {row[f'{name} x16']:.2f}" for name in row if not name.endswith(" x16")
+        )
+        print(f"lanes: {labels} labels, CPU ms of one and of 16: {parts}; {row['step x16'] / row['step']:.1f} times")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir")
-    parser.add_argument("--only", default="loop,devices,levers,input,start")
+    parser.add_argument("--only", default="loop,devices,levers,input,start,lanes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--photographs", default="scenes", help="a prepared data set, such as voc2007_subset")
     parser.add_argument("--job")
     options = parser.parse_args()
     if options.job:
-        print(json.dumps(measure(json.loads(options.job))))
+        job = json.loads(options.job)
+        print(json.dumps(lanes(job["labels"], job["steps"]) if job["what"] == "lanes" else measure(job)))
         return
     with tempfile.TemporaryDirectory() as cache:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
@@ -185,6 +232,8 @@ def main() -> None:
             levers(*given)
         if "input" in only:
             input_wait(*given, options.photographs)
+        if "lanes" in only:
+            print_lanes(*given)
         if "start" in only:
             cold_and_warm(*given[:2])
 

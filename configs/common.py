@@ -59,7 +59,8 @@ def base() -> ConfigDict:
     config.data.noise = "random"
     config.data.noise_seed = -1  # -1 = config.seed
 
-    # "images"; "features": those that `jaxmlic features` stored of the frozen trunk; "file": those of features_file.
+    # "images"; "features": those that `jaxmlic features` stored of the frozen trunk; "descriptors": the same of
+    # features.sets, which take the trunk's place; "file": those of features_file.
     config.data.source = "images"
     config.data.features_file = ""  # .npz with features [N, D] or [N, h, w, D] and ids [N]: no trunk at all
 
@@ -67,9 +68,19 @@ def base() -> ConfigDict:
     # "pooled": one vector an image (model.pool avg or max); "map": the feature map; "stages": several maps of the
     # trunk, for heads that read them.
     config.features.store = "pooled"
-    config.features.stages = ()  # for "stages": their names; () = the trunk's levels
+    config.features.stages = ()  # for "stages", there and in features.pools: their names; () = the trunk's levels
     config.features.dtype = "float16"  # or "bfloat16"
     config.features.crops = 4  # views of a training image where augment.crop_area asks for random crops
+    # For data.source="descriptors": what stands for an image, side by side. "TRUNK@SIDE" is a pretrained trunk on the
+    # image with that short side; "colour", "texture" and "gradient" need no weights. See docs/features.md.
+    config.features.sets = ()
+    config.features.weights = ""  # folder with one file of weights for each trunk of the sets
+    # Of a trunk: its map averaged ("avg"), its maxima ("max"), its generalised mean ("gem"); of each of features.stages
+    # mean and deviation of the channels ("stages").
+    config.features.pools = ("avg", "stages")
+    config.features.gem_power = 3.0  # of "gem": 1 averages, more comes nearer to the maximum
+    config.features.aspect = "keep"  # "square": images are squashed
+    config.features.mirror = True  # descriptors of the image and of its mirror image are averaged
 
     config.augment = ConfigDict()
     config.augment.flip = True  # horizontal, probability 1/2
@@ -78,6 +89,11 @@ def base() -> ConfigDict:
     # Mean of two images and OR of their labels, partners drawn within the batch: "off", "every_epoch" or
     # "every_second_epoch" (the first, the third, ...).
     config.augment.mixup = "off"
+    # RandAugment's operations: so many an image, each one of shear, translate, rotate, brightness, color, contrast,
+    # sharpness, posterize, solarize, autocontrast and none, drawn anew.
+    config.augment.ops = 0
+    config.augment.magnitude = 9.0  # their strength, 0 to 30
+    config.augment.cutout = 0.0  # a square in the image's mean colour: its side, of the image's; 0 = off
 
     config.optim = ConfigDict()
     # "adamw", "adam", "sgd", "sgd_nesterov" or "rmsprop"; L2 is coupled except in adamw. "none" for heads without steps
@@ -97,6 +113,8 @@ def base() -> ConfigDict:
     # (regular expression over the whole parameter name, learning-rate multiplier), the first match counts;
     # None freezes; a parameter that nothing matches is an error.
     config.optim.groups = ((".*", 1.0),)
+    # Each stage of the trunk learns at so much of the next one's rate, the last one at its group's; 1 = all alike.
+    config.optim.stage_decay = 1.0
 
     config.train = ConfigDict()
     config.train.duration = "10 epochs"

@@ -1,7 +1,7 @@
 """Kernel ridge regression on a frozen EfficientNet-Lite0, fitted at once; 2PKNN and TagProp on the same features.
 
 Arguments:  dataset=corel5k | voc2007_subset | <any prepared data set>,  head=kernel_ridge | two_pass_knn | tagprop,
-            size=<side>,  smoke
+            size=<side>,  recipe=lite0 | lite0_lite2 | full (descriptor sets: docs/features.md),  smoke
 Commands:   jaxmlic features --config=kernel_ridge:dataset=corel5k --config.pretrained=efficientnet_lite0_imagenet.npz
             jaxmlic train --config=kernel_ridge:dataset=corel5k --workdir=runs/corel5k_ridge \\
                 --config.pretrained=efficientnet_lite0_imagenet.npz --config.data.source=features
@@ -21,7 +21,7 @@ from jaxmlic import config as config_lib
 
 
 def get_config(arg=None):
-    arg = config_lib.parse_arg(arg, dataset="corel5k", head=tuple(OWN), size=0)
+    arg = config_lib.parse_arg(arg, dataset="corel5k", head=tuple(OWN), size=0, recipe=("", *RECIPES))
     config = common.base()
     config.head = arg.head
     config.data.name = arg.dataset
@@ -41,6 +41,16 @@ def get_config(arg=None):
     config.model.parts = ()
     config.model.weights = ()  # of the descriptors in the mean of their distances; () = equal
     OWN[arg.head](config.model)
+    if arg.recipe:
+        config.data.source = "descriptors"
+        config.features.sets = RECIPES[arg.recipe]
+        config.features.stages = ("stage4", "stage5", "stage6", "stage7")
+        # Selected by the mAP of held-out training images of Corel-5K: equal weights for each trunk's pooled map and
+        # its stages, 3/16 of all these for colour; texture and gradient lowered it.
+        trunks = sum("@" in name for name in config.features.sets)
+        config.model.weights = (1.0,) * 2 * trunks + (3 / 8 * trunks,) * (len(config.features.sets) - trunks)
+        if arg.head == "kernel_ridge":
+            config.model.bandwidths, config.model.ridges = (0.75, 1.0, 1.5), (0.05, 0.1)
 
     config.loss = ConfigDict()  # squares, in closed form
     config.optim.name = "none"
@@ -51,6 +61,19 @@ def get_config(arg=None):
     config.train.batch_size = 32  # of images on their way through the trunk
     common.test_rules(config)
     return smoke(config) if arg.smoke else config
+
+
+RECIPES = {
+    "lite0": ("efficientnet_lite0@224",),
+    "lite0_lite2": ("efficientnet_lite0@224", "efficientnet_lite2@288"),
+    "full": (
+        "efficientnet_lite0@224",
+        "efficientnet_lite1@288",
+        "efficientnet_lite2@224",
+        "efficientnet_lite2@288",
+        "colour",
+    ),
+}
 
 
 def kernel_ridge(model):

@@ -12,6 +12,25 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+# Python that makes a process compute in double precision, whatever the library calls float32. XLA computes convolutions
+# of doubles in loops, which the tests' flags would leave slow, so they go, and ResNets are narrow.
+DOUBLE = """
+import os, types
+os.environ["XLA_FLAGS"] = ""
+import jax
+jax.config.update("jax_enable_x64", True)
+import jax.numpy as jnp
+jnp.float32 = jnp.float64
+from jaxmlic.models import trunks
+from jaxmlic.models.trunks import resnet
+trunks.jnp = types.SimpleNamespace(**vars(jnp) | {"dtype": lambda name: jnp.dtype(name.replace("32", "64"))})
+resnet._WIDTHS = (8, 16, 32, 64)
+from jaxmlic.models.heads import mscnn_lce_mic
+def in_double(*args, plain=mscnn_lce_mic.constants):
+    values, notes = plain(*args)
+    return {name: value.astype("float64") for name, value in values.items()}, notes
+mscnn_lce_mic.constants = in_double
+"""
 SECONDS = 400  # of a job; a machine with busy cores takes a minute for what a free one does in ten seconds
 
 

@@ -5,8 +5,11 @@ in evaluation `id` text [B] and, where training has weighted targets, `weight` f
 the global batch.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grain
 import numpy as np
@@ -20,6 +23,7 @@ from jaxmlic.labels.stratify import stratified_split
 Batch = dict[str, np.ndarray]
 
 _ENDLESS = 2**62  # steps
+_CHUNK_BYTES, _CHUNK_STEPS = 4 << 20, 64  # of the batches that are gathered at once
 DIFFICULT = {"ignore": -1, "positive": 1, "negative": 0}
 SELECTION = "selection"  # the examples that selected a run's checkpoint, whatever the data set's splits are called
 
@@ -141,6 +145,10 @@ class RowReader:
     def __len__(self) -> int:
         return len(self.view)
 
+    def hold(self) -> bool:
+        """Whether all values lie in memory, so that a batch is taken from an array; a small reader reads them now."""
+        return False
+
     def batch(self, rows: np.ndarray, **arrays: np.ndarray) -> Batch:
         """`arrays` [B, ...] with the labels of the rows, their weights if there are any, and an all-true mask."""
         weights = {} if self.weights is None else {"weight": self.weights[rows]}
@@ -179,13 +187,55 @@ def train_iterator(
 
     order, share = EpochOrder(len(reader), seed), batch_size // process_count
 
-    def read(step: int) -> Batch:
-        first = step * batch_size + process_index * share  # this host's part of the global batch
-        batch = reader(order.rows(first, first + share))
+    def read(step: int, steps: int = 1) -> Batch:
+        firsts = (i * batch_size + process_index * share for i in range(step, step + steps))  # this host's parts
+        batch = reader(np.concatenate([order.rows(first, first + share) for first in firsts]))
         return batch | {"labels": replace_unknown(batch["labels"], difficult)}
 
+    if reader.hold():
+        return _GatheredBatches(read, share)
     options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=2 * max(1, threads))
     return iter(grain.MapDataset.range(_ENDLESS).map(read).to_iter_dataset(options))
+
+
+class _GatheredBatches(grain.DatasetIterator):
+    """Batches from arrays in memory, many steps at once: a thread gathers the next ones while these are used.
+
+    For a small head grain's own iterator takes longer than its step. Positions are grain's.
+
+    Args:
+      read: (step, number of steps) -> their batches in one.
+      share: examples of a batch.
+    """
+
+    def __init__(self, read: Callable[[int, int], Batch], share: int):
+        super().__init__()
+        self._read, self._share = read, share
+        self._pool = ThreadPoolExecutor(1)
+        size = sum(array.nbytes for array in read(0, 1).values())
+        self._steps = int(np.clip(_CHUNK_BYTES // max(size, 1), 1, _CHUNK_STEPS))
+        self.set_state({"next_index": 0})
+
+    def __next__(self) -> Batch:
+        if not self._ready:
+            self._ready.extend(self._ahead.result())
+            self._ahead = self._pool.submit(self._gather, self._next + len(self._ready))
+        self._next += 1
+        return self._ready.popleft()
+
+    def _gather(self, step: int) -> list[Batch]:
+        whole, share = self._read(step, self._steps), self._share
+        starts = range(0, self._steps * share, share)
+        return [{name: array[start : start + share] for name, array in whole.items()} for start in starts]
+
+    def get_state(self) -> dict[str, Any]:
+        """The number of the next step."""
+        return {"next_index": self._next}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to a step; what was gathered ahead is dropped."""
+        self._next, self._ready = int(state["next_index"]), collections.deque()
+        self._ahead = self._pool.submit(self._gather, self._next)
 
 
 def replace_unknown(labels: np.ndarray, difficult: str) -> np.ndarray:

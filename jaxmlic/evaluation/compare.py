@@ -131,7 +131,7 @@ def compare(
         found[name] = {}
         for member in members:
             scores = member.common
-            if metrics.get_protocol(name).decision == "path" and scores.chosen is None:
+            if not scores.decides(name):
                 skipped.setdefault(name, []).append(member.name)
                 continue
             threshold = _threshold(scores, probability)
@@ -140,9 +140,12 @@ def compare(
             )
     found = {name: own for name, own in found.items() if own}
     if not found:
-        raise UserError("protocol path: none of the files has a decoder's labels; choose another with --protocol")
+        raise UserError(
+            f"protocol {', '.join(skipped)}: none of the files has {' or '.join(map(_chooser, skipped))} labels; "
+            "choose another with --protocol"
+        )
     notes += [
-        f"protocol {name}: {', '.join(without)}: no decoder's labels in the file"
+        f"protocol {name}: {', '.join(without)}: no {_chooser(name)[2:]} labels in the file"
         for name, without in skipped.items()
         if name in found
     ]
@@ -255,12 +258,17 @@ def _rows(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return order[np.searchsorted(ids[order], wanted)]
 
 
+def _chooser(protocol: str) -> str:
+    return "a learned rule's" if metrics.get_protocol(protocol).by_rule else "a decoder's"
+
+
 def _own_numbers(path: str, scores: ScoreFile) -> dict:
     min_positives, untrained = ensemble.counted_classes(path, scores)
     classes = np.array([name not in untrained for name in scores.class_names], bool)
     protocol = scores.protocol
-    if metrics.get_protocol(protocol).decision == "path" and scores.chosen is None:
-        raise UserError(f"{path}: reports by protocol path but holds no decoder's labels; evaluate its run again")
+    if not scores.decides(protocol):
+        kind = _chooser(protocol)[2:]
+        raise UserError(f"{path}: reports by protocol {protocol} but holds no {kind} labels; evaluate its run again")
     return metrics.evaluate(
         scores.scores,
         scores.labels,

@@ -132,10 +132,9 @@ def common_protocol(paths: Sequence[str], members: Sequence[ScoreFile], wanted: 
                 f"{path}: reports by {member.protocol}, but {paths[0]} by {members[0].protocol}; choose with --protocol"
             )
     protocol = metrics.get_protocol(wanted or members[0].protocol)
-    if protocol.decision == "path":
-        raise UserError(
-            f"protocol {protocol.name}: fused scores have no decoder's path; choose another with --protocol"
-        )
+    if protocol.needs_chosen:
+        missing = "rule's choice" if protocol.by_rule else "decoder's path"
+        raise UserError(f"protocol {protocol.name}: fused scores have no {missing}; choose another with --protocol")
     return protocol.name
 
 
@@ -143,6 +142,9 @@ def counted_classes(path: str, scores: ScoreFile) -> tuple[int, frozenset[str]]:
     """The run's rules on which classes enter: the fewest positives, and the names of those left out as untrained."""
     rules = scores.config.get("eval", {})
     if rules.get("trained_classes_only") and "untrained_classes" not in scores.extra:
+        if scores.extra.get("held_out"):  # of training images: their labels are what was trained
+            trained = (scores.labels == 1).any(axis=0)
+            return rules.get("min_positives", 1), frozenset(np.array(scores.class_names)[~trained].tolist())
         raise UserError(f"{path}: does not say which classes were trained; write it again with `jaxmlic evaluate`")
     return rules.get("min_positives", 1), frozenset(scores.extra.get("untrained_classes", ()))
 

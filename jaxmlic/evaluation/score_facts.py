@@ -151,14 +151,18 @@ def warnings(members: Sequence[tuple[str, ScoreFile, ScoreFile]], shared: Decisi
     return lines
 
 
+def sources(scores: ScoreFile) -> list[tuple[dict, dict]]:
+    """(config, extra) of a score file and of the members that it was fused of."""
+    config = scores.config if isinstance(scores.config, dict) else {}
+    members = config.get("ensemble", {}).get("members", ())
+    return [(config, scores.extra), *((one.get("config", {}), one.get("extra", {})) for one in members)]
+
+
 def selected_on(scores: ScoreFile) -> list[str]:
     """What was chosen on the very images that are scored: checkpoint, parameters, thresholds."""
     lines = []
-    config = scores.config if isinstance(scores.config, dict) else {}
-    configs = [config] + [one.get("config", {}) for one in config.get("ensemble", {}).get("members", ())]
-    extras = [scores.extra] + [one.get("extra", {}) for one in config.get("ensemble", {}).get("members", ())]
-    for one in configs:
-        data = one.get("data", {})
+    for config, _ in sources(scores):
+        data = config.get("data", {})
         carved = not data.get("val_split") and data.get("val_fraction", 0)
         if scores.split and scores.split == data.get("val_split"):
             lines.append(
@@ -168,9 +172,10 @@ def selected_on(scores: ScoreFile) -> list[str]:
             lines.append("these images selected its checkpoint: the numbers are too high")
         if scores.split and scores.split == data.get("train_split"):
             lines.append(f"it was trained on the split that is scored ({scores.split!r})")
-    for extra in extras:
-        if scores.split and extra.get("thresholds", {}).get("split") == scores.split:
-            lines.append("its thresholds were fitted on the split that is scored")
+    for _, extra in sources(scores):
+        for what, kept in (("thresholds were fitted", "thresholds"), ("rule was learned", "rule")):
+            if scores.split and extra.get(kept, {}).get("split") == scores.split:
+                lines.append(f"its {what} on the split that is scored")
     return list(dict.fromkeys(lines))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmlic import storage
+from jaxmlic import metrics, storage
 from jaxmlic.errors import UserError
 
 _NEEDED = ("scores", "labels", "ids", "class_names", "config", "protocol", "split", "extra")
@@ -32,7 +32,7 @@ class ScoreFile:
       protocol: name of the protocol that the run reports by.
       split: name of the split.
       threshold: decision threshold on the scale of the scores, one or float64 [C]; None for the protocol's own.
-      chosen: bool [N, C], what a decoder emitted, or None.
+      chosen: bool [N, C], what a decoder emitted or, under a learned protocol, a rule chose; or None.
       extra: further facts, anything JSON can hold.
 
     Raises:
@@ -82,6 +82,15 @@ class ScoreFile:
         normal = {"scores": scores, "labels": labels.astype(np.int8, copy=False), "ids": ids.astype(str)}
         for name, value in {**normal, "class_names": names, "chosen": chosen, "threshold": threshold}.items():
             object.__setattr__(self, name, value)
+
+    def decides(self, protocol: str) -> bool:
+        """Whether scores and `chosen` suffice for a protocol: labels of a decoder and of a rule are not the same."""
+        wanted, own = metrics.get_protocol(protocol), metrics.get_protocol(self.protocol)
+        if not wanted.needs_chosen:
+            return True
+        if wanted.by_rule:
+            return self.chosen is not None and (wanted.decision, wanted.k) == (own.decision, own.k)
+        return self.chosen is not None and not own.by_rule
 
 
 def save(path: str | os.PathLike, score_file: ScoreFile) -> None:

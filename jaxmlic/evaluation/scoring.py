@@ -100,7 +100,7 @@ def validation_numbers(
     config: ConfigDict, prediction: contract.Prediction, labels: np.ndarray, trained: np.ndarray
 ) -> dict[str, float | str]:
     """The `report` of a run's own validation examples as a row of its log, and the threshold that suits them best."""
-    numbers = report(config, prediction, labels, trained)
+    numbers = report(config, prediction, labels, trained, protocol=metrics.get_protocol(config.eval.protocol).plain)
     threshold, _ = metrics.best_threshold(prediction.scores, labels)
     plain = {f"val/{k}": float(v) for k, v in numbers.items() if isinstance(v, float | np.floating)}
     return {**plain, "val/protocol": numbers["protocol"], "val/best_threshold": float(threshold)}

@@ -16,7 +16,7 @@ from jaxmlic.errors import UserError
 from jaxmlic.evaluation import scoring
 from jaxmlic.experiments import step_costs
 from jaxmlic.experiments.devices import UTILISATION, Device
-from jaxmlic.inputs import Source, open_source
+from jaxmlic.inputs import DescriptorSource, Source, open_source
 from jaxmlic.models import trunks
 from jaxmlic.models.heads import contract
 from jaxmlic.training import optim, run_folder, starting_point, step
@@ -206,7 +206,7 @@ def _sizes(config: ConfigDict, labels: int | None, images: int | None) -> tuple[
 
 def _source(config: ConfigDict) -> tuple[Source, list[str]]:
     source = open_source(config)
-    if not source.is_stored:
+    if not source.is_stored or isinstance(source, DescriptorSource):
         return source, []
     note = "from stored features a step costs the head alone; what is shown is the step with the frozen trunk"
     return open_source(config_lib.override(config, {"data.source": "images"})), [note]
@@ -234,6 +234,12 @@ def _protocol_problems(config: ConfigDict, prediction: contract.Prediction) -> l
     problems = []
     if protocol.decision == "path" and prediction.chosen is None:
         problems.append(f"config.eval.protocol = {protocol.name!r}: head {config.head!r} emits no labels of its own")
+    held_out = config.data.val_split or config.data.val_fraction or contract.has_closed_form(contract.find(config.head))
+    if protocol.by_rule and not held_out:
+        problems.append(
+            f"config.eval.protocol = {protocol.name!r}: its rule is learned on held-out images, and this run has none: "
+            "set config.data.val_fraction"
+        )
     if config.eval.metric == "accuracy" and facts and not facts.single_label:
         problems.append(f"config.eval.metric = 'accuracy': {config.data.name} has several labels an image")
     return problems
@@ -247,9 +253,11 @@ def _frozen_problems(config, model, source, multipliers, first_stage: ConfigDict
         before = run_folder.load(config.start_from).config
     copied = set()
     if before is not None:
-        other = contract.make_model(contract.find(before.head), before, model.num_labels, 1)
-        theirs = state_lib.parameter_shapes(other, source.example())
+        head = contract.find(before.head)
+        theirs = state_lib.parameter_shapes(contract.make_model(head, before, model.num_labels, 1), source.example())
         copied = {name for name, shape in mine.items() if theirs.get(name) == shape}
+        if hasattr(head, "linear_layer") and before.model.pool == config.model.pool:
+            copied |= {name for name in mine if name.startswith("classifier/")}
     has_trunk_weights = bool(config.pretrained) or not trunks.has_pretrained(config.model.trunk)
     mistake, warning = starting_point.without_values(frozen, has_trunk_weights, copied)
     return [text for text in (mistake, warning) if text]

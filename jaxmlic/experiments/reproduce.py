@@ -19,9 +19,8 @@ from jaxmlic.data import benchmark_facts
 from jaxmlic.errors import UserError, unknown
 from jaxmlic.evaluation import ensemble, score_file
 from jaxmlic.experiments import sweep
-from jaxmlic.experiments.runs import store_features
+from jaxmlic.experiments.runs import evaluate, store_features
 from jaxmlic.inputs import open_source
-from jaxmlic.models import trunks
 from jaxmlic.papers import Paper, Row, Table
 from jaxmlic.training import run_folder
 
@@ -73,20 +72,21 @@ class Line:
         own = dict.fromkeys(e.series if e.part else e.name for e in self.entries)
         names = [*dict.fromkeys(e.start_from for e in self.entries if e.start_from), *own]
         only = f" --only={','.join(names)}"
-        weights = ["--weights=DIR"] if self.reads_weights else []
+        weights = ["--weights=DIR"] if self.trunks else []
         more = "".join(f" {shlex.quote(text)}" for text in (*weights, *self.overrides))
         return f"jaxmlic sweep --config={self.spec} --workdir={workdir}/{self.dataset}{only}{more}"
 
     @property
-    def reads_weights(self) -> bool:
-        """Whether the runs' trunk starts from a file of weights."""
-        trunk = self.config.model.get("trunk", "") if self.config is not None else ""
-        return bool(trunk) and trunks.has_pretrained(trunk) and not self.entries[0].from_scratch
+    def trunks(self) -> tuple[str, ...]:
+        """Those of the first entry whose weights start from a file."""
+        if self.config is None or self.entries[0].from_scratch:
+            return ()
+        return open_source(self.config).pretrained_trunks
 
     def our_number(self, name: str) -> tuple[float, float]:
-        """Mean and standard deviation over the runs of a column of the table, as a fraction; NaN without runs."""
-        base = name.removesuffix(" std")
-        values = np.array([_metric(one, base) for one in self.ours], float)
+        """Mean and standard deviation over the runs of a column of the table, in its unit; NaN without runs."""
+        base, scale = name.removesuffix(" std"), self.row.scales.get(name, 100.0)
+        values = scale * np.array([_metric(one, base) for one in self.ours], float)
         if not len(values):
             return float("nan"), float("nan")
         spread = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
@@ -152,6 +152,11 @@ def train(
             failures += outcome.failures
             if outcome.stopped_in:
                 raise UserError(f"stopped in {outcome.stopped_in}; the same command continues there")
+    for line in lines:
+        for entry, config in zip(line.entries, line.configs, strict=True):
+            for folder in sorted((storage.to_path(workdir) / line.dataset / entry.name).glob("seed*")):
+                if run_folder.result(folder) is not None and _scores_of(folder, config, line.protocol) is None:
+                    evaluate(folder, protocol=line.protocol, report=report)
     return failures
 
 
@@ -169,25 +174,24 @@ def needs(lines: Sequence[Line]) -> list[str]:
             made = benchmark_facts.made_split(name, split) if split else None
             if made:
                 found[f"split: {made[1]}"] = None
-        if line.reads_weights:
-            trunk = line.config.model.trunk.removesuffix("_fc")
-            found[f"weights: those of {trunk} on ImageNet in the folder of --weights=DIR"] = None
+        for trunk in line.trunks:
+            name = trunk.removesuffix("_fc")
+            found[f"weights: those of {name} on ImageNet in the folder of --weights=DIR"] = None
         if open_source(line.config).is_stored:
-            found[
-                f"features: jaxmlic features --config={line.spec} --config.pretrained=FILE (with --train made here)"
-            ] = None
+            field = "features.weights=DIR" if line.config.features.sets else "pretrained=FILE"
+            found[f"features: jaxmlic features --config={line.spec} --config.{field} (with --train made here)"] = None
     return list(found)
 
 
 def write_csv(path: str | Path, lines: Sequence[Line]) -> None:
-    """A row for each number: CSV's columns; percent."""
+    """A row for each number: CSV's columns; percent, or what the column counts."""
     with storage.replacing(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(CSV)
         for line in lines:
-            for name, printed in line.row.numbers.items():
+            for name, printed in line.row.shown.items():
                 mean, spread = line.our_number(name)
-                ours = ["" if np.isnan(v) else f"{100 * v:.2f}" for v in (mean, spread)]
+                ours = ["" if np.isnan(v) else f"{v:.2f}" for v in (mean, spread)]
                 writer.writerow(
                     [
                         line.table.number,
@@ -196,7 +200,7 @@ def write_csv(path: str | Path, lines: Sequence[Line]) -> None:
                         " ".join(entry.name for entry in line.entries),
                         line.row.measured_by,
                         name,
-                        f"{printed:g}",
+                        "" if printed is None else f"{printed:g}",
                         *ours,
                         len(line.ours),
                         line.protocol or line.row.protocol,
@@ -244,8 +248,8 @@ def _with_runs(line: Line, workdir: Path) -> Line:
     runs: dict[int, list[Path]] = {}
     for entry, config in zip(line.entries, line.configs, strict=True):
         for folder in sorted((workdir / entry.name).glob("seed*")):
-            path = folder / run_folder.SCORES / f"{line.config.data.test_split}.npz"
-            if run_folder.result(folder) is None or not path.exists():
+            path = _scores_of(folder, config, line.protocol)
+            if run_folder.result(folder) is None or path is None:
                 continue
             changed = _other_config(config, entry, folder, workdir)
             if changed:
@@ -262,6 +266,14 @@ def _with_runs(line: Line, workdir: Path) -> Line:
             scores = dataclasses.replace(members[0], scores=fused, chosen=None)
             ours.append(_numbers(scores, str(paths[0]), line.protocol))
     return dataclasses.replace(line, ours=tuple(ours), notes=(*line.notes, *notes))
+
+
+def _scores_of(folder: Path, config: ConfigDict, protocol: str) -> Path | None:
+    """A run's scores of its test split; under a protocol with a learned rule, with the labels that this one chose."""
+    by_rule = metrics.get_protocol(protocol).by_rule
+    kinds = [f".{protocol}"] if by_rule else ["", f".{config.eval.protocol}"]
+    paths = [folder / run_folder.SCORES / f"{config.data.test_split}{kind}.npz" for kind in kinds]
+    return next((path for path in paths if path.exists()), None)
 
 
 def _other_config(config: ConfigDict, entry: Entry, folder: Path, workdir: Path) -> str:

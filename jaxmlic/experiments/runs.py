@@ -8,11 +8,12 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
-from jaxmlic import distributed, run, sharding, storage
+from jaxmlic import distributed, metrics, run, sharding, storage
 from jaxmlic.data import datasets, loader
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import thresholds
-from jaxmlic.inputs import compute, open_source
+from jaxmlic.evaluation import decision, thresholds
+from jaxmlic.experiments import decisions
+from jaxmlic.inputs import DescriptorSource, compute, descriptors, open_source
 from jaxmlic.models.heads import contract
 from jaxmlic.reports import ap_table, score_report
 from jaxmlic.reports.figures import learning_curves
@@ -79,12 +80,17 @@ def draw_curves(workdir: str | Path, report: Callable[[str], None]) -> None:
 def store_features(config: ConfigDict, report: Callable[[str], None] = lambda line: None) -> Path:
     """Runs the config's frozen trunk over its splits, where that is not done yet; the folder of the features.
 
+    With descriptor sets as the source these are computed, one folder each; the last one is given.
+
     report: gets a line for each split.
     """
     sharding.use_cpu_devices(config.train.cpu_devices, config.train.batch_size)  # before anything is computed
+    source = open_source(config)
+    if isinstance(source, DescriptorSource):
+        return descriptors.compute(config, list(compute.needed_splits(config)), report)[-1]
     dataset = datasets.load(config.data.name, config.data.dir or None)
     model = contract.make_model(contract.find(config.head), config, len(dataset.class_names), 1)
-    names = state_lib.parameter_names(model, open_source(config).example())
+    names = state_lib.parameter_names(model, source.example())
     return compute.compute(config, optim.multipliers(config.optim.groups, names), report)
 
 
@@ -102,7 +108,8 @@ def evaluate(
     Args:
       workdir: the run folder.
       protocol, split, data_dir: see `Run.evaluate` and `run.load`.
-      fitted: decide by the run's fitted thresholds, and write scores/<split>.fitted.*.
+      fitted: decide by the run's fitted thresholds, and write scores/<split>.fitted.*; or by its learned rule, under
+        the rule's protocol, which is written as scores/<split>.<protocol>.*.
       report: gets the text about them.
 
     Raises UserError for a folder without a run, another model's checkpoint, class names that differ.
@@ -111,7 +118,9 @@ def evaluate(
     found = run.load(workdir, data_dir)
     result = found.evaluate(split, protocol, fitted=fitted, progress=True)
     scores, numbers = result.scores, result.numbers
-    path = found.workdir / run_folder.SCORES / f"{scores.split}{'.fitted' if fitted else ''}.npz"
+    by_rule = metrics.get_protocol(scores.protocol).by_rule
+    kind = f".{scores.protocol}" if by_rule else ".fitted" if fitted else ""
+    path = found.workdir / run_folder.SCORES / f"{scores.split}{kind}.npz"
     written = score_report.write(path, scores, numbers, {"split": scores.split, "step": found.step})
     report(f"{ap_table.text(numbers, scores.class_names, scores.labels)}\n\n{written}")
     return numbers
@@ -123,7 +132,7 @@ def fit_thresholds(
     """Fits thresholds and a calibration for a run's best checkpoint; returns them and the file they are kept in.
 
     Args:
-      workdir: the run folder, which gets thresholds.json.
+      workdir: the run folder, which gets thresholds.json in place of a learned rule.
       split: of the images to fit on; None for the part that selected the checkpoint.
       data_dir: where the data sets are now.
       how: objective, per_class, shrink, calibrate, seed; see `thresholds.fit`.
@@ -136,7 +145,9 @@ def fit_thresholds(
     thresholds.check_split(found.config, found.dataset, name)
     scores = found.evaluate(name, "all_point", progress=True).scores
     fit = thresholds.fit(scores, found.model_digest, **how)
-    return fit, thresholds.save(workdir, fit.thresholds)
+    path = thresholds.save(workdir, fit.thresholds)
+    (storage.to_path(workdir) / decision.FILE).unlink(missing_ok=True)
+    return fit, path
 
 
 def result_of(workdir: Path, config: ConfigDict) -> dict | None:
@@ -166,5 +177,6 @@ def run_one(
     outcome = fit(config, workdir, None, group, report)
     if outcome.stopped_by is not None:  # in the last step, too: the evaluation is left to the restart
         return None, outcome.stopped_by
+    decisions.learn_missing(workdir, config.eval.protocol)
     evaluate(workdir, report=report)
     return result_of(workdir, config), None

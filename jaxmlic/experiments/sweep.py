@@ -91,6 +91,8 @@ def config_of(
         return config_lib.override(config, {"pretrained": ""})
     if weights is None:
         return config
+    if config.features.sets:
+        return config_lib.override(config, {"features.weights": str(weights)})
     if config.pretrained:
         raise UserError(f"--weights names the weight files, and config.pretrained = {config.pretrained!r} another one")
     return config_lib.override(config, {"pretrained": str(pretrained.find(weights, config.model.trunk) or "")})

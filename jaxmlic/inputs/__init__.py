@@ -1,4 +1,4 @@
-"""What a model is fed: photographs, features stored of a frozen trunk, or features from a file.
+"""What a model is fed: photographs, stored features of a frozen trunk, descriptors by a recipe, features from a file.
 
 The one place that reads `config.data.source`. Everybody else asks the `Source` that `open_source` gives.
 """
@@ -7,13 +7,14 @@ from ml_collections import ConfigDict
 
 from jaxmlic.errors import check_choice
 from jaxmlic.inputs.cache import CachedSource
+from jaxmlic.inputs.descriptors import DescriptorSource
 from jaxmlic.inputs.feature_file import FileSource
 from jaxmlic.inputs.images import ImageSource
 from jaxmlic.inputs.source import Inputs, Source, eval_inputs
 
-__all__ = ["Inputs", "Source", "eval_inputs", "open_source"]
+__all__ = ["DescriptorSource", "Inputs", "Source", "eval_inputs", "open_source"]
 
-SOURCES = {"images": ImageSource, "features": CachedSource, "file": FileSource}
+SOURCES = {"images": ImageSource, "features": CachedSource, "descriptors": DescriptorSource, "file": FileSource}
 
 
 def open_source(config: ConfigDict) -> Source:

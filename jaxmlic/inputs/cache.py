@@ -25,7 +25,7 @@ from array_record.python import array_record_data_source
 from ml_collections import ConfigDict
 
 from jaxmlic import storage
-from jaxmlic.data import datasets, loader, named_splits
+from jaxmlic.data import augment, datasets, loader, named_splits
 from jaxmlic.errors import UserError, check_choice
 from jaxmlic.inputs.images import ImageReader
 from jaxmlic.inputs.source import STAGE, VALUES, Source, stored_maps
@@ -37,6 +37,8 @@ FORMAT = 1  # raised when what a cache holds changes its meaning
 FOLDER, MANIFEST = "features", "manifest.json"
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 STORES = ("pooled", "map", "stages")
+_HELD_BYTES = 1 << 30  # of features that training keeps in memory in any case
+_RECORDS = 1024  # read at once
 
 
 class CachedSource(Source):
@@ -86,8 +88,7 @@ def check_storable(config: ConfigDict, multipliers: dict[str, float | None]) -> 
     check_choice("features.dtype", config.features.dtype, DTYPES)
     check_choice("features.store", config.features.store, STORES)
     reads(config).check_store(config.features.store)
-    if config.augment.mixup != "off":
-        raise UserError("config.augment.mixup mixes pixels, which stored features cannot: set it to 'off'")
+    augment.check_no_pixels("stored features", **config.augment)
     if not config.pretrained:
         raise UserError("features of a trunk without weights mean nothing: set config.pretrained=FILE")
     if trunks.acts_in_training(config.model.trunk, config.model.batch_norm, frozen=True):
@@ -105,7 +106,7 @@ def key_fields(config: ConfigDict, dataset: datasets.Dataset) -> dict:
     fields = {
         "format": FORMAT,
         "trunk": config.model.trunk,
-        "weights": _weights_digest(config.pretrained),
+        "weights": weights_digest(config.pretrained, "pretrained"),
         "compute": config.model.dtype,
         "image_size": config.data.image_size,
         "resize": config.data.resize or config.data.image_size,
@@ -128,14 +129,14 @@ def key_fields(config: ConfigDict, dataset: datasets.Dataset) -> dict:
     return fields
 
 
-def _weights_digest(path: str) -> str:
-    """The SHA-256 of the file of weights, read once as long as it stays the same."""
+def weights_digest(path: str, field: str) -> str:
+    """The SHA-256 of the file of weights that a field of the config names, read once as long as it stays the same."""
     try:
         local = storage.local_copy(path)
         stat = local.stat()
         return _digest(str(local), stat.st_mtime_ns, stat.st_size)
     except (OSError, UserError) as error:
-        raise UserError(f"config.pretrained: {path} cannot be read ({storage.reason(error)})") from None
+        raise UserError(f"config.{field}: {path} cannot be read ({storage.reason(error)})") from None
 
 
 @functools.lru_cache(maxsize=8)
@@ -164,7 +165,8 @@ def file_name(split: str) -> str:
 class CachedReader(loader.RowReader):
     """As `ImageReader`, but a batch holds `features` [B, views, h, w, D], or `stage:NAME` of each, for images.
 
-    With `config.data.cache` all of it is kept in memory. `train` says whether all views are read, or view 0 alone.
+    With `config.data.cache` all of it is kept in memory; training does so with up to 1 GiB in any case. `train` says
+    whether all views are read, or view 0 alone.
     """
 
     def __init__(self, view: loader.View, config: ConfigDict, *, train: bool):
@@ -182,12 +184,19 @@ class CachedReader(loader.RowReader):
         self._num_views = self._shape[0] if train else 1
         key = (str(folder), split, self._num_views)
         self.stored = loader.Stored(key, self._rows, self._read, self._unpack)
-        self._values = self._read(self._rows) if config.data.cache else None
+        self._values = self._read_all() if config.data.cache else None
 
     def __call__(self, rows: np.ndarray) -> loader.Batch:
         """int rows [B] of the view -> features, labels and an all-true mask."""
         values = self._read(self._rows[rows]) if self._values is None else self._values[rows]
         return self.batch(rows, **self._unpack(values))
+
+    def hold(self) -> bool:
+        """Whether all values are in memory, where up to 1 GiB of them is read now."""
+        size = len(self) * self._num_views * int(np.prod(self._shape[1:])) * np.dtype(self._dtype).itemsize
+        if self._values is None and size <= _HELD_BYTES:
+            self._values = self._read_all()
+        return self._values is not None
 
     def _unpack(self, values: np.ndarray) -> dict[str, np.ndarray]:
         """[B, views, 1, 1, n] -> the map [B, views, h, w, D] of each stage, or the values as they are."""
@@ -199,6 +208,12 @@ class CachedReader(loader.RowReader):
             part = values[..., start : start + size].reshape(*values.shape[:2], *shape)
             arrays[STAGE + stage], start = part, start + size
         return arrays
+
+    def _read_all(self) -> np.ndarray:
+        values = np.empty((len(self), self._num_views, *self._shape[1:]), self._dtype)
+        for start in range(0, len(self), _RECORDS):
+            values[start : start + _RECORDS] = self._read(self._rows[start : start + _RECORDS])
+        return values
 
     def _read(self, records: np.ndarray) -> np.ndarray:
         found = self._records.__getitems__(records.tolist())

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlic import storage
-from jaxmlic.data import datasets, loader
+from jaxmlic.data import augment, datasets, loader
 from jaxmlic.errors import UserError
 from jaxmlic.inputs.source import VALUES, Source, eval_inputs
 from jaxmlic.models import trunks
@@ -77,10 +77,11 @@ class FileSource(Source):
         config = self.config
         if not config.data.features_file:
             raise UserError("config.data.source = 'file' needs config.data.features_file=FILE.npz")
+        if config.features.sets:
+            raise UserError("config.features.sets is read with config.data.source='descriptors' alone: leave it out")
         if config.pretrained:
             raise UserError("config.pretrained is for a trunk, and features from a file have none: leave it out")
-        if config.augment.mixup != "off":
-            raise UserError("config.augment.mixup mixes pixels, which features from a file cannot: set it to 'off'")
+        augment.check_no_pixels("features from a file", **config.augment)
         load(config.data.features_file)
 
     def example(self) -> trunks.StoredMaps:
@@ -127,6 +128,10 @@ class FileReader(loader.RowReader):
     def __call__(self, rows: np.ndarray) -> loader.Batch:
         """int rows [B] of the view -> features, labels and an all-true mask."""
         return self.batch(rows, **{VALUES: self._read(self._rows[rows])})
+
+    def hold(self) -> bool:
+        """True: the file is in memory."""
+        return True
 
     def _read(self, records: np.ndarray) -> np.ndarray:
         return self._features[records][:, None]

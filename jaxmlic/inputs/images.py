@@ -36,6 +36,10 @@ class ImageReader(RowReader):
                 self._decode(row, image)
         return self.batch(rows, image=images)
 
+    def hold(self) -> bool:
+        """Whether the pixels are in memory."""
+        return self.pixels is not None
+
     def _decode(self, row: int, out: np.ndarray) -> None:
         record = self.source[int(self.view.indices[row])]
         try:

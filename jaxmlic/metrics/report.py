@@ -29,7 +29,8 @@ def evaluate(
       threshold: a label is predicted where `score >= threshold`; one number, or one for each class, float [C]. It is on
         the scale of the scores. None means 0.0 (scores are logits), or 0.5 if all scores lie in [0, 1] and are
         therefore read as probabilities. Forced and path decisions ignore it.
-      chosen: bool [N, C], what a decoder emitted; needed by the path decision and ignored by the others.
+      chosen: bool [N, C], what a decoder emitted or a learned rule chose; needed by these decisions and ignored by the
+        others.
       classes: bool [C] or None for all. A class outside the mask is treated as if all its labels were unknown: it may
         take one of the k places of a top-k decision (the model cannot know the mask), but counts nowhere.
       min_positives: classes with fewer positives (at least 1 is needed) are left out of the per-class means.
@@ -215,10 +216,14 @@ def _check_bool(what: str, values, shape: tuple[int, ...]) -> np.ndarray:
 
 def _decide(scores, order, protocol: Protocol, threshold, chosen) -> tuple[np.ndarray, float | np.ndarray | None]:
     """What counts as predicted, bool [N, C], and the threshold used or None. `order` int [N, >= k], best first."""
-    if protocol.decision == "path":
+    if protocol.needs_chosen:
         if chosen is None:
-            raise ValueError("protocol 'path' needs chosen, the bool [N, C] labels that the decoder emitted")
-        return _check_bool("chosen", chosen, scores.shape).copy(), None
+            by = "the learned rule chose" if protocol.by_rule else "the decoder emitted"
+            raise ValueError(f"protocol {protocol.name!r} needs chosen, the bool [N, C] labels that {by}")
+        chosen = _check_bool("chosen", chosen, scores.shape).copy()
+        if protocol.k is not None and (chosen.sum(axis=1) != min(protocol.k, scores.shape[1])).any():
+            raise ValueError(f"protocol {protocol.name!r} needs {protocol.k} chosen labels an image")
+        return chosen, None
     among_best = None
     if protocol.k is not None:
         among_best = np.zeros(scores.shape, bool)

@@ -22,7 +22,7 @@ class Column:
     Attributes:
       name: the metric's name in `jaxmlic.metrics.evaluate`; "AP <class>", "<metric> std" or "error" where it has none.
       printed: the paper's heading.
-      unit: "percent".
+      unit: "percent", or "labels" where it counts them.
       meaning: what is averaged over what.
     """
 
@@ -62,6 +62,16 @@ class Row:
         return {
             column.name: value for column, value in zip(self.columns, self.values, strict=True) if value is not None
         }
+
+    @property
+    def shown(self) -> dict[str, float | None]:
+        """`numbers`, or all columns where the row prints none."""
+        return self.numbers or {column.name: None for column in self.columns}
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """What a metric of ours is multiplied by to be in the unit of its column."""
+        return {column.name: 100.0 if column.unit == "percent" else 1.0 for column in self.columns}
 
 
 @dataclasses.dataclass(frozen=True)

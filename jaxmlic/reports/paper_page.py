@@ -73,7 +73,9 @@ def _by_table(lines: Sequence) -> list[tuple]:
 
 def _body(lines: Sequence, ours: Callable[[object], str]) -> tuple[list[str], list[list[str]]]:
     """The columns' names, and the cells of the printed rows with ours below each; `ours` is the first cell of those."""
-    names = list(dict.fromkeys(name for line in lines for name in line.row.numbers))
+    # Rows of ours alone print nothing and have every column: they come first, so that these keep their order.
+    rows = sorted((line.row for line in lines), key=lambda row: bool(row.numbers))
+    names = list(dict.fromkeys(name for row in rows for name in row.shown))
     body = []
     for line in lines:
         body.append([line.row.label, _who(line), *(_printed(line, name) for name in names)])
@@ -115,4 +117,4 @@ def _ours(line, name: str) -> str:
     mean, spread = line.our_number(name)
     if np.isnan(mean):
         return ""
-    return f"{100 * mean:.1f}" + ("" if np.isnan(spread) else f" ± {100 * spread:.1f}")
+    return f"{mean:.1f}" + ("" if np.isnan(spread) else f" ± {spread:.1f}")

@@ -12,7 +12,7 @@ def write(path: str | Path, scores: ScoreFile, report: dict, facts: dict) -> str
     """Writes STEM.npz, and STEM.<protocol>.json, .csv and .png beside it; returns a line that names them.
 
     Args:
-      path: STEM.npz.
+      path: STEM.npz, or STEM.<protocol>.npz.
       scores: the score file.
       report: what `jaxmlic.metrics.evaluate` returned for it.
       facts: more fields for the JSON file, such as split and step.
@@ -22,7 +22,7 @@ def write(path: str | Path, scores: ScoreFile, report: dict, facts: dict) -> str
     """
     path = storage.to_path(path)
     score_file.save(path, scores)
-    stem = f"{path.with_suffix('').as_posix()}.{report['protocol']}"
+    stem = path.with_suffix("").as_posix().removesuffix(f".{report['protocol']}") + f".{report['protocol']}"
     storage.write_json(f"{stem}.json", scoring.as_json(report) | facts)
     ap_table.write_csv(f"{stem}.csv", report, scores.class_names, scores.labels)
     ap_table.plot(f"{stem}.png", report, scores.class_names, scores.labels)

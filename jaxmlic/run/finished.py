@@ -1,15 +1,18 @@
 """A finished run as an object: the door for commands, notebooks and services."""
 
+import dataclasses
 import warnings
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmlic import metrics, sharding
 from jaxmlic.data import loader
 from jaxmlic.errors import UserError, unknown
 from jaxmlic.evaluation import attribution, score_file, scoring
+from jaxmlic.evaluation.decision import Decision
 from jaxmlic.evaluation.score_file import ScoreFile
 from jaxmlic.evaluation.thresholds import Thresholds
 from jaxmlic.labels.neighbours import nearest
@@ -80,13 +83,16 @@ class Run(RestoredRun):
         Args:
           split: a split of the data set; "selection" is the part that selected the checkpoint, and "val" too, where the
             run carved one.
-          protocol: a name of `metrics.PROTOCOLS`.
-          fitted: decide by the thresholds of `jaxmlic thresholds`, not from the logit 0 up. UserError without any.
+          protocol: a name that `metrics.get_protocol` knows. A learned one takes the rule of `jaxmlic thresholds`.
+          fitted: decide by what `jaxmlic thresholds` fitted: thresholds in place of the logit 0, or the rule under its
+            own protocol. UserError without any.
           progress: show it on stderr.
         """
         config, name = self.config, split or self.config.data.test_split
-        protocol = metrics.get_protocol(protocol or config.eval.protocol).name
-        thresholds = self._required_thresholds(protocol) if fitted else None
+        rule = self.learned_decision()[0] if fitted and protocol is None else None
+        rules = metrics.get_protocol(protocol or (rule.protocol if rule else config.eval.protocol))
+        rule = self._required_rule(rules.name) if rules.by_rule else None
+        thresholds = self._required_thresholds(rules.name) if fitted and rule is None else None
         view = loader.find_view(config.data, self.dataset, config.seed, name)
         label = f"evaluating {view.dataset.name}/{name}"
         with Progress(label, len(view), transient=True, shown=progress) as bar:
@@ -101,7 +107,10 @@ class Run(RestoredRun):
             )
         trained = self._trained_classes() if config.eval.trained_classes_only else None
         assert scored is not None  # nothing stops it
-        return evaluation(self._restored.record, self.step, scored, name, protocol, trained, thresholds)
+        if rule is not None:
+            chosen = rule.choose_for(rules.name, np.asarray(scored[0].scores))
+            scored = dataclasses.replace(scored[0], chosen=jnp.asarray(chosen), path=None), *scored[1:]
+        return evaluation(self._restored.record, self.step, scored, name, rules.name, trained, thresholds, rule)
 
     def predict(
         self,
@@ -123,8 +132,9 @@ class Run(RestoredRun):
           threshold: probability from which on a label is predicted, or one for each class [C], where no decoder chooses
             the labels.
           logit: the same as a logit.
-          fitted: without both of them, decide by what `jaxmlic thresholds` fitted, where it did, and give calibrated
-            probabilities; a warning where that belongs to another checkpoint. Otherwise 0.5, the logit 0.
+          fitted: without both of them, decide by what `jaxmlic thresholds` fitted, thresholds or a rule, where it did,
+            and give calibrated probabilities; a warning where that belongs to another checkpoint. Otherwise
+            0.5, the logit 0.
           trace: whether the head's steps are wanted too.
           skip_unreadable: files that cannot be read are left out and listed in `unreadable`, and are no error.
           progress: show it on stderr.
@@ -136,7 +146,10 @@ class Run(RestoredRun):
         self._restored.source.check_photographs(self.workdir)
         if trace and not self.decides_in_steps:
             raise UserError(f"the head {self.config.head!r} of {self.workdir} labels images in one step: no trace")
-        own, why = self.fitted_thresholds() if fitted and threshold is None and logit is None else (None, "")
+        wanted = fitted and threshold is None and logit is None
+        rule, stale = self.learned_decision() if wanted else (None, "")
+        own, why = self.fitted_thresholds() if wanted and rule is None else (None, "")
+        why = why or stale
         if why:
             warnings.warn(f"{why}. Not used: labels are predicted from 0.5 up", stacklevel=2)
         bound = self._bound(threshold, logit) if own is None else own.values
@@ -165,9 +178,13 @@ class Run(RestoredRun):
             found.append(jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), self._prediction_shapes))
         whole = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
         decoded = whole.chosen is not None
-        chosen = whole.chosen if decoded else whole.scores >= np.float32(bound)
-        limit = None if decoded else bound
-        calibrated = None if own is None else own.calibrated(whole.scores)
+        limit, calibrated = None, None if own is None else own.calibrated(whole.scores)
+        if decoded:
+            chosen = whole.chosen
+        elif rule is not None:
+            chosen, calibrated = rule.choose(whole.scores), rule.calibration.logits(whole.scores)
+        else:
+            chosen, limit = whole.scores >= np.float32(bound), bound
         steps = traces if trace else None
         return Predictions(
             files, self.class_names, whole.scores, chosen, whole.path, unreadable, limit, steps, calibrated
@@ -285,6 +302,15 @@ class Run(RestoredRun):
         if found is None:
             make = f"make them with jaxmlic thresholds --workdir={self.workdir}"
             raise UserError(why or f"{self.workdir} has no fitted thresholds: {make}")
+        return found
+
+    def _required_rule(self, protocol: str) -> Decision:
+        """The learned one; UserError where there is none for this checkpoint."""
+        found, why = self.learned_decision()
+        if found is None:
+            k = metrics.get_protocol(protocol).k
+            make = f"jaxmlic thresholds --workdir={self.workdir} --for={'cf1' if k is None else f'cf1_at={k}'}"
+            raise UserError(why or f"protocol {protocol}: {self.workdir} has no learned rule: make one with {make}")
         return found
 
     def _bound(self, threshold: float | np.ndarray | None, logit: float | np.ndarray | None) -> float | np.ndarray:

@@ -22,10 +22,10 @@ _FORMS = "uint8 [H, W, 3] in 0..255, float [H, W, 3] in 0..1, or [N, H, W, 3] of
 @dataclasses.dataclass(frozen=True)
 class Given:
     """One image: its file's name, or "image 3" for the fourth that is no file; `read(side)` gives its pixels uint8
-    [side, side, 3], resized as in evaluation, or raises ImageError or OSError."""
+    [side, side, 3], resized as in evaluation, or of its own size for None; or raises ImageError or OSError."""
 
     name: str
-    read: Callable[[int], np.ndarray]
+    read: Callable[[int | None], np.ndarray]
 
 
 def find_images(arguments: Sequence[str | os.PathLike]) -> list[Path]:
@@ -72,7 +72,7 @@ def as_given(images: Images) -> list[Given]:
 
 
 def _file(path: Path) -> Given:
-    def read(side: int) -> np.ndarray:
+    def read(side: int | None) -> np.ndarray:
         try:
             return decode_image(path.read_bytes(), side)
         except OSError as error:
@@ -87,7 +87,7 @@ def _encoded(name: str, data: bytes) -> Given:
 
 def _array(name: str, values: np.ndarray) -> Given:
     pixels = to_pixels(values, name)
-    return Given(name, lambda side: np.ascontiguousarray(resize(pixels, (side, side))))
+    return Given(name, lambda side: np.ascontiguousarray(resize(pixels, (side, side)) if side else pixels))
 
 
 def to_pixels(values: np.ndarray, name: str) -> np.ndarray:

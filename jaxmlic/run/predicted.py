@@ -39,7 +39,7 @@ class Predictions:
       chosen: bool [N, C], the labels that are predicted.
       path: int32 [N, T], the labels in the order in which the head emitted them, padded with C; None without an order.
       unreadable: {file: why it could not be read}.
-      threshold: the logit, or the logits [C], from which on a label is predicted; None where a decoder chose.
+      threshold: the logit, or the logits [C], from which on a label is predicted; None where a decoder or a rule chose.
       traces: the head's steps of each image (`contract.Trace` without the batch axis), where they were asked for.
       calibrated: float64 [N, C], logits of the probabilities, where `jaxmlic thresholds` fitted a calibration.
     """

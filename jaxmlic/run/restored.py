@@ -14,7 +14,7 @@ from jaxmlic import sharding
 from jaxmlic.data import datasets, loader
 from jaxmlic.data.image import ImageError, decode_image
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import attribution, scoring, thresholds
+from jaxmlic.evaluation import attribution, decision, scoring, thresholds
 from jaxmlic.inputs import Inputs, eval_inputs
 from jaxmlic.labels.names import check_same_classes
 from jaxmlic.models.heads import contract
@@ -55,6 +55,10 @@ class RestoredRun:
     def fitted_thresholds(self) -> tuple[thresholds.Thresholds | None, str]:
         """What `jaxmlic thresholds` fitted for this checkpoint; else None, and why ("" where it fitted nothing)."""
         return thresholds.find(self.workdir, self.step, self.model_digest, self.class_names)
+
+    def learned_decision(self) -> tuple[decision.Decision | None, str]:
+        """The rule that `jaxmlic thresholds` learned for this checkpoint; else None, and why ("" if none)."""
+        return decision.find(self.workdir, self.step, self.model_digest, self.class_names)
 
     @functools.cached_property
     def model_digest(self) -> str:
@@ -151,7 +155,7 @@ class RestoredRun:
 
         UserError for a file that cannot be read, and for a run whose inputs are no photographs.
         """
-        self._restored.source.check_photographs(self.workdir)
+        self._restored.source.check_pixels(self.workdir)
         side, given = self.config.data.image_size, as_given(images)
         if given:
             found = []
@@ -246,25 +250,24 @@ class RestoredRun:
         train, _ = targets.training_views(self.config, self.dataset, self.workdir, restored=True)
         return targets.trained_classes(train)
 
-    def _batches(self, given: Sequence[Given], unreadable: dict[str, str]) -> Iterator[tuple[list[str], jax.Array]]:
-        """Batches (names, pixels uint8 [B, S, S, 3] on the devices, zero-padded).
+    def _batches(self, given: Sequence[Given], unreadable: dict[str, str]) -> Iterator[tuple[list[str], Inputs]]:
+        """Batches (names, inputs on the devices, zero-padded).
 
         unreadable: gets the reason for each image that cannot be read. B is one of few numbers, so that predicting one
         image and then two compiles little.
         """
-        side, mesh = self.config.data.image_size, self._restored.mesh
+        source, mesh = self._restored.source, self._restored.mesh
         size = mesh.size
         while size < min(len(given), self._batch_size):
             size = min(2 * size, self._batch_size)
         names: list[str] = []
-        images = np.zeros((size, side, side, 3), np.uint8)
+        images: list[np.ndarray] = []
         for number, one in enumerate(given, 1):
             try:
-                images[len(names)] = one.read(side)
+                images.append(one.read(source.side))
                 names.append(one.name)
             except ImageError as error:
                 unreadable[one.name] = str(error)
             if len(names) == size or (names and number == len(given)):
-                images[len(names) :] = 0
-                yield names, sharding.place(images, sharding.split(mesh))
-                names, images = [], np.zeros_like(images)
+                yield names, source.photographs(images, size, mesh)
+                names, images = [], []

@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxmlic import metrics
 from jaxmlic.evaluation import scoring
+from jaxmlic.evaluation.decision import Decision
 from jaxmlic.evaluation.score_file import ScoreFile
 from jaxmlic.evaluation.thresholds import Thresholds
 from jaxmlic.models.heads import contract
@@ -28,6 +29,7 @@ def evaluation(
     protocol: str,
     trained: np.ndarray | None,
     thresholds: Thresholds | None = None,
+    rule: Decision | None = None,
 ) -> Evaluation:
     """What a run's scores are worth.
 
@@ -36,9 +38,10 @@ def evaluation(
       step: of the checkpoint that scored.
       scored: prediction (numpy), labels int8 [N, C] and ids [N].
       split: where these examples come from.
-      protocol: a name of `metrics.PROTOCOLS`.
+      protocol: a name that `metrics.get_protocol` knows.
       trained: bool [C], the classes with a positive in the training split, where the config counts no others.
       thresholds: what decides, in place of the logit 0.
+      rule: what chose the labels, under a learned protocol.
     """
     prediction, labels, ids = scored
     rules = {"protocol": protocol} | ({} if thresholds is None else {"threshold": thresholds.values})
@@ -50,6 +53,8 @@ def evaluation(
         extra["untrained_classes"] = np.array(record.class_names)[~trained].tolist()
     if thresholds is not None:
         extra["thresholds"] = {name: getattr(thresholds, name) for name in ("objective", "split", "step")}
+    if rule is not None:
+        extra["rule"] = rule.facts()
     scores = ScoreFile(
         scores=np.asarray(prediction.scores, np.float32),
         labels=labels,

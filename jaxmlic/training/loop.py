@@ -196,7 +196,9 @@ class Trainer:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        iterator = PlacedBatches(batches, lambda batch: sharding.put(batch, self.mesh), self.config.train.prefetch)
+        iterator = PlacedBatches(
+            batches, lambda batch: sharding.put_for_jit(batch, self.mesh), self.config.train.prefetch
+        )
         checkpoints = Checkpoints(self.workdir, self.config.eval.metric, keep_steps=self.keep_steps)
         opened.enter_context(contextlib.closing(checkpoints))
         # Where training starts: 1. the run folder's last checkpoint, 2. another run, 3. pretrained weights, 4. scratch.

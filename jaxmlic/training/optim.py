@@ -10,6 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxmlic.errors import UserError, check_choice, did_you_mean, unknown
+from jaxmlic.models import trunks
 from jaxmlic.training import durations
 
 Tree = dict
@@ -51,6 +52,30 @@ def multipliers(groups: tuple, names: list[str]) -> dict[str, float | None]:
         if pattern not in used and pattern != ".*" and not without_trunk:
             raise UserError(f"config.optim.groups: {pattern!r} matches no parameter{did_you_mean(pattern, names)}")
     return found
+
+
+def paced(multipliers: dict[str, float | None], trunk: str, decay: float) -> dict[str, float | None]:
+    """`multipliers` with those of the trunk's stages times decay^(last - stage): early ones learn more slowly.
+
+    Args:
+      multipliers: learning-rate multiplier of every parameter, None = frozen.
+      trunk: its name in a config.
+      decay: of one stage to the one before it, config.optim.stage_decay; 1 = off.
+
+    Raises:
+      UserError: a decay outside (0, 1], one without a trunk that learns, a trunk that does not number its stages.
+    """
+    if decay == 1.0:
+        return multipliers
+    if not 0 < decay < 1:
+        raise UserError(f"config.optim.stage_decay = {decay!r}; it lies in 0 < decay <= 1")
+    modules = {name: name.split("/")[1] for name, rate in multipliers.items() if name.startswith("trunk/")}
+    if all(multipliers[name] is None for name in modules):
+        raise UserError(f"config.optim.stage_decay = {decay!r} paces the trunk, of which nothing learns; set it to 1.0")
+    stages = trunks.stage_numbers(trunk, sorted(set(modules.values())))
+    last = max(stages.values())
+    paces = {name: decay ** (last - stages[module]) for name, module in modules.items()}
+    return {name: None if rate is None else rate * paces.get(name, 1.0) for name, rate in multipliers.items()}
 
 
 def schedule(config: ConfigDict, total_steps: int, to_steps: Callable[[str, str], int]) -> optax.Schedule:

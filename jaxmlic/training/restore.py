@@ -53,6 +53,7 @@ def restore(workdir: str | Path, mesh: jax.sharding.Mesh | None = None, step: in
         sharding.use_cpu_devices(config.train.cpu_devices, config.train.batch_size)
         mesh = sharding.make_mesh()
     source = open_source(config)
+    source.trained_on = record.inputs
     head = contract.find(config.head)
     model = contract.make_model(head, config, len(record.class_names), record.num_train)
     checkpoints = Checkpoints(record.workdir, config.eval.metric, read_only=True)

@@ -36,7 +36,7 @@ def apply(
     if config.pretrained:
         state = state_lib.with_trunk(state, pretrained.load(config.pretrained, config.model.trunk))
     if config.start_from:
-        state, copied, note = from_run(state, config.start_from, statistics.class_names, mesh)
+        state, copied, note = from_run(state, config, statistics.class_names, mesh)
         notes.append(note)
     mistake, warning = without_values(frozen, bool(config.pretrained), copied)
     if mistake:
@@ -69,16 +69,26 @@ def without_values(frozen: list[str], has_weights: bool, copied: Collection[str]
 
 
 def from_run(
-    state: TrainState, workdir: str, class_names: list[str], mesh: jax.sharding.Mesh
+    state: TrainState, config: ConfigDict, class_names: list[str], mesh: jax.sharding.Mesh
 ) -> tuple[TrainState, list[str], str]:
-    """The state with what the best checkpoint of another run has in common with it (of other classes: its trunk),
-    the names of that, and a line about it."""
+    """The state with what the best checkpoint of the run `config.start_from` has in common with it (of other classes:
+    its trunk), the names of that, and a line about it.
+
+    A head that was fitted at once gives its linear layer to the head's `classifier`.
+    """
+    workdir = config.start_from
     try:
         found = restore.restore(workdir, mesh)
+        variables = found.variables
+        if "classifier" in state.params and hasattr(found.head, "linear_layer"):
+            if found.record.config.model.pool != config.model.pool:
+                raise UserError(f"the run in {workdir} has another config.model.pool: let the two agree")
+            classifier = found.head.linear_layer(found.model, variables)
+            variables = variables | {"params": variables["params"] | {"classifier": classifier}}
     except UserError as error:
         raise UserError(f"config.start_from: {error}") from None
     only = "" if found.record.class_names == class_names else "trunk/"
-    state, copied = state_lib.copy_matching(state, found.variables, only)
+    state, copied = state_lib.copy_matching(state, variables, only)
     if not copied:
         raise UserError(f"config.start_from: the run in {workdir} has no parameter in common with this one")
     total = len(jax.tree.leaves((state.params, state.batch_stats)))

@@ -108,6 +108,8 @@ def optimizer(
     multipliers = optim.multipliers(config.optim.groups, parameter_names(model, example))
     if all(rate is None for rate in multipliers.values()):
         raise UserError("config.optim.groups freezes every parameter; nothing is left to train")
+    if config.optim.stage_decay != 1.0:
+        multipliers = optim.paced(multipliers, config.model.trunk, config.optim.stage_decay)
     learning_rate = optim.schedule(config.optim, total, optim.steps_of(config, examples, total))
     return optim.make(config.optim, multipliers, learning_rate), multipliers, learning_rate, total
 

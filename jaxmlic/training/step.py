@@ -168,7 +168,7 @@ def make_step_fn(
     mesh: needed for config.train.shard_state: parameters are gathered before they are used, gradients divided as the
         optimizer's state is.
     """
-    augment.check_mixup(config.augment.mixup)  # before the data are read
+    augment.check(**config.augment)  # before the data are read
     check_choice("train.remat", config.train.remat, remat.LEVELS)
     divides = config.train.shard_state and mesh is not None
 

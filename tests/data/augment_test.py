@@ -170,4 +170,4 @@ def test_mixup_leaves_the_draws_of_crop_and_flip_as_they_were(images):
 
 def test_unknown_mixup_is_guessed():
     with pytest.raises(UserError, match="did you mean 'every_epoch'"):
-        augment.check_mixup("every_epochs")
+        augment.check(mixup="every_epochs", ops=0, magnitude=0.0, cutout=0.0)

@@ -75,6 +75,33 @@ def test_the_position_can_be_saved_and_restored(reader, key_of):
     assert epoch(other, 7, key_of) == expected
 
 
+@pytest.mark.parametrize("process_count", [1, 2])
+def test_batches_gathered_from_memory_are_those_read_one_at_a_time(reader, process_count, monkeypatch):
+    """Bit for bit over more chunks than one and the ends of epochs, from a position that the other iterator saved."""
+    held = ImageReader(reader.view, 16, cache=True)
+    assert held.hold() and not reader.hold()
+    monkeypatch.setattr(loader, "_CHUNK_STEPS", 5)
+
+    def iterator(one):
+        return loader.train_iterator(
+            one, 16, seed=2, difficult="positive", process_index=process_count - 1, process_count=process_count
+        )
+
+    plain, gathered = iterator(reader), iterator(held)
+    for step in range(23):
+        if step == 12:  # each goes on where the other was
+            state, plain, gathered = (plain.get_state(), gathered.get_state()), iterator(reader), iterator(held)
+            assert state[0] == state[1]
+            plain.set_state(state[1])
+            next(gathered)
+            gathered.set_state(state[0])
+        expected, found = next(plain), next(gathered)
+        assert expected.keys() == found.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value)
+            assert found[name].dtype == value.dtype
+
+
 def test_images_and_labels_stay_together(reader, dataset, key_of):
     batch = next(loader.train_iterator(reader, 8, seed=0))
     np.testing.assert_array_equal(batch["labels"], dataset.labels("train")[rows_of(batch, key_of)])

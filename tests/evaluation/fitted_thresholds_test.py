@@ -199,7 +199,7 @@ def test_stale_ones_are_said_and_not_used(fitted_run, photo, tmp_path, capsys):
         (["--split=test"], "never fitted on test images: 29 of the 29 images of 'test'"),
         (["--split=train"], "not fitted on images that were trained on"),
         (["--split=vla"], "has no split 'vla'"),
-        (["--for=percision=0.9"], "--for=percision=0.9: unknown (did you mean 'precision'?)"),
+        (["--for=percision=0.9"], "--for = 'percision' is unknown (did you mean 'precision'?)"),
         (["--for=precision"], "Write --for=precision=0.9"),
         (["--for=precision=1.5"], "above 0 and at most 1"),
         (["--for=count=x"], "above 0"),

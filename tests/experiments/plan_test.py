@@ -130,6 +130,12 @@ def test_a_first_stage_gives_what_is_frozen(mesh):
     assert plan.make(second, mesh, labels=5, images=80, first_stage=linear()).problems == ()
     other = plan.make(second, mesh, labels=5, images=80, first_stage=linear(**{"model.pool": "avg"}))
     assert "freezes 1 parameters" in other.problems[0]  # of another width; the bias fits
+    ridge = {"model.trunk": "small_cnn", "model.batch_norm": "train", "model.kernel": "linear"}
+    fitted = config_lib.override(config_lib.load("kernel_ridge"), ridge)  # it pools by the mean
+    second = config_lib.override(second, {"model.pool": "avg"})
+    assert plan.make(second, mesh, labels=5, images=80, first_stage=fitted).problems == ()
+    second = config_lib.override(second, {"model.pool": "max"})
+    assert "freezes 2 parameters" in plan.make(second, mesh, labels=5, images=80, first_stage=fitted).problems[0]
 
 
 def test_needs_say_what_is_there(mesh, data_dir, tmp_path):

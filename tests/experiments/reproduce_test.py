@@ -54,7 +54,7 @@ def test_ours_are_means_over_runs_by_the_rows_protocol(tmp_path):
     found = [write_run(tmp_path, spec, "coco2014_softmax", seed) for seed in (0, 1)]
     line = line_of("cnn_rnn/3", "Softmax", tmp_path)
     assert line.protocol == "top3_forced" and len(line.ours) == 2 and line.notes == ()
-    values = [metrics.evaluate(one.scores, one.labels, "top3_forced")["CF1"] for one in found]
+    values = [100 * metrics.evaluate(one.scores, one.labels, "top3_forced")["CF1"] for one in found]
     assert line.our_number("CF1") == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
     # One run has no spread, none has no number.
     write_run(tmp_path, spec, "coco2014_cnn_rnn", 0)
@@ -68,7 +68,7 @@ def test_a_path_row_is_decided_by_what_the_decoder_emitted(tmp_path):
     line = line_of("cnn_rnn/3", "CNN-RNN", tmp_path)
     positive, chosen = scores.labels == 1, scores.chosen
     assert line.protocol == "path"
-    assert line.our_number("OP")[0] == pytest.approx((positive & chosen).sum() / chosen.sum())
+    assert line.our_number("OP")[0] == pytest.approx(100 * (positive & chosen).sum() / chosen.sum())
 
 
 def test_the_first_step_s_accuracy_comes_from_the_run(tmp_path):
@@ -85,7 +85,7 @@ def test_the_first_step_s_accuracy_comes_from_the_run(tmp_path):
     path = tmp_path / "coco2014" / name / "seed0/scores/val.npz"
     paths = {"top1_step": 0.75, "repeats": 0.5}
     score_file.save(path, dataclasses.replace(scores, extra={"paths": paths}))
-    assert ours() == {"Multi-order RNN": 0.75}
+    assert ours() == {"Multi-order RNN": 75.0}
 
 
 def test_runs_of_another_config_are_named_and_do_not_count(tmp_path):
@@ -111,7 +111,7 @@ def test_a_fusion_needs_all_of_its_members(tmp_path):
     line = line_of("baseline_ensemble/3", "R DistrEn", tmp_path)
     fused = (members[0].scores.astype(float) + members[1].scores) / 2
     wanted = metrics.evaluate(fused.astype(np.float32), members[0].labels, "top3_forced")
-    assert line.fused and line.our_number("mAP")[0] == pytest.approx(wanted["mAP"])
+    assert line.fused and line.our_number("mAP")[0] == pytest.approx(100 * wanted["mAP"])
 
 
 def test_columns_that_are_no_metric_of_ours(tmp_path):
@@ -119,13 +119,13 @@ def test_columns_that_are_no_metric_of_ours(tmp_path):
     line = line_of("cnn_rnn/4", "CNN-RNN", tmp_path)
     ap = metrics.evaluate(scores.scores, scores.labels)["AP"]
     row = reproduce.Line(line.table, line.row, ours=line.ours)
-    assert row.our_number("AP cow")[0] == pytest.approx(ap[2])
+    assert row.our_number("AP cow")[0] == pytest.approx(100 * ap[2])
     assert np.isnan(row.our_number("AP aeroplane")[0])
     numbers = reproduce.Line(
         line.table, line.row, ours=({"top1": 0.75, "accuracy": 0.7}, {"top1": 0.5, "accuracy": 0.9})
     )
-    assert numbers.our_number("error")[0] == pytest.approx(0.375)
-    assert numbers.our_number("accuracy std")[0] == pytest.approx(0.2 / 2**0.5)
+    assert numbers.our_number("error")[0] == pytest.approx(37.5)
+    assert numbers.our_number("accuracy std")[0] == pytest.approx(20 / 2**0.5)
 
 
 def test_a_stand_in_has_the_rows_that_its_sweep_has(tmp_path):

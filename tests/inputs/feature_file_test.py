@@ -128,7 +128,8 @@ def test_a_changed_file_is_read_anew(table, tmp_path):
         ({"data.source": "images"}, "read with config.data.source='file' alone"),
         ({"pretrained": "w.npz"}, "config.pretrained is for a trunk"),
         ({"augment.mixup": "every_epoch"}, "mixup"),
-        ({"data.source": "files"}, "known: images, features, file"),
+        ({"augment.ops": 2}, "ops"),
+        ({"data.source": "files"}, "known: images, features, descriptors, file"),
     ],
 )
 def test_config_mistakes(fields, message, data_dir, table, tmp_path):

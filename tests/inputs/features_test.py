@@ -1,5 +1,6 @@
 """Cached features: the same training as with the frozen trunk, and no cache that is not of this very config."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -79,13 +80,20 @@ def params_of(workdir, config):
     ],
     ids=["flips", "resized, bf16 maps in memory"],
 )
-def test_equal_to_training_with_the_frozen_trunk(data_dir, weights, tmp_path, more):
-    """Same draws, same steps; the difference is the rounding of what was stored."""
+def test_equal_to_training_with_the_frozen_trunk(data_dir, weights, tmp_path, monkeypatch, more):
+    """Same draws, same steps; the difference is the rounding of what was stored. In memory, batches are the same."""
     config = config_of(data_dir, weights, **more)
     loop.run(config, str(tmp_path / "frozen"))
     runs.store_features(config)
     cached = config_of(data_dir, weights, **more, **{"data.source": "features"})
     loop.run(cached, str(tmp_path / "cached"))
+    held, read = (loop.Trainer(cached, "unused").readers()[0] for _ in range(2))
+    assert held.hold()
+    monkeypatch.setattr(cache_lib, "_HELD_BYTES", 0)
+    assert read.hold() == cached.data.cache
+    pairs = zip(*(loader.train_iterator(reader, 8, seed=0) for reader in (held, read)), strict=True)
+    for batch, other in itertools.islice(pairs, 9):
+        assert all(batch[name].tobytes() == other[name].tobytes() for name in other) and batch.keys() == other.keys()
     ours, theirs = (params_of(tmp_path / name, c) for name, c in (("cached", cached), ("frozen", config)))
     assert ours.keys() == theirs.keys()
     moved = False
@@ -305,6 +313,8 @@ def test_other_weights_under_the_same_name(data_dir, tmp_path):
         ({"features.dtype": "int8"}, "config.features.dtype"),
         ({"augment.crop_area": (0.5, 1.0), "features.crops": 0}, "config.features.crops = 0"),
         ({"augment.mixup": "every_epoch"}, "config.augment.mixup"),
+        ({"augment.ops": 1}, "config.augment.ops"),
+        ({"augment.cutout": 0.5}, "config.augment.cutout"),
         ({"data.source": "feature"}, "config.data.source"),
         ({"model.trunk": "efficientnet_lite0"}, "config.model.batch_norm='frozen'"),
     ],

@@ -8,6 +8,7 @@ from jaxmlic.configs import common
 from ml_collections import ConfigDict
 
 from jaxmlic.errors import UserError
+from jaxmlic.models import trunks
 from jaxmlic.training import optim
 
 
@@ -155,3 +156,49 @@ def test_moving_average_by_hand():
         optim.average(old, new, 0.99, jnp.int32(0))["a"], 0.9, rtol=1e-6
     )  # decay 1 / 10 at first
     np.testing.assert_allclose(optim.average(old, new, 0.99, jnp.int32(10_000))["a"], 0.01, rtol=1e-4)
+
+
+def test_stages_of_the_trunk_learn_at_their_own_paces():
+    """Efficientnet's third block is of stage 2, six before its head; groups and frozen parameters stay."""
+    names = ["conv_stem/kernel", "blocks_2/bn0/scale", "blocks_14/bn1/bias", "conv_head/kernel", "bn1/scale"]
+    found = {f"trunk/{name}": 0.5 for name in names} | {"trunk/bn0/bias": None, "classifier/kernel": 2.0}
+    paced = optim.paced(found, "efficientnet_lite0", 0.8)
+    stages = dict(zip(names, (0, 2, 6, 8, 8), strict=True))
+    expected = {f"trunk/{name}": 0.5 * 0.8 ** (8 - stage) for name, stage in stages.items()}
+    assert paced == pytest.approx(expected | {"trunk/bn0/bias": None, "classifier/kernel": 2.0})
+    assert optim.paced(found, "cifar14", 1.0) is found
+
+
+@pytest.mark.parametrize(
+    ("trunk", "modules"),
+    [
+        ("efficientnet_lite2", ("conv_stem", "blocks_0", "blocks_1", "blocks_8", "blocks_20", "conv_head", "bn1")),
+        ("resnet50", ("conv1", "bn1", "layer1_0", "layer1_2", "layer3_5", "layer4_2")),
+        ("vgg16_bn_fc", ("conv1_1", "bn1_2", "conv5_3", "bn5_3", "fc6", "fc7")),
+        ("small_cnn_wide", ("stage1_0_conv", "stage1_0_norm", "stage3_2_norm")),
+    ],
+)
+def test_stages_are_numbered_from_the_input(trunk, modules):
+    numbers = trunks.stage_numbers(trunk, modules)
+    expected = {
+        "efficientnet_lite2": (0, 1, 2, 4, 7, 8, 8),
+        "resnet50": (0, 0, 1, 1, 3, 4),
+        "vgg16_bn_fc": (1, 1, 5, 5, 6, 7),
+        "small_cnn_wide": (1, 1, 3),
+    }[trunk]
+    assert tuple(numbers[module] for module in modules) == expected
+
+
+@pytest.mark.parametrize(
+    ("rates", "trunk", "decay", "message"),
+    [
+        ({"trunk/bn0/bias": 1.0}, "efficientnet_lite0", 1.5, "stage_decay = 1.5; it lies in"),
+        ({"trunk/bn0/bias": 1.0}, "efficientnet_lite0", 0.0, "stage_decay = 0.0; it lies in"),
+        ({"trunk/bn0/bias": None, "a": 1.0}, "efficientnet_lite0", 0.5, "of which nothing learns"),
+        ({"a": 1.0}, "efficientnet_lite0", 0.5, "of which nothing learns"),
+        ({"trunk/C1/bias": 1.0}, "cifar14", 0.5, "'cifar14' does not number its stages"),
+    ],
+)
+def test_mistakes_of_the_pace(rates, trunk, decay, message):
+    with pytest.raises(UserError, match=message):
+        optim.paced(rates, trunk, decay)

@@ -64,6 +64,25 @@ def test_one_device_equals_eight(trainers):
     assert trainers[0].train_step._cache_size() == trainers[1].train_step._cache_size() == 1
 
 
+def test_operations_and_paces_on_one_device_equal_eight(data_dir):
+    """And a stage of the trunk moves at its share of the last one's pace: SGD's steps are compared with a pace of 1."""
+    fields = {"augment.ops": 2, "augment.magnitude": 15.0, "augment.cutout": 0.3, "optim.name": "sgd"}
+    fields |= {"train.batch_size": 16, "optim.clip_norm": 0.0, "optim.weight_decay": 0.0}
+    fields |= {"optim.lr": 1.0, "optim.schedule": "constant", "optim.warmup": "0%"}
+    paces, moved = {1: 0.5, 8: 0.5, 2: 1.0}, {}
+    for devices, pace in paces.items():
+        config = tiny_config(data_dir, **fields, **{"optim.stage_decay": pace})
+        trainer = loop.Trainer(config, "unused", sharding.make_mesh(jax.devices()[:devices]))
+        start = {k: np.asarray(v) for k, v in optim.flatten(trainer.initial_state().params).items()}
+        found, _, _ = steps(trainer, [batch_of(16, side=20)])
+        moved[devices] = {name: found[name] - start[name] for name in start}
+    assert_close(moved[8], moved[1], atol=2e-5)
+    for name, step in moved[2].items():
+        share = 0.5 ** (3 - int(name.split("/")[1][5])) if name.startswith("trunk/") else 1.0
+        np.testing.assert_allclose(moved[1][name], share * step, atol=2e-5, err_msg=name)
+    assert max(np.abs(step).max() for step in moved[2].values()) > 1e-3
+
+
 def test_epochs_are_counted_by_the_first_example_of_a_batch():
     for batch_size, examples in ((8, 54), (16, 16), (16, 100), (7, 50)):
         steps_ = np.arange(0, 300, dtype=np.int32)
@@ -422,6 +441,8 @@ def test_bfloat16_trains_with_float32_parameters_and_logits(data_dir):
         ({"data.name": "tinny"}, "tinny"),
         ({"eval.metric": "map"}, "config.eval.metric"),
         ({"augment.mixup": "on"}, "config.augment.mixup"),
+        ({"augment.cutout": 2.0}, "config.augment.cutout"),
+        ({"optim.stage_decay": 2.0}, "config.optim.stage_decay"),
     ],
 )
 def test_config_mistakes_are_told_before_training(data_dir, tmp_path, overrides, message):

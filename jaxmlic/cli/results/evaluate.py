@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
         "--thresholds",
         action="store_true",
         help="decide by what `jaxmlic thresholds` fitted, not from the logit 0 (probability 0.5) up; written as "
-        "SPLIT.fitted",
+        "SPLIT.fitted; or by the rule that it learned, under the protocol of the rule, such as top5_learned",
     )
     parser.add_argument("--data-dir", help="where the data sets are now, if not where the run found them")
     options = parser.parse_args(argv)

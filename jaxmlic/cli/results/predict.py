@@ -97,7 +97,11 @@ def choose_threshold(run: Run, wanted: str | None) -> tuple[float | None, str]:
     """Threshold as a logit, and where it comes from; None for what `jaxmlic thresholds` fitted. See `predict`."""
     stale = ""
     if wanted in (None, "fitted"):
+        rule, old = run.learned_decision()
+        if rule is not None:
+            return None, f"none: {rule.describe()}; probabilities: calibrated with it"
         own, stale = run.fitted_thresholds()
+        stale = stale or old
         if own is not None:
             return None, f"{own.describe()}; probabilities: {CALIBRATED[own.calibration]}"
     if wanted == "fitted":

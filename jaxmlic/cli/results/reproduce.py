@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
             figure = printed.draw(
                 list(tables),
                 f"{options.target}, printed, and ours on {', '.join(sorted({line.dataset for line in lines} - {''}))}",
-                lambda table, row, name: 100 * found[id(table), id(row)].our_number(name)[0],
+                lambda table, row, name: found[id(table), id(row)].our_number(name)[0],
             )
             canvas.save(figure, f"{stem}.png")
             written.append(f"{stem}.png")

@@ -12,7 +12,8 @@ def main(argv: list[str]) -> int:
         hosts=True,
         prog="jaxmlic features",
         description="Runs an experiment's frozen trunk once over its data set and keeps the features. Then train with "
-        "the same --config and overrides and --config.data.source=features: hundreds of times faster.",
+        "the same --config and overrides and --config.data.source=features: hundreds of times faster. With "
+        "--config.data.source=descriptors the descriptor sets of config.features.sets are computed, each once.",
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="experiment file")
     options, overrides = parser.parse_known_args(argv)
@@ -20,5 +21,6 @@ def main(argv: list[str]) -> int:
     sharding.use_cpu_devices(config.train.cpu_devices, config.train.batch_size)
     folder = store_features(config, print)
     print(f"features in {folder}")
-    print("train from them: the same command as for training, with --config.data.source=features")
+    source = "" if config.features.sets else ", with --config.data.source=features"
+    print(f"train from them: the same command as for training{source}")
     return 0

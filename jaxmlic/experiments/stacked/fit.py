@@ -16,7 +16,7 @@ from jaxmlic import run as run_lib
 from jaxmlic.data import loader
 from jaxmlic.errors import UserError
 from jaxmlic.evaluation import scoring
-from jaxmlic.experiments import runs
+from jaxmlic.experiments import decisions, runs
 from jaxmlic.experiments.stacked import arrays, numbers, program
 from jaxmlic.experiments.stacked.lanes import Lane
 from jaxmlic.models.heads.contract import Prediction
@@ -252,8 +252,10 @@ class Group:
             loader.find_view(lane.config.data, lane.trainer.dataset, lane.config.seed, split) for lane in self.lanes
         ]
         readers = [lane.trainer.source.eval_reader(view) for lane, view in zip(self.lanes, views, strict=True)]
-        if any(reader.stored is None for reader in readers):
+        by_rule = any(metrics.get_protocol(lane.config.eval.protocol).by_rule for lane in self.lanes)
+        if by_rule or any(reader.stored is None for reader in readers):
             for _, lane in going:
+                decisions.learn_missing(lane.workdir, lane.config.eval.protocol)
                 runs.evaluate(lane.workdir)
             return
         own = self._own if self._val is None else self._best

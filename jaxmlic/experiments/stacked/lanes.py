@@ -86,6 +86,10 @@ class Lane:
 class RowNumbers(loader.RowReader):
     """A batch of row numbers alone; features and labels are taken on the device."""
 
+    def hold(self) -> bool:
+        """True: there is nothing to read."""
+        return True
+
     def __call__(self, rows: np.ndarray) -> loader.Batch:
         """int rows [B] -> the same as int32, and labels int8 [B, 0]."""
         return {"rows": rows.astype(np.int32), "labels": np.zeros((len(rows), 0), np.int8)}

@@ -20,6 +20,7 @@ from jaxmlic.training.step import Step, make_step_fn
 OWN_FIELDS = (
     *("seed", "start_from", "data.noise", "data.noise_rate", "data.noise_seed"),
     *("optim.lr", "optim.schedule", "optim.warmup", "optim.milestones", "optim.gamma", "optim.groups"),
+    "optim.stage_decay",
     *("eval.protocol", "eval.metric", "eval.min_positives", "eval.trained_classes_only"),
 )
 # beta2 is not among them: 1 - 0.999 in float32 is off by 5e-5, and so would be each update.

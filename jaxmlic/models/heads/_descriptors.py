@@ -27,7 +27,8 @@ class DescriptorModel(nn.Module):
         one the mean and the deviation of its channels, standardised over the training images. () for the feature map.
       parts: sizes of several descriptors that lie side by side in the pooled vector, such as features of several
         networks in one file; () where it is one descriptor.
-      weights: of the descriptors, in their order; () for equal ones.
+      weights: of the descriptors, in their order; () for equal ones. Of descriptor sets (config.features.sets) one for
+        each group: a trunk's pooled map, its stages, one of the sets without weights. The group's descriptors share it.
     """
 
     num_labels: int
@@ -40,8 +41,10 @@ class DescriptorModel(nn.Module):
     batch_norm: str = "train"
     dtype: str = "float32"
 
-    def descriptors(self, images: jax.Array | trunks.StoredMaps) -> list[jax.Array]:
-        """One or more descriptors float32 [B, D_m] of images; for use inside a compact method."""
+    def descriptors(self, images: jax.Array | trunks.StoredMaps) -> list[trunks.Descriptor]:
+        """One or more descriptors, float32 [B, D_m], of images; for use inside a compact method."""
+        if isinstance(images, trunks.StoredMaps) and images.descriptors:
+            return [one.replace(values=one.values.astype(jnp.float32)) for one in images.descriptors]
         check_choice("model.pool", self.pool, STORABLE_POOLS)
         options = {"name": self.trunk, "dtype": self.dtype, "batch_norm": self.batch_norm, "frozen": True}
         if not self.stages:
@@ -52,34 +55,45 @@ class DescriptorModel(nn.Module):
         spread = [jnp.concatenate([x.mean((1, 2)), x.std((1, 2))], axis=1) for x in maps[:-1]]
         pooled = POOLS[self.pool](maps[-1])
         if not self.parts:
-            return [*spread, pooled]
+            return _named(spread, [pooled])
         if sum(self.parts) != pooled.shape[1] or min(self.parts) < 1:
             raise UserError(
                 f"config.model.parts = {tuple(self.parts)} do not sum to the {pooled.shape[1]} numbers of an image"
             )
-        return [*spread, *jnp.split(pooled, np.cumsum(self.parts)[:-1].tolist(), axis=1)]
+        return _named(spread, jnp.split(pooled, np.cumsum(self.parts)[:-1].tolist(), axis=1))
 
-    def points(self, found: Sequence[jax.Array], unit: bool) -> jax.Array:
+    def points(self, found: Sequence[trunks.Descriptor], unit: bool) -> jax.Array:
         """Points float32 [B, D] of descriptors; see `kernels.points`."""
-        dim = sum(x.shape[1] for x in found)
+        dim = sum(x.values.shape[1] for x in found)
         embedding = Embedding(
             self.param("centre", nn.initializers.zeros, (dim,)),
             self.param("scale", nn.initializers.ones, (dim,)),
             self.param("factor", nn.initializers.ones, (len(found),)),
         )
-        return embed(embedding, found, unit=unit)
+        return embed(embedding, [x.values for x in found], unit=unit)
 
-    def fitted_points(self, found: Sequence[np.ndarray], unit: bool) -> tuple[dict[str, np.ndarray], jax.Array]:
+    def fitted_points(self, found: Sequence[trunks.Descriptor], unit: bool) -> tuple[dict[str, np.ndarray], jax.Array]:
         """The parameters that `points` reads, from the training images' descriptors, and their points [N, D]."""
-        if self.weights and (len(self.weights) != len(found) or min(self.weights) <= 0):
+        groups = [one.group for one in found]
+        names = list(dict.fromkeys(groups))
+        if self.weights and (len(self.weights) != len(names) or min(self.weights) <= 0):
             raise UserError(
-                f"config.model.weights = {tuple(self.weights)}: {len(found)} descriptors need as many weights above 0"
+                f"config.model.weights = {tuple(self.weights)}: {len(names)} descriptors need as many weights above 0 "
+                f"({', '.join(names)})"
             )
-        spread = max(len(self.stages) - 1, 0)
-        standardise = (True,) * spread + (False,) * (len(found) - spread)
-        embedding = fit_embedding(found, tuple(self.weights), unit=unit, standardise=standardise)
+        given = dict(zip(names, self.weights or (1.0,) * len(names), strict=True))
+        weights = tuple(given[group] / groups.count(group) for group in groups)
+        values = [one.values for one in found]
+        embedding = fit_embedding(values, weights, unit=unit, standardise=[one.standardise for one in found])
         params = {"centre": embedding.centre, "scale": embedding.scale, "factor": embedding.factor}
-        return params, jax.jit(lambda e, x: embed(e, x, unit=unit))(embedding, list(found))
+        return params, jax.jit(lambda e, x: embed(e, x, unit=unit))(embedding, values)
+
+
+def _named(spread: Sequence[jax.Array], pooled: Sequence[jax.Array]) -> list[trunks.Descriptor]:
+    """Descriptors of a group of their own each; `spread` are those of stages, to be standardised."""
+    flags = [True] * len(spread) + [False] * len(pooled)
+    values = [*spread, *pooled]
+    return [trunks.Descriptor(x, str(i), flag) for i, (x, flag) in enumerate(zip(values, flags, strict=True), 1)]
 
 
 def reads(model: ConfigDict) -> Reads:
@@ -87,6 +101,8 @@ def reads(model: ConfigDict) -> Reads:
     return Reads(stages=tuple(model.stages)) if model.stages else Reads(pool=model.pool)
 
 
-def describe_fn(model: DescriptorModel, variables: dict, images: jax.Array | trunks.StoredMaps) -> list[jax.Array]:
-    """The descriptors float32 [B, D_m] of images: what the fit reads of them."""
+def describe_fn(
+    model: DescriptorModel, variables: dict, images: jax.Array | trunks.StoredMaps
+) -> list[trunks.Descriptor]:
+    """The descriptors, float32 [B, D_m], of images: what the fit reads of them."""
     return model.apply(variables, images)["descriptors"]

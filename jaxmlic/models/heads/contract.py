@@ -19,7 +19,9 @@ and, in place of `loss_fn`, where the parameters have a closed form and training
   describe_fn(model, variables, images) -> a tree of float32 arrays [B, ...]: what the fit reads of each image;
   fit_fn(model, described, labels, seed, report) -> Fitted: described is that tree of all N training images, view 0 of
     each, numpy [N, ...]; labels int8 [N, C]; `report` takes lines about the progress. The Model has a field
-    `num_train`, N. The trunk stays as it is.
+    `num_train`, N. The trunk stays as it is;
+and, where its logits are linear in the pooled vector, so that layers named `classifier` of other heads can start there,
+  linear_layer(model, variables) -> {"kernel": float32 [D, C], "bias": [C]}.
 and, where the head decides in steps,
   trace_fn(model, variables, images) -> Trace: what `jaxmlic predict --trace` shows of them;
   step_logits_fn(model, variables, images) -> (logits float32 [B, T, K], taken int32 [B, T]): the same steps as logits

@@ -18,8 +18,9 @@ from jaxmlic.kernels import folds, nystrom, product, ridge
 from jaxmlic.metrics.calibration import fit_platt
 from jaxmlic.models.heads._descriptors import DescriptorModel, describe_fn, reads
 from jaxmlic.models.heads.contract import Fitted, Prediction
+from jaxmlic.models.trunks import Descriptor
 
-__all__ = ["Model", "describe_fn", "fit_fn", "predict_fn", "reads"]
+__all__ = ["Model", "describe_fn", "fit_fn", "linear_layer", "predict_fn", "reads"]
 
 # By name: (descriptors are compared by direction, the kernel of their points).
 KERNELS = {"mean_distance": (True, "exp"), "rbf": (False, "exp"), "linear": (False, "linear")}
@@ -63,7 +64,7 @@ class Model(DescriptorModel):
     ) -> dict[str, jax.Array]:
         """Images uint8 or float [B, H, W, 3] in 0..255, or `trunks.StoredMaps`, to label logits.
 
-        Returns descriptors (a list of float32 [B, D_m]), pooled [B, D], the image's point, and logits float32 [B, C].
+        Returns descriptors (a list, float32 [B, D_m]), pooled [B, D], the image's point, and logits float32 [B, C].
         """
         check_choice("model.kernel", self.kernel, KERNELS)
         unit, function = KERNELS[self.kernel]
@@ -84,12 +85,12 @@ class Model(DescriptorModel):
 
 def fit_fn(
     model: Model,
-    descriptors: Sequence[np.ndarray],
+    descriptors: Sequence[Descriptor],
     labels: np.ndarray,
     seed: int,
     report: Callable[[str], None] = lambda line: None,
 ) -> Fitted:
-    """The parameters from the training images' descriptors float32 [N, D_m] and labels int8 [N, C].
+    """The parameters from the training images' descriptors, float32 [N, D_m], and labels int8 [N, C].
 
     Scores become logits by one slope and offset, fitted to the held-out scores of all classes together (Platt): the
     order of labels and of images stays.
@@ -147,6 +148,22 @@ def _check(model: Model) -> None:
             f"config.model.folds = 0 would solve {model.num_train:,} systems, one an image: set it to 5 or so, or "
             "config.model.exact_limit to the number of images or more"
         )
+
+
+def linear_layer(model: Model, variables: dict) -> dict[str, jax.Array]:
+    """The same logits as a linear layer on the pooled vector: kernel float32 [D, C] and bias [C].
+
+    Raises UserError for a kernel that is not linear, and for descriptors that no other head pools.
+    """
+    if model.kernel != "linear" or model.stages or model.parts:
+        raise UserError(
+            "a classifier can start from kernel ridge where that is linear in the pooled map: train it with "
+            "config.model.kernel='linear', without config.model.stages and config.model.parts"
+        )
+    found = variables["params"]
+    kernel = found["slope"] * found["factor"][0] * found["scale"][:, None] * found["weights"]
+    centre = jnp.dot(found["centre"], kernel, precision=jax.lax.Precision.HIGHEST)
+    return {"kernel": kernel, "bias": found["slope"] * found["mean"] + found["offset"] - centre}
 
 
 def predict_fn(model: Model, variables: dict, images: jax.Array) -> Prediction:

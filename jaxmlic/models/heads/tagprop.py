@@ -17,6 +17,7 @@ from jaxmlic.kernels.nearest import nearest
 from jaxmlic.metrics import average_precision
 from jaxmlic.models.heads._descriptors import DescriptorModel, describe_fn, reads
 from jaxmlic.models.heads.contract import Fitted, Prediction
+from jaxmlic.models.trunks import Descriptor
 
 __all__ = ["Model", "describe_fn", "fit_fn", "predict_fn", "reads"]
 
@@ -66,10 +67,10 @@ class Model(DescriptorModel):
         return {"descriptors": found, "pooled": points, "logits": tagprop.logits(learned, x)}
 
 
-def _distances(queries: jax.Array, points: jax.Array, rows: jax.Array, descriptors: Sequence[jax.Array]) -> jax.Array:
+def _distances(queries: jax.Array, points: jax.Array, rows: jax.Array, descriptors: Sequence[Descriptor]) -> jax.Array:
     """float32 [Q, K, M]: of each descriptor's part of the points, one neighbour after the other."""
-    ends = np.cumsum([x.shape[1] for x in descriptors])
-    parts = [slice(end - x.shape[1], end) for x, end in zip(descriptors, ends, strict=True)]
+    sizes = [one.values.shape[1] for one in descriptors]
+    parts = [slice(end - size, end) for size, end in zip(sizes, np.cumsum(sizes), strict=True)]
 
     def of_rank(rows: jax.Array) -> jax.Array:
         squares = (queries - points[rows]) ** 2
@@ -80,7 +81,7 @@ def _distances(queries: jax.Array, points: jax.Array, rows: jax.Array, descripto
 
 def fit_fn(
     model: Model,
-    descriptors: Sequence[np.ndarray],
+    descriptors: Sequence[Descriptor],
     labels: np.ndarray,
     seed: int,
     report: Callable[[str], None] = lambda line: None,

@@ -17,6 +17,7 @@ from jaxmlic.metrics import average_precision
 from jaxmlic.metrics.calibration import fit_platt
 from jaxmlic.models.heads._descriptors import DescriptorModel, describe_fn, reads
 from jaxmlic.models.heads.contract import Fitted, Prediction
+from jaxmlic.models.trunks import Descriptor
 
 __all__ = ["Model", "describe_fn", "fit_fn", "predict_fn", "reads"]
 
@@ -58,7 +59,7 @@ class Model(DescriptorModel):
 
 def fit_fn(
     model: Model,
-    descriptors: Sequence[np.ndarray],
+    descriptors: Sequence[Descriptor],
     labels: np.ndarray,
     seed: int,
     report: Callable[[str], None] = lambda line: None,

@@ -6,6 +6,9 @@ stands for. Every such name begins with the module's. `LEVELS` are the stages, f
 several stages reads by default, and `BATCH_NORM` the names of NAMES that have batch norm, whose
 `Trunk` has a field `batch_norm`.
 
+A trunk whose stages may learn at paces of their own has `stage_of(module, **fields)`, the number of the stage of one of
+its own modules ("layer2_0"), which grows from the input to the feature map.
+
 A trunk that pretrained weights exist for has `torch_names(**fields)`, variable -> name in a PyTorch state dict, perhaps
 `timm_names(**fields)`, the same for timm's names, and `TORCH_CLASSIFIER`, the prefixes of the classification layer's
 names in either; `TORCH_LEFT_OUT` are prefixes of what else a file may hold and this trunk need not have.
@@ -27,16 +30,33 @@ from jaxmlic.models.layers import pooling
 
 
 @flax.struct.dataclass
-class StoredMaps:
-    """Outputs of a trunk that were stored before, handed to a head in place of images.
+class Descriptor:
+    """A vector of each image.
 
     Attributes:
-      feature_map: the feature map [B, h, w, D] (1 x 1 where it is pooled), or None where stages alone were kept.
-      stages: maps [B, h, w, D] by name, those that were kept.
+      values: float [B, D].
+      group: descriptors of one group share one weight.
+      standardise: whether its numbers are of unlike size, so that each is to be shifted and scaled over the images.
     """
 
-    feature_map: jax.Array | None
+    values: jax.Array
+    group: str = flax.struct.field(pytree_node=False, default="")
+    standardise: bool = flax.struct.field(pytree_node=False, default=False)
+
+
+@flax.struct.dataclass
+class StoredMaps:
+    """What stands for images where a head needs no trunk: outputs of one that were stored before, or descriptors.
+
+    Attributes:
+      feature_map: the feature map [B, h, w, D] (1 x 1 where it is pooled), or None where it was not kept.
+      stages: maps [B, h, w, D] by name, those that were kept.
+      descriptors: in place of both. A head that reads a feature map is given all of them side by side.
+    """
+
+    feature_map: jax.Array | None = None
     stages: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
+    descriptors: tuple[Descriptor, ...] = ()
 
 
 def get(name: str) -> tuple[ModuleType, dict[str, Any]]:
@@ -58,6 +78,14 @@ def has_batch_norm(name: str) -> bool:
 def has_pretrained(name: str) -> bool:
     """Whether there are pretrained weights that a trunk can start from."""
     return hasattr(get(name)[0], "torch_names")
+
+
+def stage_numbers(name: str, modules: Sequence[str]) -> dict[str, int]:
+    """The stage of each of the trunk's own modules; UserError for a trunk that does not number its stages."""
+    module, fields = get(name)
+    if not hasattr(module, "stage_of"):
+        raise UserError(f"config.optim.stage_decay: trunk {name!r} does not number its stages; set it to 1.0")
+    return {part: module.stage_of(part, **fields) for part in modules}
 
 
 def build(name: str, *, dtype: str, batch_norm: str) -> tuple[nn.Module, Callable[[jax.Array], jax.Array]]:
@@ -88,6 +116,8 @@ def feature_map(
     trunk, preprocess = build(name, dtype=dtype, batch_norm=batch_norm)
     if not isinstance(inputs, StoredMaps):
         return trunk(preprocess(inputs), train and acts_in_training(name, batch_norm, frozen))[0]
+    if inputs.descriptors:
+        return _side_by_side(inputs.descriptors)[:, None, None]
     if inputs.feature_map is None:
         raise UserError("this head reads the feature map: set config.features.store='map' or 'pooled'")
     return inputs.feature_map
@@ -152,6 +182,12 @@ def shrink(feature_map: jax.Array, map_size: int) -> jax.Array:
     if not map_size or max(height, width) <= map_size:
         return feature_map
     return pooling.adaptive_avg_pool(feature_map, (min(height, map_size), min(width, map_size)))
+
+
+def _side_by_side(descriptors: Sequence[Descriptor]) -> jax.Array:
+    """float32 [B, D]: each descriptor divided by the root of its mean square, so that none outweighs the others."""
+    values = [descriptor.values.astype(jnp.float32) for descriptor in descriptors]
+    return jnp.concatenate([x * jax.lax.rsqrt(jnp.mean(x**2, axis=1, keepdims=True) + 1e-6) for x in values], axis=1)
 
 
 def _module(file: str) -> ModuleType:

@@ -138,6 +138,12 @@ class Trunk(nn.Module):
         return x, stages
 
 
+def stage_of(module: str, variant: str = "lite0") -> int:
+    """The stage of one of the trunk's modules, such as "blocks_3": 0 for the stem, 1 to 7, 8 for what follows."""
+    ends = {"conv_stem": 0, "bn0": 0, "conv_head": len(_STAGES) + 1, "bn1": len(_STAGES) + 1}
+    return ends[module] if module in ends else block_specs(variant)[int(module.removeprefix("blocks_"))][0]
+
+
 def torch_names(variant: str = "lite0") -> dict[tuple[str, ...], str]:
     """Variable -> its name in a PyTorch state dict: ("params", "blocks_0", "bn1", "bias") -> "_blocks.0._bn1.bias"."""
     names = {}

@@ -33,7 +33,7 @@ def load(path: str | Path, trunk: str, *, classifier: bool = False) -> dict[str,
     module, fields = trunks.get(trunk)
     if not trunks.has_pretrained(trunk):
         raise UserError(f"trunk {trunk!r} has no pretrained weights to load; leave the path of weights empty")
-    wanted, channels = _shapes(module, tuple(sorted(fields.items())))
+    wanted, channels, _ = _shapes(module, tuple(sorted(fields.items())))
     state = read_state(path)
     names = _names(module, fields, state, classifier)
     found = {name for name in state if name in names.values() or not _left_out(name, module)}
@@ -102,14 +102,23 @@ def _left_out(name: str, module: ModuleType) -> bool:
     return name.rpartition(".")[0] in prefixes or name.endswith(".num_batches_tracked")
 
 
+def channels(trunk: str) -> tuple[int, dict[str, int]]:
+    """Of a trunk's feature map, and of its stages by name."""
+    module, fields = trunks.get(trunk)
+    return _shapes(module, tuple(sorted(fields.items())))[1:]
+
+
 @functools.lru_cache(maxsize=16)
-def _shapes(module: ModuleType, fields: tuple[tuple[str, Any], ...]) -> tuple[dict[Key, tuple[int, ...]], int]:
-    """The shape of every variable, and the channels of the feature map."""
+def _shapes(
+    module: ModuleType, fields: tuple[tuple[str, Any], ...]
+) -> tuple[dict[Key, tuple[int, ...]], int, dict[str, int]]:
+    """The shape of every variable, and the channels of the feature map and of the stages."""
     image = jnp.zeros((1, module.STRIDE, module.STRIDE, 3))
     trunk = module.Trunk(**dict(fields))
-    (feature_map, _), variables = jax.eval_shape(lambda: trunk.init_with_output(jax.random.key(0), image, False))
+    (feature_map, stages), variables = jax.eval_shape(lambda: trunk.init_with_output(jax.random.key(0), image, False))
     flat = flax.traverse_util.flatten_dict(variables)
-    return {key: leaf.shape for key, leaf in flat.items()}, feature_map.shape[-1]
+    by_stage = {name: x.shape[-1] for name, x in stages.items()}
+    return {key: leaf.shape for key, leaf in flat.items()}, feature_map.shape[-1], by_stage
 
 
 def _to_flax(array: np.ndarray) -> np.ndarray:

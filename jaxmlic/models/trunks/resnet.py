@@ -117,6 +117,12 @@ class Trunk(nn.Module):
         return x, stages
 
 
+def stage_of(module: str, depth: int = 50) -> int:
+    """The stage of one of the trunk's modules, such as "layer2_0": 0 for the stem, 1 to 4."""
+    del depth
+    return int(module[len("layer")]) if module.startswith("layer") else 0
+
+
 def torch_names(depth: int = 50) -> dict[tuple[str, ...], str]:
     """Variable -> its name in a PyTorch state dict: ("params", "layer1_0", "bn1", "bias") -> "layer1.0.bn1.bias"."""
     bottleneck, blocks = DEPTHS[depth]

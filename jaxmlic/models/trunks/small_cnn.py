@@ -53,6 +53,12 @@ class Trunk(nn.Module):
         return x, stages
 
 
+def stage_of(module: str, widths: Sequence[int] = ()) -> int:
+    """The stage, 1 to 3, of one of the trunk's modules, such as "stage3_0_conv"."""
+    del widths
+    return int(module[len("stage")])
+
+
 def _run_stage(trunk: Trunk, x: Array, layers: Sequence[Callable]) -> Array:
     for i, layer in enumerate(layers):
         x = remat.block(partial(layer, stride=2 if i == 0 else 1), trunk, x)

@@ -30,6 +30,7 @@ __all__ = [
     "TORCH_LEFT_OUT",
     "Trunk",
     "preprocess",
+    "stage_of",
     "timm_names",
     "torch_names",
 ]
@@ -115,6 +116,12 @@ def _run_block(
     for name in names:
         x = maps[f"conv{name}"] = remat.block(partial(run_layer, name=name), trunk, x)
     return nn.max_pool(x, (2, 2), (2, 2)), maps
+
+
+def stage_of(module: str, with_fc: bool = False, batch_norm: str | None = None) -> int:
+    """The stage of one of the trunk's modules: 1 to 5 for "conv1_1" to "bn5_3", 6 for "fc6", 7 for "fc7"."""
+    del with_fc, batch_norm
+    return int(module.lstrip("abcdefghijklmnopqrstuvwxyz")[0])
 
 
 def torch_names(with_fc: bool = False, batch_norm: str | None = None) -> dict[tuple[str, ...], str]:

@@ -83,9 +83,10 @@ def view_of(run: Run, split: str) -> loader.View:
 
 def _judge(path: Path, scores: ScoreFile, protocol: str) -> tuple[dict, np.ndarray]:
     """The numbers by a protocol, and what counts as predicted."""
-    if metrics.get_protocol(protocol).decision == "path" and scores.chosen is None:
+    if not scores.decides(protocol):
         raise UserError(
-            f"{path}: protocol 'path' counts the labels of a decoder, and there is none; give --protocol=all_point"
+            f"{path}: protocol {protocol!r} counts labels that a decoder or a rule chose, and the file has none of it; "
+            "give --protocol=all_point"
         )
     min_positives, untrained = ensemble.counted_classes(str(path), scores)
     classes = np.array([name not in untrained for name in scores.class_names], bool)

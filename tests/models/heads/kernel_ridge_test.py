@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from conftest import COLOURS, examples, tiny_config
 from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Ridge
 
 import jaxmlic
 from jaxmlic import config as config_lib
 from jaxmlic import metrics
 from jaxmlic.cli import main as cli
-from jaxmlic.data import datasets
+from jaxmlic.data import datasets, loader
 from jaxmlic.data.prepare import writer
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import score_file
+from jaxmlic.evaluation import decision, score_file
 from jaxmlic.experiments import plan, runs, sweep
 from jaxmlic.kernels import nearest, tagprop
 from jaxmlic.models import trunks
@@ -116,6 +117,23 @@ def test_selection_never_sees_test_labels(ridge_run, features_file, tmp_path):
     assert loop.run(from_file(tmp_path, features_file), str(tmp_path / "run")).finished
     for name, value in params_of(tmp_path / "run").items():
         np.testing.assert_array_equal(value, params_of(ridge_run)[name])
+
+
+def test_a_run_that_reports_by_a_learned_protocol(data_dir, features_file, tmp_path):
+    """Its rule is learned on the out-of-fold scores of the training images, before it is evaluated."""
+    config = from_file(data_dir, features_file, **{"eval.protocol": "top2_learned"})
+    numbers, stopped_by = runs.run_one(config, tmp_path / "run")
+    rule = decision.load(tmp_path / "run")
+    own = score_file.load(tmp_path / "run" / "scores" / "train.out_of_fold.npz")
+    assert stopped_by is None and numbers["protocol"] == "top2_learned"
+    assert rule.split == "train" and rule.ids.tolist() == own.ids.tolist()
+    wanted = decision.fit(own, "cf1_at=2", images=rule.images, folds=0).choose(own.scores)
+    np.testing.assert_array_equal(rule.choose(own.scores), wanted)
+    assert runs.run_one(config, tmp_path / "run") == (numbers, None)
+    slow = config_lib.override(
+        config_lib.load("linear:dataset=tiny,smoke"), {"eval.protocol": "top2_learned", "data.val_fraction": 0.0}
+    )
+    assert any("learned on held-out" in line for line in plan._protocol_problems(slow, contract.Prediction(None)))
 
 
 def test_several_descriptors_side_by_side(data_dir, table, features_file, tmp_path):
@@ -231,3 +249,51 @@ def test_every_row_can_be_made_at_its_size():
         optim.multipliers(config.optim.groups, shapes)
         seen.add(repr(model))
     assert len(seen) == len(sweep.entries("kernel_ridge"))
+
+
+@pytest.fixture(scope="module")
+def linear_run(data_dir, tmp_path_factory):
+    """Linear kernel ridge on the photographs, with a small random trunk."""
+    folder = tmp_path_factory.mktemp("run") / "linear"
+    assert loop.run(from_photographs(data_dir), str(folder)).finished
+    return folder
+
+
+def from_photographs(data_dir, **more):
+    values = {"model.trunk": "small_cnn", "model.batch_norm": "train", "model.kernel": "linear"}
+    return config_of(data_dir, **values | {"model.ridges": (0.1, 1.0)} | more)
+
+
+def test_a_classifier_starts_from_linear_kernel_ridge(linear_run, data_dir, tmp_path):
+    """Before the first step it has the logits of the run it starts from, and scikit-learn's ridge regression's."""
+    config = tiny_config(data_dir, start_from=str(linear_run), **{"model.pool": "avg", "optim.ema": 0.5})
+    trainer = loop.Trainer(config, str(tmp_path / "run"))
+    state = trainer.initial_state()
+    there, dataset = jaxmlic.load(linear_run)._restored, datasets.load("tiny", data_dir)
+    rows = np.arange(len(dataset.labels("train")))
+    view = loader.View(dataset, "train", rows)
+    images = trainer.source.validation_reader(view)(rows)["image"]
+    wanted = there.model.apply(there.variables, images)
+    found = trainer.model.apply({"params": state.params}, images)
+    np.testing.assert_allclose(found["logits"], wanted["logits"], atol=2e-4)
+    slope, offset = (float(there.variables["params"][name]) for name in ("slope", "offset"))
+    ridge_used = json.loads((linear_run / "metrics.jsonl").read_text().splitlines()[0])["train/ridge"]
+    features, labels = np.asarray(found["pooled"], np.float64), dataset.labels("train")
+    factor = 1 / np.sqrt(2 * features.var(0).sum())  # a mean squared distance of 1
+    known = np.where(labels >= 0, labels, np.nan)
+    filled = np.where(labels >= 0, labels, np.nanmean(known, 0))  # unknown labels say what the frequency says
+    model = Ridge(alpha=ridge_used).fit(features * factor, filled)
+    logits = slope * model.predict(features * factor) + offset
+    np.testing.assert_allclose(found["logits"], logits, atol=2e-3)
+    np.testing.assert_array_equal(state.ema["classifier/kernel"], state.params["classifier"]["kernel"])
+
+
+def test_a_classifier_cannot_start_from_another_kernel_or_pooling(linear_run, ridge_run, data_dir, tmp_path):
+    def start(folder, **more):
+        config = tiny_config(data_dir, start_from=str(folder), **more)
+        loop.Trainer(config, str(tmp_path / "run")).initial_state()
+
+    with pytest.raises(UserError, match=r"config\.start_from: .* train it with config\.model\.kernel='linear'"):
+        start(ridge_run, **{"model.pool": "avg"})
+    with pytest.raises(UserError, match=r"config\.start_from: .* another config\.model\.pool"):
+        start(linear_run, **{"model.pool": "max"})

@@ -1,66 +1,9 @@
-"""Augmentation on the device: pure functions of (key, batch), traced into the training step."""
+"""Crops, flips, rotations, shears and shifts: images seen through one bilinear resampling."""
 
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-
-from jaxmlic.errors import check_choice
-
-MIXUP = ("off", "every_epoch", "every_second_epoch")
-
-
-def augment(
-    key: jax.Array, images: jax.Array, labels: jax.Array, size: int, epoch: jax.Array, *, mixup: str, **crop
-) -> tuple[jax.Array, jax.Array]:
-    """Crop, flip and mixup: everything that `config.augment` asks for.
-
-    Args:
-      key: one key for the batch.
-      images: uint8 or float [B, H, W, 3], 0..255, without padding.
-      labels: int8 [B, C] in {1, 0, -1}.
-      size: side of the result.
-      epoch: int32 [], the epoch that the batch begins in, from 0.
-      mixup: one of `MIXUP`; "every_second_epoch" mixes in epochs 0, 2, 4, ...
-      **crop: the keywords of `crop_and_flip`.
-
-    Returns:
-      Images float32 [B, size, size, 3] and labels [B, C].
-
-    Raises:
-      UserError: `mixup` is none of these.
-    """
-    check_mixup(mixup)
-    images = crop_and_flip(key, images, size, **crop)
-    if mixup == "off":
-        return images, labels
-    everyone = jnp.arange(len(images))
-    partners = jax.random.permutation(jax.random.fold_in(key, 2), everyone)
-    if mixup == "every_second_epoch":
-        # An image that is its own partner stays as it is, bit for bit: one program for both kinds of epoch.
-        partners = jnp.where(epoch % 2 == 0, partners, everyone)
-    return mix(images, labels, partners)
-
-
-def check_mixup(mixup: str) -> None:
-    """Raises UserError if `mixup` is none of `MIXUP`."""
-    check_choice("augment.mixup", mixup, MIXUP)
-
-
-def mix(images: jax.Array, labels: jax.Array, partners: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean of every image and its partner, OR of their labels (Eq. 2 of Wang, Jia and Breckon, 2019).
-
-    The OR is three-valued: present if either says present, else unknown if either is unknown, else absent.
-
-    Args:
-      images: float [B, H, W, 3].
-      labels: int8 [B, C] in {1, 0, -1}.
-      partners: int [B], rows of the (global) batch.
-    """
-    others = labels[partners]
-    present, unknown = (labels == 1) | (others == 1), (labels == -1) | (others == -1)
-    mixed = jnp.where(present, 1, jnp.where(unknown, -1, 0)).astype(labels.dtype)
-    return (images + images[partners]) / 2, mixed
 
 
 def crop_and_flip(
@@ -71,8 +14,9 @@ def crop_and_flip(
     flip: bool,
     crop_area: Sequence[float] = (1.0, 1.0),
     crop_aspect: Sequence[float] = (3 / 4, 4 / 3),
+    matrices: jax.Array | None = None,
 ) -> jax.Array:
-    """Random resized crop and horizontal flip in one bilinear resampling.
+    """Random resized crop, horizontal flip and an affine map in one bilinear resampling.
 
     Args:
       key: one key for the batch; every image gets its own draw.
@@ -81,18 +25,25 @@ def crop_and_flip(
       flip: mirror each image with probability 1/2.
       crop_area: share of the area a crop covers, drawn uniformly; (1, 1) keeps the whole image.
       crop_aspect: width / height of a crop relative to the image's, drawn log-uniformly.
+      matrices: float32 [B, 2, 3], done to the cropped and flipped image: see `operations.matrices`; None for none.
 
     Returns:
       float32 [B, size, size, 3], 0..255.
     """
     mirrored = draw_flips(key, len(images), flip)
-    if tuple(crop_area) == (1.0, 1.0):
+    cropped = tuple(crop_area) != (1.0, 1.0)
+    if not cropped and matrices is None:
         return whole(images, size, mirrored)
-    _, height, width, _ = images.shape
-    y0, x0, h, w = random_boxes(key, len(images), crop_area, crop_aspect)
+    batch, height, width, _ = images.shape
+    y0, x0, h, w = jnp.zeros(batch), jnp.zeros(batch), jnp.ones(batch), jnp.ones(batch)
+    if cropped:
+        y0, x0, h, w = random_boxes(key, batch, crop_area, crop_aspect)
     # A flip is a crop read from right to left.
     x0, w = jnp.where(mirrored, x0 + w, x0), jnp.where(mirrored, -w, w)
-    return resample(images, y0 * height, x0 * width, h * height, w * width, size)
+    if matrices is None:
+        return resample(images, y0 * height, x0 * width, h * height, w * width, size)
+    boxes = jnp.stack([x0 * width, y0 * height, w * width, h * height], axis=1)
+    return resample_affine(images, boxes, matrices, size)
 
 
 def draw_flips(key: jax.Array, batch: int, flip: bool) -> jax.Array:
@@ -149,3 +100,35 @@ def gather_rows(images: jax.Array, positions: jax.Array) -> jax.Array:
     below = take(images, low).astype(jnp.float32)
     above = take(images, jnp.minimum(low + 1, last)).astype(jnp.float32)
     return below + share * (above - below)
+
+
+def resample_affine(images: jax.Array, boxes: jax.Array, matrices: jax.Array, size: int) -> jax.Array:
+    """Bilinear `size` x `size` view of each image's box after an affine map, float32 [B, size, size, 3].
+
+    Args:
+      images: uint8 or float [B, H, W, 3].
+      boxes: float32 [B, 4], left, top, width and height in pixels; a negative width reads from right to left.
+      matrices: float32 [B, 2, 3]. The pixel at (x, y) of the result, from its centre in shares of the side, shows the
+        place matrix (x, y, 1) of the box. What lies outside the box is read where the image goes on, and beyond the
+        image its border is repeated.
+      size: side of the result.
+    """
+    steps = (jnp.arange(size) + 0.5) / size - 0.5
+    x, y = steps[None, None, :], steps[None, :, None]  # [1, 1, size], [1, size, 1]
+
+    def place(row: int) -> jax.Array:
+        """[B, size, size], in pixels of the image, x for row 0 and y for row 1."""
+        a, b, shift = (matrices[:, row, i, None, None] for i in range(3))
+        start, length = boxes[:, row, None, None], boxes[:, row + 2, None, None]
+        return start + (a * x + b * y + shift + 0.5) * length - 0.5
+
+    last_y, last_x = images.shape[1] - 1, images.shape[2] - 1
+    xs, ys = jnp.clip(place(0), 0.0, last_x), jnp.clip(place(1), 0.0, last_y)
+    left, top = jnp.floor(xs).astype(jnp.int32), jnp.floor(ys).astype(jnp.int32)
+    right, bottom = jnp.minimum(left + 1, last_x), jnp.minimum(top + 1, last_y)
+    take = jax.vmap(lambda image, rows, columns: image[rows, columns].astype(jnp.float32))
+    share_x, share_y = (xs - left)[..., None], (ys - top)[..., None]
+    above, below = (
+        take(images, rows, left) * (1 - share_x) + take(images, rows, right) * share_x for rows in (top, bottom)
+    )
+    return above + share_y * (below - above)

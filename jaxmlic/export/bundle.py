@@ -2,8 +2,9 @@
 
 program.jax      the prediction as StableHLO, by `jax.export`, for any number of images and for cpu, cuda and tpu
 weights.npz      the variables by name, which the program takes as arguments; no pickles
-run_bundle.py    runs it with jax, flatbuffers, numpy and Pillow; photographs.py reads photographs for it
-thresholds.json  what `jaxmlic thresholds` fitted for the checkpoint, where it did
+run_bundle.py    runs it with jax, flatbuffers, numpy and Pillow; photographs.py reads photographs for it, decisions.py
+                 decides and calibrates
+thresholds.json  or decision.json: what `jaxmlic thresholds` fitted or learned for the checkpoint, where it did
 bundle.json      class names, image size, where the run came from, its metrics, and the SHA-256 of the other files;
                  written last, so that a folder without it is no bundle
 """
@@ -17,14 +18,14 @@ from typing import Any
 
 from jaxmlic import provenance, storage
 from jaxmlic.errors import UserError
-from jaxmlic.evaluation import thresholds
+from jaxmlic.export import run_decision
 from jaxmlic.export.program import PLATFORMS, arrays_of, export_program
 from jaxmlic.run import Run
 from jaxmlic.training import run_folder
 
 FORMAT = 1  # as in run_bundle.py; raised when an older run_bundle.py cannot read what is written
 FACTS, PROGRAM, WEIGHTS = "bundle.json", "program.jax", "weights.npz"
-CODE = ("run_bundle.py", "photographs.py")
+CODE = ("run_bundle.py", "photographs.py", "decisions.py")
 REQUIREMENTS = ("jax>=0.10", "flatbuffers", "numpy>=2", "pillow")
 _REMEDY = "export the run again with `jaxmlic export RUN --out=DIR`"
 
@@ -58,13 +59,13 @@ def check_folder(folder: str | Path) -> Path:
 def write(run: Run, folder: str | Path) -> Bundle:
     """Exports the run's checkpoint into a new or empty folder, whole or not at all.
 
-    UserError for a folder with files, and for a run whose inputs are no photographs.
+    UserError for a folder with files, and for a run whose model reads no photographs.
     """
     path = check_folder(folder)
-    run.check_photographs()
+    check_run(run)
     predict, variables = run.predict_function()
     weights, side = arrays_of(variables), run.config.data.image_size
-    fitted, stale = run.fitted_thresholds()
+    decides = run_decision.of_run(run)
     numbers, missing = _metrics(run)
     program = export_program(predict, weights, side)
     try:
@@ -74,8 +75,7 @@ def write(run: Run, folder: str | Path) -> Bundle:
         for name in CODE:
             storage.write_text(path / name, resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
         storage.write_text(path / "requirements.txt", "\n".join(REQUIREMENTS) + "\n")
-        if fitted is not None:
-            thresholds.save(path, fitted)
+        decides.save(path)
         names = sorted(one.name for one in path.iterdir())
         facts = {
             "format": FORMAT,
@@ -86,10 +86,9 @@ def write(run: Run, folder: str | Path) -> Bundle:
             "platforms": PLATFORMS,
             "image_size": side,
             "class_names": run.class_names,
-            # The decoder's choice is an output of the program, as a rule of another kind would be.
-            "decision": "decoder" if run.chooses_labels else "thresholds" if fitted else "probability 0.5",
-            "thresholds": None if fitted is None else thresholds.FILE,
-            "calibration": None if fitted is None else fitted.calibration,
+            "decision": decides.kind,
+            "decided_by": decides.file,
+            "calibration": decides.calibration,
             "run": _facts(run) | {"metrics": numbers},
             "files": {
                 name: {"sha256": storage.sha256(path / name), "bytes": (path / name).stat().st_size} for name in names
@@ -99,8 +98,17 @@ def write(run: Run, folder: str | Path) -> Bundle:
     except BaseException:
         _remove(path)
         raise
-    notes = [f"{stale}. Left out: the bundle decides from 0.5 up"] if stale else []
-    return Bundle(path, facts, (*notes, *missing))
+    return Bundle(path, facts, (*decides.notes, *missing))
+
+
+def check_run(run: Run) -> None:
+    """UserError for a run whose model reads no photographs."""
+    run.check_photographs()
+    if run.side is None:
+        raise UserError(
+            f"{run.workdir} reads descriptors of images (config.features.sets), which are computed outside of its "
+            "model, and a bundle holds the model alone: predict with `jaxmlic predict`"
+        )
 
 
 def _remove(path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 import zlib
 
 ALLOWED = {"jax", "jaxlib", "flatbuffers", "numpy", "PIL", "scipy", "ml_dtypes", "opt_einsum", "libtpu", "nvidia"}
-OWN = {"run_bundle", "photographs"}
+OWN = {"run_bundle", "photographs", "decisions"}
 
 
 class Gate:

@@ -4,9 +4,11 @@ import hashlib
 import json
 import sys
 
+import decisions
 import jax
 import jax.export
 import numpy as np
+import photographs
 
 FORMAT, BATCH = 1, 32
 
@@ -25,9 +27,8 @@ class Bundle:
         self._program = jax.jit(jax.export.deserialize(bytearray(self._read("program.jax"))).call)
         with np.load(f"{folder}/weights.npz", allow_pickle=False) as stored:
             self._weights = jax.device_put(dict(stored))
-        file = self.facts["thresholds"]
-        rule = json.loads(self._read(file)) if file else {"values": 0.0, "scale": 1.0, "offset": 0.0}
-        self._bound, self._scale, self._offset = (np.array(rule[name]) for name in ("values", "scale", "offset"))
+        file = self.facts["decided_by"]
+        self._decide = decisions.make(json.loads(self._read(file)) if file else None)
 
     def _read(self, name):
         with open(f"{self.folder}/{name}", "rb") as file:
@@ -36,19 +37,26 @@ class Bundle:
     def predict(self, pixels):
         """Of uint8 [B, S, S, 3]: scores (logits), probabilities and chosen [B, C], and path where there is one."""
         found = jax.device_get(self._program(self._weights, pixels))
-        found.setdefault("chosen", found["scores"] >= self._bound.astype(np.float32))
-        logits = found.pop("logits", found["scores"] * self._scale + self._offset)
-        return found | {"probabilities": 0.5 * (1 + np.tanh(0.5 * logits))}
+        logits, chosen = self._decide(found["scores"])
+        return {
+            "chosen": chosen,
+            "probabilities": 0.5 * (1 + np.tanh(0.5 * logits)),
+            **found,
+        }  # a decoder chooses itself
+
+    def label(self, files):
+        """(file, its labels with probabilities, the most probable first), one after the other."""
+        names, side = np.array(self.facts["class_names"]), self.facts["image_size"]
+        for start in range(0, len(files), BATCH):
+            part = files[start : start + BATCH]
+            found = self.predict(np.stack([photographs.read(file, side) for file in part]))
+            for file, chosen, chances in zip(part, found["chosen"], found["probabilities"], strict=True):
+                yield file, sorted(zip(names[chosen], chances[chosen], strict=True), key=lambda pair: -pair[1])
 
 
 if __name__ == "__main__":
-    import photographs
-
-    bundle = Bundle(sys.path[0])  # the folder of this file
-    for start in range(1, len(sys.argv), BATCH):
-        files, side = sys.argv[start : start + BATCH], bundle.facts["image_size"]
-        found = bundle.predict(np.stack([photographs.read(file, side) for file in files]))
-        for file, chosen, chances in zip(files, found["chosen"], found["probabilities"], strict=True):
-            labels = sorted(zip(-chances[chosen], np.array(bundle.facts["class_names"])[chosen], strict=True))
-            shown = ", ".join(f"{name} {-chance:.2f}" for chance, name in labels)
-            sys.stdout.write(f"{file}\t{shown or '-'}\n")
+    try:
+        for file, labels in Bundle(sys.path[0]).label(sys.argv[1:]):  # of the folder of this file
+            sys.stdout.write(f"{file}\t{', '.join(f'{name} {chance:.2f}' for name, chance in labels) or '-'}\n")
+    except (OSError, ValueError) as error:  # no such file, no photograph, a damaged bundle
+        sys.exit(f"error: {error}")

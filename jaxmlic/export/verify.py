@@ -15,7 +15,8 @@ from jaxmlic import metrics, storage
 from jaxmlic.data import loader
 from jaxmlic.data.image import decode_image
 from jaxmlic.errors import UserError
-from jaxmlic.export.bundle import Bundle
+from jaxmlic.export import run_decision
+from jaxmlic.export.bundle import Bundle, check_run
 from jaxmlic.labels.names import check_same_classes
 from jaxmlic.models.heads.contract import Prediction
 from jaxmlic.progress import Progress
@@ -24,7 +25,7 @@ from jaxmlic.run import Run
 TOLERANCE = 1e-3  # of a score, as a part of it where it is above 1; floats are summed in another order
 METRIC_TOLERANCE = 1e-4
 BATCH = 32
-_SHOWN = ("CF1", "OF1")
+_SHOWN = ("CP", "CR", "CF1", "OF1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Verification:
       other_pixels: images that the bundle reads in other pixels than the library.
       score_difference: the largest of a score, as a part of the score where that is above 1.
       other_decisions: labels decided otherwise.
-      run, bundle: metrics under the run's protocol, and CF1 and OF1 of the decisions.
+      run, bundle: metrics under the run's protocol, and CP, CR, CF1 and OF1 of the decisions.
     """
 
     split: str
@@ -76,7 +77,7 @@ def verify(run: Run, bundle: Bundle, split: str | None = None, *, progress: bool
 
     Raises UserError for a bundle of another checkpoint or of other classes, and where the bundle cannot be run.
     """
-    run.check_photographs()
+    check_run(run)
     check_same_classes(run.class_names, bundle.facts["class_names"], str(run.workdir), str(bundle.folder))
     if bundle.facts["run"]["model"] != run.model_digest:
         raise UserError(
@@ -102,15 +103,16 @@ def verify(run: Run, bundle: Bundle, split: str | None = None, *, progress: bool
         found = process.result()
     expected = Prediction(*(_joined(parts, field) for field in ("scores", "chosen", "path")))
     given = Prediction(found["scores"], None if expected.chosen is None else found["chosen"], found.get("path"))
-    decided = expected.chosen if run.chooses_labels else expected.scores >= np.asarray(_bound(run), np.float32)
+    decides = run_decision.of_run(run)
+    decided = decides.choose(expected)
     return Verification(
         split=name,
         images=len(view),
         other_pixels=int((np.array(crcs, np.uint32) != found["crc"]).sum()),
         score_difference=float(_apart(expected.scores, given.scores).max(initial=0.0)),
         other_decisions=int((decided != found["chosen"]).sum()),
-        run=_numbers(run, expected, decided, view.labels),
-        bundle=_numbers(run, given, found["chosen"], view.labels),
+        run=_numbers(run, expected, decided, decides.protocol, view.labels),
+        bundle=_numbers(run, given, found["chosen"], decides.protocol, view.labels),
     )
 
 
@@ -119,15 +121,13 @@ def _joined(parts: list[Prediction], field: str) -> np.ndarray | None:
     return None if values[0] is None else np.concatenate(values)
 
 
-def _bound(run: Run) -> np.ndarray | float:
-    fitted, _ = run.fitted_thresholds()
-    return 0.0 if fitted is None else fitted.values
-
-
-def _numbers(run: Run, prediction: Prediction, decided: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    report = run.report(prediction, labels)
+def _numbers(
+    run: Run, prediction: Prediction, decided: np.ndarray, protocol: str, labels: np.ndarray
+) -> dict[str, float]:
+    """Under the run's protocol, without a rule, and those of the decisions bool [N, C] under theirs."""
+    report = run.report(prediction, labels, metrics.get_protocol(run.config.eval.protocol).plain)
     found = {key: float(value) for key, value in report.items() if isinstance(value, float | np.floating)}
-    decisions = metrics.evaluate(prediction.scores, labels, "path", chosen=decided)
+    decisions = run.report(dataclasses.replace(prediction, chosen=decided, path=None), labels, protocol)
     return found | {f"{name} of the decisions": float(decisions[name]) for name in _SHOWN}
 
 
@@ -148,10 +148,13 @@ class _Process:
         self._folder, self._out = bundle.folder, storage.to_path(scratch) / "found.npz"
         self._errors = storage.to_path(scratch) / "errors.txt"
         program = resources.files(__package__).joinpath("isolated.py")
-        arguments = [str(program), str(bundle.folder.resolve()), str(self._out), str(BATCH)]
+        arguments = ["-I", "-B", str(program), str(bundle.folder.resolve()), str(self._out), str(BATCH)]
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", *arguments], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors
+                [sys.executable, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
             )
 
     def __enter__(self) -> "_Process":

@@ -94,15 +94,20 @@ class RestoredRun:
         """UserError for a run whose inputs are no photographs."""
         self._restored.source.check_photographs(self.workdir)
 
+    @property
+    def side(self) -> int | None:
+        """Of the square pixels that the model reads; None where it is given descriptors in their place."""
+        return self._restored.source.side
+
     def predict_function(self) -> tuple[Callable[[dict, jax.Array], contract.Prediction], dict]:
         """The head's (variables, images) -> Prediction, to be traced, and the variables."""
         head, model, variables = self._parts
         return functools.partial(head.predict_fn, model), variables
 
-    def report(self, prediction: contract.Prediction, labels: np.ndarray) -> dict:
-        """The metrics of a prediction, numpy, of images with labels int8 [N, C], by the run's protocol and rules."""
+    def report(self, prediction: contract.Prediction, labels: np.ndarray, protocol: str) -> dict:
+        """The metrics of a prediction, numpy, of images with labels int8 [N, C], by the run's rules and a protocol."""
         trained = self._trained_classes() if self.config.eval.trained_classes_only else None
-        return scoring.report(self.config, prediction, labels, trained)
+        return scoring.report(self.config, prediction, labels, trained, protocol=protocol)
 
     def predict_pixels(self, pixels: np.ndarray) -> contract.Prediction:
         """The prediction, numpy, of images uint8 [N, S, S, 3]."""

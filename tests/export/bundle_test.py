@@ -8,13 +8,16 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import jaxmlic
 from jaxmlic import export
 from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets
-from jaxmlic.evaluation import thresholds
-from jaxmlic.experiments import runs
+from jaxmlic.evaluation import decision, thresholds
+from jaxmlic.evaluation.score_file import ScoreFile
+from jaxmlic.experiments import decisions, runs
+from jaxmlic.export import decisions as bundled
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def test_a_bundle_says_where_it_came_from(run, bundle):
     assert {"jax", "jaxmlic"} <= set(facts["versions"]) and facts["platforms"] == ["cpu", "cuda", "tpu"]
     assert set(facts["files"]) | {"bundle.json"} == {path.name for path in bundle.iterdir()}
     assert thresholds.load(bundle).values.tolist() == thresholds.load(run.workdir).values.tolist()
-    assert len((bundle / "run_bundle.py").read_text().splitlines()) <= 55
+    assert len((bundle / "run_bundle.py").read_text().splitlines()) <= 60
     with np.load(bundle / "weights.npz", allow_pickle=False) as weights:
         assert "params/classifier/kernel" in weights.files
 
@@ -87,6 +90,57 @@ def test_a_bundle_predicts_as_the_run_where_the_library_is_not(run, bundle, data
         np.testing.assert_allclose(found[f"scores{i}"], expected.scores[:count], atol=1e-4)
         np.testing.assert_allclose(found[f"probabilities{i}"], expected.probabilities[:count], atol=1e-4)
         np.testing.assert_array_equal(found[f"chosen{i}"], expected.chosen[:count])
+
+
+@pytest.fixture(scope="module")
+def ruled(finished_run, tmp_path_factory):
+    """(run with a learned rule in place of thresholds, its bundle)."""
+    folder = tmp_path_factory.mktemp("ruled")
+    shutil.copytree(finished_run, folder / "run")
+    decisions.learn(folder / "run", "cf1_at=2", folds=0)
+    return jaxmlic.load(folder / "run"), export.write(jaxmlic.load(folder / "run"), folder / "bundle")
+
+
+def test_a_learned_rule_decides_in_the_bundle(ruled, data_dir, capsys):
+    run, bundle = ruled
+    assert bundle.facts["decision"] == "rule" and bundle.facts["decided_by"] == "decision.json"
+    assert json.loads((bundle.folder / "decision.json").read_text())["ids"] == []
+    found = export.verify(run, bundle)
+    rated = run.evaluate(fitted=True).numbers
+    assert rated["protocol"] == "top2_learned" and found.other_decisions == 0
+    for name in ("CF1", "OF1"):
+        assert found.bundle[f"{name} of the decisions"] == pytest.approx(rated[name], abs=1e-12)
+        assert found.run[f"{name} of the decisions"] == pytest.approx(rated[name], abs=1e-12)
+    assert cli.run(["verify-export", str(run.workdir), str(bundle.folder)]) == 0
+    assert "0 labels decided otherwise" in capsys.readouterr().out
+
+
+def test_another_rule_than_the_run_s_is_found(ruled, tmp_path, capsys):
+    run, bundle = ruled
+    copy = shutil.copytree(bundle.folder, tmp_path / "copy")
+    stored = json.loads((copy / "decision.json").read_text())
+    stored["rule"]["k"] = 1
+    (copy / "decision.json").write_text(json.dumps(stored))
+    digest = hashlib.sha256((copy / "decision.json").read_bytes()).hexdigest()
+    change_facts(copy, lambda facts: facts["files"]["decision.json"].update(sha256=digest))
+    assert cli.run(["verify-export", str(run.workdir), str(copy)]) == 2
+    message = capsys.readouterr().err
+    assert "of the decisions is" in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize("objective", ["cf1_at=3", "cf1", "of1", "utility=0.5"])
+def test_decisions_are_the_library_s(objective, tmp_path):
+    rng = np.random.default_rng(0)
+    true = rng.normal(0, 3, (200, 9)) + np.linspace(-5, 1, 9)
+    labels = (rng.random(true.shape) < 1 / (1 + np.exp(-true))).astype(np.int8)
+    ids, names = np.array([f"i{n}" for n in range(200)]), [f"word{c}" for c in range(9)]
+    rule = decision.fit(ScoreFile(true.astype(np.float32), labels, ids, names), objective, folds=0)
+    scores = rng.normal(0, 20, (500, 9)).astype(np.float32)  # also far outside of what was fitted on
+    scores[:3] = [np.zeros(9), np.full(9, -1e30), np.full(9, 1e30)]
+    stored = json.loads(decision.save(tmp_path, rule).read_text())
+    logits, chosen = bundled.make(stored)(scores)
+    np.testing.assert_allclose(logits, rule.calibration.logits(scores), rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(chosen, rule.choose(scores))
 
 
 def test_a_bundle_is_verified(run, bundle, capsys):
@@ -184,11 +238,31 @@ def test_an_export_that_fails_leaves_nothing(finished_run, tmp_path, monkeypatch
 
 def test_the_loader_refuses_what_is_newer_or_damaged(copy, monkeypatch):
     monkeypatch.syspath_prepend(copy)
+    for name in ("run_bundle", "photographs", "decisions"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     import run_bundle
 
     (copy / "weights.npz").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"weights\.npz is damaged"):
         run_bundle.Bundle(str(copy))
+    (copy / "weights.npz").unlink()
+    with pytest.raises(FileNotFoundError):
+        run_bundle.Bundle(str(copy))
     change_facts(copy, lambda facts: facts.update(format=2))
     with pytest.raises(ValueError, match="format 2, and this file reads 1"):
         run_bundle.Bundle(str(copy))
+
+
+def test_the_loader_as_a_command(bundle, copy, tmp_path):
+    def label(folder, *files):
+        command = [sys.executable, "-B", str(folder / "run_bundle.py"), *files]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    Image.new("RGB", (20, 20), (220, 40, 40)).save(tmp_path / "red.png")
+    (tmp_path / "text.jpg").write_text("no photograph")
+    found = label(bundle, "red.png", "red.png")
+    assert found.returncode == 0 and [line.split("\t")[0] for line in found.stdout.splitlines()] == ["red.png"] * 2
+    (copy / "program.jax").unlink()
+    for folder, file, message in ((bundle, "text.jpg", "cannot identify image file"), (copy, "red.png", "program.jax")):
+        found = label(folder, file)
+        assert found.returncode == 1 and message in found.stderr and found.stderr.count("\n") == 1

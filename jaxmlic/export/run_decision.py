@@ -1,0 +1,74 @@
+"""How a run decides about labels, as `Run.predict` does: by its decoder, a learned rule, thresholds or the logit 0."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from jaxmlic.evaluation import decision, thresholds
+from jaxmlic.models.heads.contract import Prediction
+from jaxmlic.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDecision:
+    """What decides, and what calibrates.
+
+    Attributes:
+      by_decoder: whether the head chooses the labels itself.
+      rule: what was learned for the checkpoint; a decoder leaves it out of use.
+      thresholds: what was fitted for the checkpoint; beside a decoder they only calibrate.
+      notes: what is left out of use, and why.
+    """
+
+    by_decoder: bool
+    rule: decision.Decision | None
+    thresholds: thresholds.Thresholds | None
+    notes: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """What decides."""
+        if self.by_decoder:
+            return "decoder"
+        return "rule" if self.rule else "thresholds" if self.thresholds else "probability 0.5"
+
+    @property
+    def file(self) -> str | None:
+        """The name of what `save` writes."""
+        return decision.FILE if self.rule else thresholds.FILE if self.thresholds else None
+
+    @property
+    def calibration(self) -> str | None:
+        """Of the probabilities."""
+        return "pooled" if self.rule else self.thresholds.calibration if self.thresholds else None
+
+    @property
+    def protocol(self) -> str:
+        """Under which the chosen labels are counted."""
+        return self.rule.protocol if self.rule else "path"
+
+    def save(self, folder: Path) -> None:
+        """Writes the rule, without the ids of the images that it was learned on, or the thresholds."""
+        if self.rule:
+            decision.save(folder, dataclasses.replace(self.rule, ids=np.array([], str)))
+        elif self.thresholds:
+            thresholds.save(folder, self.thresholds)
+
+    def choose(self, prediction: Prediction) -> np.ndarray:
+        """bool [N, C], of a prediction of the run's head."""
+        if self.by_decoder:
+            return np.asarray(prediction.chosen)
+        if self.rule:
+            return self.rule.choose(prediction.scores)
+        return prediction.scores >= np.asarray(self.thresholds.values if self.thresholds else 0.0, np.float32)
+
+
+def of_run(run: Run) -> RunDecision:
+    """Of the checkpoint in use; what belongs to another one is left out, with a note."""
+    rule, old = run.learned_decision()
+    fitted, stale = run.fitted_thresholds() if rule is None else (None, "")
+    notes = [f"{why}. Left out: the bundle decides from 0.5 up" for why in (old, stale) if why]
+    if rule and run.chooses_labels:
+        rule, notes = None, [f"the decoder chooses the labels: {decision.FILE} is left out"]
+    return RunDecision(run.chooses_labels, rule, fitted, tuple(notes))

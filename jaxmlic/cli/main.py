@@ -40,6 +40,7 @@ GROUPS = {
         "predict": ("jaxmlic.cli.results.predict", "label photographs with a run's best checkpoint"),
         "export": ("jaxmlic.cli.results.export", "write a run as a folder that jax alone can run"),
         "verify-export": ("jaxmlic.cli.results.verify_export", "say whether a bundle predicts what its run predicts"),
+        "serve": ("jaxmlic.cli.results.serve", "label photographs on a web page and by a JSON endpoint"),
         "ensemble": (
             "jaxmlic.cli.results.ensemble",
             "fuse score files of one split and compare the fusion with its members",

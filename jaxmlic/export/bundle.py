@@ -18,9 +18,8 @@ from typing import Any
 
 from jaxmlic import provenance, storage
 from jaxmlic.errors import UserError
-from jaxmlic.export import run_decision
 from jaxmlic.export.program import PLATFORMS, arrays_of, export_program
-from jaxmlic.run import Run
+from jaxmlic.run import Run, deciding
 from jaxmlic.training import run_folder
 
 FORMAT = 1  # as in run_bundle.py; raised when an older run_bundle.py cannot read what is written
@@ -62,10 +61,10 @@ def write(run: Run, folder: str | Path) -> Bundle:
     UserError for a folder with files, and for a run whose model reads no photographs.
     """
     path = check_folder(folder)
-    check_run(run)
+    run.check_pixel_model()
     predict, variables = run.predict_function()
     weights, side = arrays_of(variables), run.config.data.image_size
-    decides = run_decision.of_run(run)
+    decides = deciding.of_run(run)
     numbers, missing = _metrics(run)
     program = export_program(predict, weights, side)
     try:
@@ -99,16 +98,6 @@ def write(run: Run, folder: str | Path) -> Bundle:
         _remove(path)
         raise
     return Bundle(path, facts, (*decides.notes, *missing))
-
-
-def check_run(run: Run) -> None:
-    """UserError for a run whose model reads no photographs."""
-    run.check_photographs()
-    if run.side is None:
-        raise UserError(
-            f"{run.workdir} reads descriptors of images (config.features.sets), which are computed outside of its "
-            "model, and a bundle holds the model alone: predict with `jaxmlic predict`"
-        )
 
 
 def _remove(path: Path) -> None:

@@ -15,12 +15,11 @@ from jaxmlic import metrics, storage
 from jaxmlic.data import loader
 from jaxmlic.data.image import decode_image
 from jaxmlic.errors import UserError
-from jaxmlic.export import run_decision
-from jaxmlic.export.bundle import Bundle, check_run
+from jaxmlic.export.bundle import Bundle
 from jaxmlic.labels.names import check_same_classes
 from jaxmlic.models.heads.contract import Prediction
 from jaxmlic.progress import Progress
-from jaxmlic.run import Run
+from jaxmlic.run import Run, deciding
 
 TOLERANCE = 1e-3  # of a score, as a part of it where it is above 1; floats are summed in another order
 METRIC_TOLERANCE = 1e-4
@@ -77,7 +76,7 @@ def verify(run: Run, bundle: Bundle, split: str | None = None, *, progress: bool
 
     Raises UserError for a bundle of another checkpoint or of other classes, and where the bundle cannot be run.
     """
-    check_run(run)
+    run.check_pixel_model()
     check_same_classes(run.class_names, bundle.facts["class_names"], str(run.workdir), str(bundle.folder))
     if bundle.facts["run"]["model"] != run.model_digest:
         raise UserError(
@@ -103,7 +102,7 @@ def verify(run: Run, bundle: Bundle, split: str | None = None, *, progress: bool
         found = process.result()
     expected = Prediction(*(_joined(parts, field) for field in ("scores", "chosen", "path")))
     given = Prediction(found["scores"], None if expected.chosen is None else found["chosen"], found.get("path"))
-    decides = run_decision.of_run(run)
+    decides = deciding.of_run(run)
     decided = decides.choose(expected)
     return Verification(
         split=name,

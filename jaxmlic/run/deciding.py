@@ -1,4 +1,4 @@
-"""How a run decides about labels, as `Run.predict` does: by its decoder, a learned rule, thresholds or the logit 0."""
+"""How a run decides, as `Run.predict` does without arguments: by its decoder, a learned rule, thresholds or logit 0."""
 
 import dataclasses
 from pathlib import Path
@@ -7,11 +7,11 @@ import numpy as np
 
 from jaxmlic.evaluation import decision, thresholds
 from jaxmlic.models.heads.contract import Prediction
-from jaxmlic.run import Run
+from jaxmlic.run.restored import RestoredRun
 
 
 @dataclasses.dataclass(frozen=True)
-class RunDecision:
+class Deciding:
     """What decides, and what calibrates.
 
     Attributes:
@@ -48,6 +48,12 @@ class RunDecision:
         """Under which the chosen labels are counted."""
         return self.rule.protocol if self.rule else "path"
 
+    def logits(self, scores: np.ndarray) -> np.ndarray:
+        """[N, C]: their sigmoids are the probabilities; calibrated where something is."""
+        if self.rule:
+            return self.rule.calibration.logits(scores)
+        return self.thresholds.calibrated(scores) if self.thresholds else scores
+
     def save(self, folder: Path) -> None:
         """Writes the rule, without the ids of the images that it was learned on, or the thresholds."""
         if self.rule:
@@ -64,11 +70,11 @@ class RunDecision:
         return prediction.scores >= np.asarray(self.thresholds.values if self.thresholds else 0.0, np.float32)
 
 
-def of_run(run: Run) -> RunDecision:
+def of_run(run: RestoredRun) -> Deciding:
     """Of the checkpoint in use; what belongs to another one is left out, with a note."""
     rule, old = run.learned_decision()
     fitted, stale = run.fitted_thresholds() if rule is None else (None, "")
-    notes = [f"{why}. Left out: the bundle decides from 0.5 up" for why in (old, stale) if why]
+    notes = [f"{why}. Left out: labels are decided from 0.5 up" for why in (old, stale) if why]
     if rule and run.chooses_labels:
         rule, notes = None, [f"the decoder chooses the labels: {decision.FILE} is left out"]
-    return RunDecision(run.chooses_labels, rule, fitted, tuple(notes))
+    return Deciding(run.chooses_labels, rule, fitted, tuple(notes))

@@ -211,7 +211,8 @@ def test_an_error_of_the_device_is_an_answer(labeller, photographs, monkeypatch)
 
     monkeypatch.setattr(labeller, "_predict", fail)
     with TestClient(app_lib.make_app(labeller, LIMITS), raise_server_exceptions=False) as client:
-        assert client.post("/predict", files=uploads(photographs[:1])).status_code == 500
+        answer = client.post("/predict", files=uploads(photographs[:1]))
+        assert answer.status_code == 500 and "failed on the server" in answer.json()["error"]
     monkeypatch.undo()
     with TestClient(app_lib.make_app(labeller, LIMITS)) as client:
         assert client.post("/predict", files=uploads(photographs[:1])).status_code == 200

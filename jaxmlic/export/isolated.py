@@ -12,18 +12,25 @@ ALLOWED = {"jax", "jaxlib", "flatbuffers", "numpy", "PIL", "scipy", "ml_dtypes",
 OWN = {"run_bundle", "photographs", "decisions"}
 
 
-class Gate:
-    """The first finder of modules: refuses all that a machine without jaxmlic need not have."""
+class Gated:
+    """A finder of modules for which those are missing that a machine without jaxmlic need not have."""
+
+    def __init__(self, finder):
+        self._finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self._finder, name)
 
     def find_spec(self, name, path=None, target=None):
-        """None, for the other finders; ImportError for what is refused."""
+        """As the finder's own; None for what is refused."""
         top = name.partition(".")[0]
-        if not (top in ALLOWED | OWN | sys.stdlib_module_names or top.startswith(("jax_", "_sysconfigdata"))):
-            raise ModuleNotFoundError(f"No module named {name!r}: a bundle does not need it", name=name)
+        if top in ALLOWED | OWN | sys.stdlib_module_names or top.startswith(("jax_", "_sysconfigdata")):
+            return self._finder.find_spec(name, path, target)
+        return None
 
 
 def main(folder, out, batch):
-    sys.meta_path.insert(0, Gate())
+    sys.meta_path[:] = map(Gated, sys.meta_path)
     sys.path.insert(0, folder)
     import numpy as np
     import photographs

@@ -65,9 +65,10 @@ class Deciding:
         """bool [N, C], of a prediction of the run's head."""
         if self.by_decoder:
             return np.asarray(prediction.chosen)
+        scores = np.asarray(prediction.scores)
         if self.rule:
-            return self.rule.choose(prediction.scores)
-        return prediction.scores >= np.asarray(self.thresholds.values if self.thresholds else 0.0, np.float32)
+            return self.rule.choose(scores)
+        return scores >= np.asarray(self.thresholds.values if self.thresholds else 0.0, np.float32)
 
 
 def of_run(run: RestoredRun) -> Deciding:

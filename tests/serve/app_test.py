@@ -20,7 +20,6 @@ for module in ("fastapi", "httpx", "python_multipart"):
     pytest.importorskip(module)
 
 import httpx  # noqa: E402  (after the check)
-from starlette.testclient import TestClient  # noqa: E402
 
 from jaxmlic.serve import app as app_lib  # noqa: E402
 from jaxmlic.serve.labeller import Labeller  # noqa: E402
@@ -35,10 +34,29 @@ def labeller(finished_run):
     made.close()
 
 
+class Client:
+    """httpx's client of an application, one request after the other."""
+
+    def __init__(self, labeller, **options):
+        self._transport = httpx.ASGITransport(app_lib.make_app(labeller, LIMITS), **options)
+
+    def request(self, *arguments, **options):
+        async def ask():
+            async with httpx.AsyncClient(transport=self._transport, base_url="http://test", timeout=60) as client:
+                return await client.request(*arguments, **options)
+
+        return asyncio.run(ask())
+
+    def get(self, path):
+        return self.request("GET", path)
+
+    def post(self, path, **options):
+        return self.request("POST", path, **options)
+
+
 @pytest.fixture
 def client(labeller):
-    with TestClient(app_lib.make_app(labeller, LIMITS), raise_server_exceptions=True) as opened:
-        yield opened
+    return Client(labeller)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +136,7 @@ def test_an_unreadable_image_leaves_the_others(client, photographs):
 
 
 def test_a_body_without_a_length_is_counted(client):
-    def parts():
+    async def parts():
         yield b'--x\r\ncontent-disposition: form-data; name="images"; filename="a"\r\n\r\n'
         for _ in range(20):
             yield bytes(100_000)
@@ -198,8 +216,7 @@ def test_too_many_that_wait_are_sent_away(labeller, photographs, monkeypatch):
     while labeller._queue.qsize():
         time.sleep(0.01)
     blocked += labeller.submit([np.zeros((side, side, 3), np.uint8)] * LIMITS.waiting)
-    with TestClient(app_lib.make_app(labeller, LIMITS)) as client:
-        answer = client.post("/predict", files=uploads(photographs[:1]))
+    answer = Client(labeller).post("/predict", files=uploads(photographs[:1]))
     assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
     held.set()
     assert len([future.result(30) for future in blocked]) == LIMITS.waiting + 1
@@ -210,12 +227,11 @@ def test_an_error_of_the_device_is_an_answer(labeller, photographs, monkeypatch)
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(labeller, "_predict", fail)
-    with TestClient(app_lib.make_app(labeller, LIMITS), raise_server_exceptions=False) as client:
-        answer = client.post("/predict", files=uploads(photographs[:1]))
-        assert answer.status_code == 500 and "failed on the server" in answer.json()["error"]
+    client = Client(labeller, raise_app_exceptions=False)
+    answer = client.post("/predict", files=uploads(photographs[:1]))
+    assert answer.status_code == 500 and "failed on the server" in answer.json()["error"]
     monkeypatch.undo()
-    with TestClient(app_lib.make_app(labeller, LIMITS)) as client:
-        assert client.post("/predict", files=uploads(photographs[:1])).status_code == 200
+    assert client.post("/predict", files=uploads(photographs[:1])).status_code == 200
 
 
 @pytest.mark.parametrize(

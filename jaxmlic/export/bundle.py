@@ -144,7 +144,11 @@ def read(folder: str | Path) -> Bundle:
                 "jaxmlic, or run the bundle's own run_bundle.py"
             )
         digests = {name: facts["files"][name]["sha256"] for name in {*facts["files"], PROGRAM, WEIGHTS, *CODE}}
-        needed = [facts["class_names"], *(facts["run"][name] for name in ("step", "model", "workdir"))]
+        needed = [
+            facts["class_names"],
+            facts["decision"],
+            *(facts["run"][name] for name in ("step", "model", "workdir")),
+        ]
         if not all(needed):
             raise ValueError("an entry is empty")
     except (KeyError, TypeError, ValueError) as error:

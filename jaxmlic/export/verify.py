@@ -83,6 +83,12 @@ def verify(run: Run, bundle: Bundle, split: str | None = None, *, progress: bool
             f"{bundle.folder} holds the checkpoint of step {bundle.facts['run']['step']} of "
             f"{bundle.facts['run']['workdir']}, and {run.workdir} has another model at step {run.step}: export it again"
         )
+    decides = deciding.of_run(run)
+    if bundle.facts["decision"] != decides.kind:
+        raise UserError(
+            f"{bundle.folder} decides by {bundle.facts['decision']}, and {run.workdir} now by {decides.kind}: export "
+            "it again"
+        )
     name = split or run.config.data.test_split
     view = loader.find_view(run.config.data, run.dataset, run.config.seed, name)
     source, side = view.dataset.source(view.split), run.config.data.image_size
@@ -102,7 +108,6 @@ def verify(run: Run, bundle: Bundle, split: str | None = None, *, progress: bool
         found = process.result()
     expected = Prediction(*(_joined(parts, field) for field in ("scores", "chosen", "path")))
     given = Prediction(found["scores"], None if expected.chosen is None else found["chosen"], found.get("path"))
-    decides = deciding.of_run(run)
     decided = decides.choose(expected)
     return Verification(
         split=name,
@@ -110,8 +115,8 @@ def verify(run: Run, bundle: Bundle, split: str | None = None, *, progress: bool
         other_pixels=int((np.array(crcs, np.uint32) != found["crc"]).sum()),
         score_difference=float(_apart(expected.scores, given.scores).max(initial=0.0)),
         other_decisions=int((decided != found["chosen"]).sum()),
-        run=_numbers(run, expected, decided, decides.protocol, view.labels),
-        bundle=_numbers(run, given, found["chosen"], decides.protocol, view.labels),
+        run=_numbers(run, expected, decided, view.labels),
+        bundle=_numbers(run, given, found["chosen"], view.labels),
     )
 
 
@@ -120,13 +125,11 @@ def _joined(parts: list[Prediction], field: str) -> np.ndarray | None:
     return None if values[0] is None else np.concatenate(values)
 
 
-def _numbers(
-    run: Run, prediction: Prediction, decided: np.ndarray, protocol: str, labels: np.ndarray
-) -> dict[str, float]:
-    """Under the run's protocol, without a rule, and those of the decisions bool [N, C] under theirs."""
+def _numbers(run: Run, prediction: Prediction, decided: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Under the run's protocol, without a rule, and those of the decisions bool [N, C]."""
     report = run.report(prediction, labels, metrics.get_protocol(run.config.eval.protocol).plain)
     found = {key: float(value) for key, value in report.items() if isinstance(value, float | np.floating)}
-    decisions = run.report(dataclasses.replace(prediction, chosen=decided, path=None), labels, protocol)
+    decisions = run.report(dataclasses.replace(prediction, chosen=decided, path=None), labels, "path")
     return found | {f"{name} of the decisions": float(decisions[name]) for name in _SHOWN}
 
 

@@ -43,11 +43,6 @@ class Deciding:
         """Of the probabilities."""
         return "pooled" if self.rule else self.thresholds.calibration if self.thresholds else None
 
-    @property
-    def protocol(self) -> str:
-        """Under which the chosen labels are counted."""
-        return self.rule.protocol if self.rule else "path"
-
     def logits(self, scores: np.ndarray) -> np.ndarray:
         """[N, C]: their sigmoids are the probabilities; calibrated where something is."""
         if self.rule:

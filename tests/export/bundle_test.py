@@ -1,10 +1,12 @@
 """Bundles: written, run without the library, verified against the run, and mistakes in one line."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import jaxmlic
 from jaxmlic import export
 from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets
+from jaxmlic.errors import UserError
 from jaxmlic.evaluation import decision, thresholds
 from jaxmlic.evaluation.score_file import ScoreFile
 from jaxmlic.experiments import decisions, runs
@@ -178,6 +181,7 @@ def test_a_bundle_that_cannot_be_run_ends_in_one_line(run, copy, capsys):
     [
         (lambda facts: facts.update(format=2), "format 2"),
         (lambda facts: facts["run"].update(model="other"), "has another model at step"),
+        (lambda facts: facts.update(decision="rule"), "decides by rule, and"),
         (lambda facts: facts.pop("class_names"), "bundle.json is damaged"),
         (lambda facts: facts["files"].pop("weights.npz"), "bundle.json is damaged"),
         (lambda facts: facts.update(files=[]), "bundle.json is damaged"),
@@ -213,7 +217,7 @@ def test_runs_and_folders_that_are_not_exported(finished_run, bundle, tmp_path, 
     for source, out, message in (
         (finished_run, bundle, "is not empty, and nothing in it is overwritten"),
         (finished_run, tmp_path / "file", "is a file"),
-        (begun, tmp_path / "out", "holds no finished checkpoint"),
+        (begun, tmp_path / "out", "holds no checkpoints; train there first"),
         (tmp_path / "no run", tmp_path / "out", "must be the folder of a `jaxmlic train`"),
         (finished_run, "gs://bucket/out", "a folder of this machine"),
     ):
@@ -222,6 +226,15 @@ def test_runs_and_folders_that_are_not_exported(finished_run, bundle, tmp_path, 
         assert message in printed and printed.count("\n") == 1
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
     assert (tmp_path / "file").read_text() == "mine" and not list(tmp_path.glob("out/*"))
+
+
+def test_a_run_on_descriptors_is_refused(finished_run, tmp_path):
+    run = jaxmlic.load(finished_run)
+    descriptors = SimpleNamespace(check_photographs=lambda workdir: None, side=None)
+    run._restored = dataclasses.replace(run._restored, source=descriptors)
+    with pytest.raises(UserError, match="descriptors of images .* are computed outside of its model"):
+        export.write(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_export_that_fails_leaves_nothing(finished_run, tmp_path, monkeypatch):

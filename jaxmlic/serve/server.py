@@ -33,6 +33,8 @@ def listen(workdir: str | Path, host: str, port: int, limits: Limits, report: Ca
     Raises UserError for a folder that is no run, an address that cannot be used, and a missing extra.
     """
     check_extra()
+    if not 0 <= port < 1 << 16:
+        raise UserError(f"--port={port}: from 0, any that is free, to 65535")
     import uvicorn
 
     from jaxmlic.serve import app
@@ -40,7 +42,7 @@ def listen(workdir: str | Path, host: str, port: int, limits: Limits, report: Ca
 
     try:
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UserError(f"--host={host} --port={port}: {storage.reason(error)}") from None
     with listening:
         labeller = Labeller(run_lib.load(workdir), limits.batch_size, limits.waiting)

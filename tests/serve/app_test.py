@@ -238,7 +238,8 @@ def test_an_error_of_the_device_is_an_answer(labeller, photographs, monkeypatch)
     ("arguments", "message"),
     [
         (["{empty}"], "must be the folder of a `jaxmlic train`"),
-        (["{run}", "--port=99999"], "--port=99999"),
+        (["{run}", "--port=99999"], "--port=99999: from 0"),
+        (["{run}", "--host=192.0.2.1"], "--host=192.0.2.1 --port=0: "),
         (["{run}", "--megabytes=0"], "--megabytes=0: at least"),
         (["{run}", "--images=300"], "--waiting=256 in all"),
         ([], "required: RUN"),

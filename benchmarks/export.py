@@ -21,6 +21,7 @@ import numpy as np
 
 import jaxmlic
 from jaxmlic.data import loader
+from jaxmlic.run import Run
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ def main() -> None:
         print(f"{name:34}{a:10.1f}{b:17.1f}")
 
 
-def photographs(run: jaxmlic.Run, count: int, folder: Path) -> list[str]:
+def photographs(run: Run, count: int, folder: Path) -> list[str]:
     """Files with the first photographs of the test split."""
     view = loader.find_view(run.config.data, run.dataset, run.config.seed, run.config.data.test_split)
     source, files = view.dataset.source(view.split), []
@@ -84,7 +85,7 @@ def first_prediction(command: list[str], scratch: str) -> list[tuple[float, floa
     return found
 
 
-def speeds(run: jaxmlic.Run, bundle: Path, files: list[str], rounds: int) -> tuple[dict, dict, float]:
+def speeds(run: Run, bundle: Path, files: list[str], rounds: int) -> tuple[dict, dict, float]:
     """Median wall and CPU seconds of labelling the files, by name; the largest difference of a score."""
     sys.path.insert(0, str(bundle))
     import photographs as reading

@@ -129,6 +129,17 @@ def test_bad_requests_are_answered_in_one_line(client, send, status, message):
     assert message in error and "\n" not in error
 
 
+def test_attention_is_of_one_image(client, labeller, photographs, monkeypatch):
+    monkeypatch.setattr(labeller, "attention_form", "gradient")  # the small head has none of its own
+    answer = client.post("/predict", files=uploads(photographs[:1]), data={"attention": "1"})
+    (found,) = answer.json()["images"]
+    assert answer.status_code == 200 and found["attention"]
+    side = labeller.run.config.data.image_size
+    assert {np.shape(values) for values in found["attention"].values()} == {(side, side)}
+    answer = client.post("/predict", files=uploads(photographs[:2]), data={"attention": "1"})
+    assert answer.status_code == 422 and "of one image, and 2" in answer.json()["error"]
+
+
 def test_an_unreadable_image_leaves_the_others(client, photographs):
     answer = client.post("/predict", files=uploads([b"none", photographs[0]]))
     first, second = answer.json()["images"]

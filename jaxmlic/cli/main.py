@@ -38,6 +38,9 @@ GROUPS = {
             "fit thresholds and calibrate probabilities on a run's validation part",
         ),
         "predict": ("jaxmlic.cli.results.predict", "label photographs with a run's best checkpoint"),
+        "export": ("jaxmlic.cli.results.export", "write a run as a folder that jax alone can run"),
+        "verify-export": ("jaxmlic.cli.results.verify_export", "say whether a bundle predicts what its run predicts"),
+        "serve": ("jaxmlic.cli.results.serve", "label photographs on a web page and by a JSON endpoint"),
         "ensemble": (
             "jaxmlic.cli.results.ensemble",
             "fuse score files of one split and compare the fusion with its members",

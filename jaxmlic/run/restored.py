@@ -1,7 +1,7 @@
 """A restored run: its model, its data, and what goes through them."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -90,12 +90,35 @@ class RestoredRun:
         steps = hasattr(head, "step_logits_fn")
         return [*(["weights"] if weights else []), *(["steps"] if steps else []), "grad_cam", "gradient"]
 
-    def predict_pixels(self, pixels: np.ndarray) -> contract.Prediction:
-        """The prediction, numpy, of images uint8 [N, S, S, 3]."""
+    def check_pixel_model(self) -> None:
+        """UserError for a run whose model is not given pixels: features from a file, or descriptors of images."""
+        self._restored.source.check_photographs(self.workdir)
+        if self._restored.source.side is None:
+            raise UserError(
+                f"{self.workdir} reads descriptors of images (config.features.sets), which are computed outside of its "
+                "model: label photographs with `jaxmlic predict`"
+            )
+
+    def predict_function(self) -> tuple[Callable[[dict, jax.Array], contract.Prediction], dict]:
+        """The head's (variables, images) -> Prediction, to be traced, and the variables."""
+        head, model, variables = self._parts
+        return functools.partial(head.predict_fn, model), variables
+
+    def report(self, prediction: contract.Prediction, labels: np.ndarray, protocol: str) -> dict:
+        """The metrics of a prediction, numpy, of images with labels int8 [N, C], by the run's rules and a protocol."""
+        trained = self._trained_classes() if self.config.eval.trained_classes_only else None
+        return scoring.report(self.config, prediction, labels, trained, protocol=protocol)
+
+    def predict_pixels(self, pixels: np.ndarray, batch_size: int | None = None) -> contract.Prediction:
+        """The prediction, numpy, of images uint8 [N, S, S, 3].
+
+        batch_size: of the one program, rounded up to a multiple of the devices; None for that of evaluation.
+        """
         parts, mesh = [], self._restored.mesh
-        for start in range(0, len(pixels), self._batch_size):
-            part = pixels[start : start + self._batch_size]
-            padded = np.resize(part, (self._batch_size, *part.shape[1:]))
+        size = -(-batch_size // mesh.size) * mesh.size if batch_size else self._batch_size
+        for start in range(0, len(pixels), size):
+            part = pixels[start : start + size]
+            padded = np.resize(part, (size, *part.shape[1:]))
             found = self._predict_step(self._restored.variables, sharding.place(padded, sharding.split(mesh)))
             parts.append(jax.tree.map(sharding.gather, found))
         return jax.tree.map(lambda *xs: np.concatenate(xs)[: len(pixels)], *parts)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxmlic import storage
 from jaxmlic.errors import UserError
 from jaxmlic.models import trunks
-from jaxmlic.models.trunks.weight_files import read_state
+from jaxmlic.models.weights.weight_files import read_state
 
 Key = tuple[str, ...]
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")  # of weight files

@@ -13,9 +13,9 @@ its own modules ("layer2_0"), which grows from the input to the feature map.
 
 A trunk that pretrained weights exist for has `torch_names(**fields)`, variable -> name in a PyTorch state dict, perhaps
 `timm_names(**fields)`, the same for timm's names, and `TORCH_CLASSIFIER`, the prefixes of the classification layer's
-names in either; `TORCH_LEFT_OUT` are prefixes of what else a file may hold and this trunk need not have. `hf_names` are
-those of Hugging Face. Where files differ by more than names, `convert_state(arrays by name, **fields)` brings them to
-the names above, and `differences(converted arrays, **fields)` lists what the file's network has otherwise.
+names in either; `TORCH_LEFT_OUT` are prefixes of what else a file may hold and this trunk need not have. Where there
+are files of other owners, `convert_state(arrays by name, **fields)` brings them to the names above, and
+`differences(converted arrays, **fields)` lists what the file's network has otherwise.
 """
 
 import importlib

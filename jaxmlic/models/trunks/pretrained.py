@@ -130,7 +130,7 @@ def _recognised(given: dict[str, Any]) -> str:
 
 def _names(module: ModuleType, fields: dict[str, Any], state: dict[str, Any], classifier: bool) -> dict[Key, str]:
     """Variable -> its name in the file, by that convention of the module's which more of the file's names keep."""
-    known = ("torch_names", "timm_names", "hf_names")
+    known = ("torch_names", "timm_names")
     conventions = [getattr(module, name)(**fields) for name in known if hasattr(module, name)]
     names = dict(max(conventions, key=lambda names: len(state.keys() & set(names.values()))))
     if classifier:

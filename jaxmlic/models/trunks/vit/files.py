@@ -10,86 +10,67 @@ from typing import Any
 import numpy as np
 
 from jaxmlic.models.trunks.vit.forms import FORMS
+from jaxmlic.models.weights.renaming import State, compiled, fuse_qkv, renamed
 
 TORCH_CLASSIFIER = ("head", "heads.head", "classifier")
 TORCH_LEFT_OUT = ("mask_token", "position_ids", "pooler", "proj", "attn_pool", "head_dist")
-State = dict[str, np.ndarray]
 
 # Of a file with a text tower only what begins so is read; the first that occurs.
 _TOWERS = ("visual.trunk.", "visual.", "vision_model.", "clip.vision_model.", "siglip.vision_model.")
-# Put before all names of a network but its classifier's.
-_PREFIXES = ("vit.", "dinov2.", "dinov2_with_registers.")
 # Every name goes through these in turn.
-_RENAMED = tuple(
-    (re.compile(pattern), name)
-    for pattern, name in (
-        (r"^(embeddings\.cls_token|embeddings\.class_embedding|class_embedding|class_token)$", "cls_token"),
-        (r"^(embeddings\.)?register_tokens$", "reg_token"),
-        (r"^embeddings\.(mask_token|position_ids)$", r"\1"),
-        (r"^(embeddings\.position_embeddings|embeddings\.position_embedding\.weight)$", "pos_embed"),
-        (r"^(positional_embedding|encoder\.pos_embedding)$", "pos_embed"),
-        (
-            r"^(embeddings\.patch_embeddings\.projection|embeddings\.patch_embedding|conv1|conv_proj)\.",
-            "patch_embed.proj.",
-        ),
-        (r"^(pre_layrnorm|ln_pre)\.", "norm_pre."),
-        (r"^(layernorm|post_layernorm|ln_post|encoder\.ln)\.", "norm."),
-        (r"^(encoder\.layers?|layers|transformer\.resblocks)\.(encoder_layer_)?(\d+)\.", r"blocks.\3."),
-        (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
-        (r"^head\.probe$", "attn_pool.latent"),
-        (r"^head\.attention\.in_proj_(weight|bias)$", r"attn_pool.in_proj.\1"),
-        (r"^head\.attention\.out_proj\.", "attn_pool.proj."),
-        (r"^head\.layernorm\.", "attn_pool.norm."),
-        (r"^head\.mlp\.", "attn_pool.mlp."),
-        (r"(?<=\d\.)(layernorm_before|layer_norm1|ln_1)\.", "norm1."),
-        (r"(?<=\d\.)(layernorm_after|layer_norm2|ln_2)\.", "norm2."),
-        (r"(?<=\d\.)(attention\.attention|self_attn|attention)\.(q_proj|query)\.", "attn.q."),
-        (r"(?<=\d\.)(attention\.attention|self_attn|attention)\.(k_proj|key)\.", "attn.k."),
-        (r"(?<=\d\.)(attention\.attention|self_attn|attention)\.(v_proj|value)\.", "attn.v."),
-        (r"(?<=\d\.)(attn|self_attention)\.in_proj_(weight|bias)$", r"attn.qkv.\2"),
-        (
-            r"(?<=\d\.)(attention\.output\.dense|self_attn\.out_proj|self_attention\.out_proj|attn\.out_proj)\.",
-            "attn.proj.",
-        ),
-        (r"(?<=\d\.)attention\.o_proj\.", "attn.proj."),
-        (r"(?<=\d\.)(intermediate\.dense|mlp\.c_fc|mlp\.linear_1|mlp\.0)\.", "mlp.fc1."),
-        (r"(?<=\d\.)(output\.dense|mlp\.c_proj|mlp\.linear_2|mlp\.3)\.", "mlp.fc2."),
-        (r"(?<=\d\.)layer_scale([12])\.lambda1$", r"ls\1.gamma"),
-    )
+_RENAMED = compiled(
+    (r"^(vit|dinov2|dinov2_with_registers)\.", ""),
+    (r"^(embeddings\.cls_token|embeddings\.class_embedding|class_embedding|class_token)$", "cls_token"),
+    (r"^(embeddings\.)?register_tokens$", "reg_token"),
+    (r"^embeddings\.(mask_token|position_ids)$", r"\1"),
+    (r"^(embeddings\.position_embeddings|embeddings\.position_embedding\.weight)$", "pos_embed"),
+    (r"^(positional_embedding|encoder\.pos_embedding)$", "pos_embed"),
+    (
+        r"^(embeddings\.patch_embeddings\.projection|embeddings\.patch_embedding|conv1|conv_proj)\.",
+        "patch_embed.proj.",
+    ),
+    (r"^(pre_layrnorm|ln_pre)\.", "norm_pre."),
+    (r"^(layernorm|post_layernorm|ln_post|encoder\.ln)\.", "norm."),
+    (r"^(encoder\.layers?|layers|transformer\.resblocks)\.(encoder_layer_)?(\d+)\.", r"blocks.\3."),
+    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+    (r"^head\.probe$", "attn_pool.latent"),
+    (r"^head\.attention\.in_proj_(weight|bias)$", r"attn_pool.in_proj.\1"),
+    (r"^head\.attention\.out_proj\.", "attn_pool.proj."),
+    (r"^head\.layernorm\.", "attn_pool.norm."),
+    (r"^head\.mlp\.", "attn_pool.mlp."),
+    (r"(?<=\d\.)(layernorm_before|layer_norm1|ln_1)\.", "norm1."),
+    (r"(?<=\d\.)(layernorm_after|layer_norm2|ln_2)\.", "norm2."),
+    (r"(?<=\d\.)(attention\.attention|self_attn|attention)\.(q_proj|query)\.", "attn.q."),
+    (r"(?<=\d\.)(attention\.attention|self_attn|attention)\.(k_proj|key)\.", "attn.k."),
+    (r"(?<=\d\.)(attention\.attention|self_attn|attention)\.(v_proj|value)\.", "attn.v."),
+    (r"(?<=\d\.)(attn|self_attention)\.in_proj_(weight|bias)$", r"attn.qkv.\2"),
+    (
+        r"(?<=\d\.)(attention\.output\.dense|self_attn\.out_proj|self_attention\.out_proj|attn\.out_proj)\.",
+        "attn.proj.",
+    ),
+    (r"(?<=\d\.)attention\.o_proj\.", "attn.proj."),
+    (r"(?<=\d\.)(intermediate\.dense|mlp\.c_fc|mlp\.linear_1|mlp\.0)\.", "mlp.fc1."),
+    (r"(?<=\d\.)(output\.dense|mlp\.c_proj|mlp\.linear_2|mlp\.3)\.", "mlp.fc2."),
+    (r"(?<=\d\.)layer_scale([12])\.lambda1$", r"ls\1.gamma"),
 )
 
 
-def convert_state(state: State, grid: int = 14, form: str = "augreg", **_: Any) -> State:
+def convert_state(state: State, form: str = "augreg", **_: Any) -> State:
     """The arrays of a file under timm's names; a file of another network comes out as it may."""
     for tower in _TOWERS:
         if any(name.startswith(tower) for name in state):
             state = {name.removeprefix(tower): array for name, array in state.items() if name.startswith(tower)}
             break
-    found = {}
-    for name, array in state.items():
-        for prefix in _PREFIXES:
-            name = name.removeprefix(prefix)
-        for pattern, new in _RENAMED:
-            name = pattern.sub(new, name)
-        found[name] = array
-    _fuse(found)
-    return _with_position_of_class(found, grid, FORMS[form].class_token)
-
-
-def _fuse(state: State) -> None:
-    """Query, key and value of each block side by side; those of the pool apart, query from key and value."""
-    for name in [name for name in state if ".attn.q." in name]:
-        parts = [name.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
-        if all(part in state for part in parts):
-            state[name.replace(".attn.q.", ".attn.qkv.")] = np.concatenate([state.pop(part) for part in parts])
-    for leaf in ("weight", "bias"):
-        fused = state.pop(f"attn_pool.in_proj.{leaf}", None)
+    found = fuse_qkv(renamed(state, _RENAMED))
+    for leaf in ("weight", "bias"):  # of an attention pool: query, and key with value
+        fused = found.pop(f"attn_pool.in_proj.{leaf}", None)
         if fused is not None:
             third = len(fused) // 3
-            state[f"attn_pool.q.{leaf}"], state[f"attn_pool.kv.{leaf}"] = fused[:third], fused[third:]
+            found[f"attn_pool.q.{leaf}"], found[f"attn_pool.kv.{leaf}"] = fused[:third], fused[third:]
+    return _with_position_of_class(found, FORMS[form].class_token)
 
 
-def _with_position_of_class(state: State, grid: int, class_token: bool) -> State:
+def _with_position_of_class(state: State, class_token: bool) -> State:
     position = state.get("pos_embed")
     if position is None or position.ndim not in (2, 3):
         return state

@@ -53,7 +53,7 @@ def ours(name, variables, image, weights, dtype="float32"):
 
 
 def theirs(model, outputs_of, image, statistics, weights=None):
-    """The same in PyTorch; `outputs_of(model, x)` gives {output: tensor [B, h, w, D]}. Random weights where none are."""
+    """The same in PyTorch, and the weights; `outputs_of(model, x)` gives {output: tensor [B, h, w, D]}."""
     mean, deviation = (torch.tensor(v).reshape(1, 3, 1, 1) for v in statistics)
     x = (torch.tensor(image).permute(0, 3, 1, 2).float() / 255 - mean) / deviation
     x.requires_grad_()

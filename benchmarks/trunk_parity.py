@@ -16,12 +16,12 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "models" / "trunks"))
 
-from convnext_swin_test import timm_convnext, timm_swin  # noqa: E402  (after the path)
-from timm_parity import compare, randomize  # noqa: E402
-from vit_test import timm_outputs  # noqa: E402
+from convnext_swin_test import timm_convnext, timm_swin
+from timm_parity import compare, randomize
+from vit_test import timm_outputs
 
-from jaxmlic.models import trunks  # noqa: E402
-from jaxmlic.models.trunks.vit.forms import FORMS, IMAGENET  # noqa: E402
+from jaxmlic.models import trunks
+from jaxmlic.models.trunks.vit.forms import FORMS, IMAGENET
 
 # ours: (timm's, side of the image)
 MODELS = {

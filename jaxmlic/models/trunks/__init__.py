@@ -204,6 +204,11 @@ def _side_by_side(descriptors: Sequence[Descriptor]) -> jax.Array:
     return jnp.concatenate([x * jax.lax.rsqrt(jnp.mean(x**2, axis=1, keepdims=True) + 1e-6) for x in values], axis=1)
 
 
+def patch_of(name: str) -> int:
+    """The side of the patches that a trunk cuts images into; 1 for a trunk that takes images of any size."""
+    return int(get(name)[1].get("patch", 1))
+
+
 def _files() -> list[str]:
     return [found.name for found in pkgutil.iter_modules(__path__)]
 

@@ -168,6 +168,20 @@ def test_names_have_their_published_size(name):
     assert set(trunks.stage_numbers(name, modules).values()) == {0, 1, 2, 3, 4, 5}
 
 
+@pytest.mark.parametrize("name", ["convnext_base_pooled", "swin_base_patch4_window12"])
+def test_a_training_step_lowers_at_full_size(name):
+    """Shapes alone, through the gradient: nothing is computed."""
+    module, fields = trunks.get(name)
+    trunk, images = module.Trunk(**fields, dtype=jnp.bfloat16), jax.ShapeDtypeStruct((2, 384, 384, 3), jnp.uint8)
+    shapes = jax.eval_shape(lambda x: trunk.init(jax.random.key(0), module.preprocess(x), True), images)
+
+    def loss(variables, images):
+        return trunk.apply(variables, module.preprocess(images), True)[0].astype(jnp.float32).mean()
+
+    lowered = jax.jit(jax.grad(loss)).lower(shapes, images)
+    assert jax.tree.map(lambda x: x.shape, lowered.out_info) == jax.tree.map(lambda x: x.shape, shapes)
+
+
 def test_weights_of_another_size_are_refused_by_name(tmp_path):
     """Larger widths under the same names, and another family's names."""
 

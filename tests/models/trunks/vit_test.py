@@ -182,7 +182,8 @@ def test_stages_number_the_blocks():
     assert [found[name] for name in modules] == [0, 0, 0, 0, 0, 1, 12, 13, 13]
 
 
-# Parameters of the published networks without classifier: timm's `num_classes=0` counts, and what a head pools with.
+# Parameters of the published networks without classifier. A class token's own position embedding, which is added to it
+# when a file is read, is among them.
 PUBLISHED = {
     "vit_base_patch16": 85_798_656,
     "vit_large_patch16": 303_301_632,
@@ -210,10 +211,28 @@ def test_names_have_their_published_size(name):
     assert feature_map.shape == (1, rows, rows, width)
     assert {stages[f"stage{i}"].shape for i in (1, 2, 3, 4)} == {feature_map.shape}
     assert stages["pooled"].shape == (1, 1, 1, width)
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == PUBLISHED[name]
+    assert (
+        sum(leaf.size for leaf in jax.tree.leaves(variables))
+        == PUBLISHED[name] - FORMS[fields["form"]].class_token * width
+    )
     names = module.torch_names(**fields)
     assert set(names) == {tuple(p.key for p in path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)}
     assert len(set(names.values())) == len(names)
+
+
+@pytest.mark.parametrize("name", ["vit_large_patch14_reg4_dinov2", "vit_base_patch16_siglip_224_pooled"])
+def test_a_training_step_lowers_at_full_size(name):
+    """Shapes alone, through the gradient: nothing is computed."""
+    module, fields = trunks.get(name)
+    trunk, preprocess = module.Trunk(**fields, dtype=jnp.bfloat16), trunks.preprocess_of(name)
+    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.uint8)
+    shapes = jax.eval_shape(lambda x: trunk.init(jax.random.key(0), preprocess(x), True), images)
+
+    def loss(variables, images):
+        return trunk.apply(variables, preprocess(images), True)[0].astype(jnp.float32).mean()
+
+    lowered = jax.jit(jax.grad(loss)).lower(shapes, images)
+    assert jax.tree.map(lambda x: x.shape, lowered.out_info) == jax.tree.map(lambda x: x.shape, shapes)
 
 
 def test_every_name_has_a_preprocessing_of_its_own():

@@ -63,6 +63,11 @@ def base() -> ConfigDict:
     # features.sets, which take the trunk's place; "file": those of features_file.
     config.data.source = "images"
     config.data.features_file = ""  # .npz with features [N, D] or [N, h, w, D] and ids [N]: no trunk at all
+    # The trunk that made it of the images squashed to image_size, so that `jaxmlic predict` takes photographs; the file
+    # of its weights; and for vectors, how its map was pooled: "avg" or "max".
+    config.data.features_trunk = ""
+    config.data.features_weights = ""
+    config.data.features_pool = "avg"
 
     config.features = ConfigDict()  # what `jaxmlic features` stores
     # "pooled": one vector an image (model.pool avg or max); "map": the feature map; "stages": several maps of the

@@ -1,22 +1,28 @@
 """Features that were made elsewhere, in place of images: `config.data.source="file"` and `config.data.features_file`.
 
 The file is an .npz with `features`, float [N, D] (or maps [N, h, w, D]), and `ids`, text [N], the ids of a prepared
-data set's images in any order. Heads get them as `trunks.StoredMaps`; there is no trunk, so such a run has no use for
-photographs: `jaxmlic predict` refuses it, `jaxmlic evaluate` reads the file again.
+data set's images in any order. Heads get them as `trunks.StoredMaps`, and `jaxmlic evaluate` reads the file again. The
+model has no trunk: `jaxmlic predict` refuses such a run, unless the config names the trunk that made the file
+(`config.data.features_trunk` and `features_weights`); photographs then go through that.
 """
 
 import functools
 import os
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmlic import storage
+from jaxmlic import sharding, storage
 from jaxmlic.data import augment, datasets, loader
+from jaxmlic.data.image import decode_image
 from jaxmlic.errors import UserError
+from jaxmlic.inputs.file_trunk import FileTrunk
 from jaxmlic.inputs.source import VALUES, Source, eval_inputs
 from jaxmlic.models import trunks
+
+_APART = 0.1  # of a vector's length: room for float16, and for another library's way to resize
 
 
 def load(path: str) -> tuple[np.ndarray, np.ndarray]:
@@ -61,12 +67,56 @@ class FileSource(Source):
     """Features of `config.data.features_file`, read into memory."""
 
     reads_arrays = True
+    _compared = False
 
     def check_photographs(self, workdir: str | os.PathLike) -> None:
-        """Always a UserError: there is no trunk."""
+        """UserError unless the config names the trunk that made the file."""
+        if not self.config.data.features_trunk:
+            raise UserError(
+                f"{os.fspath(workdir)} was trained on {self.config.data.features_file}, so it cannot read photographs: "
+                "name the trunk that made it in config.data.features_trunk and features_weights"
+            )
+
+    def check_pixels(self, workdir: str | os.PathLike) -> None:
+        """Always a UserError: features are made outside the model."""
         raise UserError(
-            f"{os.fspath(workdir)} was trained on {self.config.data.features_file}, so it cannot read photographs"
+            f"{os.fspath(workdir)} was trained on {self.config.data.features_file}, so it has no maps over pixels"
         )
+
+    def photographs(self, images: Sequence[np.ndarray], count: int, mesh: jax.sharding.Mesh) -> trunks.StoredMaps:
+        """Features of images uint8 [S, S, 3], made here by the trunk that the config names.
+
+        UserError where that makes other features of an image of the data set than the file has.
+        """
+        if not self._compared:
+            self._compare(mesh)
+            self._compared = True
+        return trunks.StoredMaps(self._made(images, count, mesh))
+
+    def _made(self, images: Sequence[np.ndarray], count: int, mesh: jax.sharding.Mesh) -> jax.Array:
+        return self._trunk(super().photographs(images, count, mesh), mesh)
+
+    def _compare(self, mesh: jax.sharding.Mesh) -> None:
+        data = self.config.data
+        try:
+            dataset = datasets.load(data.name, data.dir or None)
+        except UserError:  # a run predicts without its data set, too
+            return
+        record = dataset.source(next(iter(dataset.splits)))[0]
+        features, ids = load(data.features_file)
+        wanted = features[ids == record["id"]]
+        made = sharding.gather(self._made([decode_image(record["image"], self.side)], mesh.size, mesh))[:1]
+        apart = np.linalg.norm(made - wanted) / np.linalg.norm(wanted) if len(wanted) else 0.0
+        if not apart < _APART:
+            raise UserError(
+                f"{data.features_file}: {data.features_trunk} with the weights {data.features_weights} makes other "
+                f"features of {record['id']!r} (they differ by {apart:.0%}): name the trunk, weights, pool and image "
+                "size that made the file"
+            )
+
+    @functools.cached_property
+    def _trunk(self) -> FileTrunk:
+        return FileTrunk(self.config, load(self.config.data.features_file)[0].shape[1:])
 
     def fingerprint(self, view: loader.View) -> str:
         """Of the file's bytes."""
@@ -80,9 +130,16 @@ class FileSource(Source):
         if config.features.sets:
             raise UserError("config.features.sets is read with config.data.source='descriptors' alone: leave it out")
         if config.pretrained:
-            raise UserError("config.pretrained is for a trunk, and features from a file have none: leave it out")
+            raise UserError(
+                "config.pretrained is for a trunk, and features from a file have none: leave it out (the weights of "
+                "config.data.features_trunk are in config.data.features_weights)"
+            )
         augment.check_no_pixels("features from a file", **config.augment)
         load(config.data.features_file)
+        if config.data.features_trunk:
+            _ = self._trunk
+        elif config.data.features_weights:
+            raise UserError("config.data.features_weights is for config.data.features_trunk: name that too")
 
     def example(self) -> trunks.StoredMaps:
         """Zeros of the features of one image."""

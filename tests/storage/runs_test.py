@@ -19,7 +19,7 @@ from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets
 from jaxmlic.evaluation import score_file
 from jaxmlic.inputs import feature_file
-from jaxmlic.models.trunks.weight_files import read_state
+from jaxmlic.models.weights.weight_files import read_state
 from jaxmlic.propagation import label_file
 from jaxmlic.training import loop, run_states
 from jaxmlic.training.checkpoint import Checkpoints

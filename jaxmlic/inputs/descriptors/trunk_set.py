@@ -36,6 +36,11 @@ class TrunkSet(DescriptorSet):
         self._folder, self._dtype = config.features.weights, config.model.dtype
         for kind in self._rules.pools:
             check_choice("features.pools", kind, KINDS)
+        if side % trunks.patch_of(trunk):
+            raise UserError(
+                f"config.features.sets: {name!r}: the side {side} does not divide into the trunk's patches of "
+                f"{trunks.patch_of(trunk)} pixels"
+            )
         self._stages = tuple(self._rules.stages or trunks.levels(trunk)) if STAGES in self._rules.pools else ()
         self.parts = self._parts()
 
@@ -72,7 +77,8 @@ class TrunkSet(DescriptorSet):
             return self.side, self.side
         ratio = max(height, width) / min(height, width)
         nearest = min(ASPECTS, key=lambda aspect: abs(np.log(ratio / aspect)))
-        long = round(self.side * nearest)
+        patch = trunks.patch_of(self.trunk)
+        long = round(self.side * nearest / patch) * patch
         return (self.side, long) if width >= height else (long, self.side)
 
     def describe(self, prepared: np.ndarray, count: int) -> np.ndarray:

@@ -1,17 +1,21 @@
 """Trunks, image -> feature map. A module here is a trunk; no registry is edited to add one.
 
 Each exports `Trunk` (a Flax module, `trunk(x, train) -> (feature map [B, h, w, D], stages)`), `preprocess(image)`
-(pixels 0..255 on the device -> the input), `STRIDE`, and `NAMES`: the names it goes by in a config and the fields each
-stands for. Every such name begins with the module's. `LEVELS` are the stages, from fine to coarse, that a head of
-several stages reads by default, and `BATCH_NORM` the names of NAMES that have batch norm, whose
-`Trunk` has a field `batch_norm`.
+(pixels 0..255 on the device -> the input; where the names differ in it, `preprocess_for(**fields)` gives the function),
+`STRIDE` (a field `patch` of the Trunk goes before it), and `NAMES`: the names it goes by in a config and the fields
+each stands for. Every such name begins with the module's. `LEVELS` are the stages, from fine to coarse, that a head of
+several stages reads by default, and `BATCH_NORM` the names of NAMES that have batch norm, whose `Trunk` has a field
+`batch_norm`. A trunk whose network ends in one vector of the image has the stage "pooled", [B, 1, 1, D], and names
+NAME_pooled, of which this is the feature map.
 
 A trunk whose stages may learn at paces of their own has `stage_of(module, **fields)`, the number of the stage of one of
 its own modules ("layer2_0"), which grows from the input to the feature map.
 
 A trunk that pretrained weights exist for has `torch_names(**fields)`, variable -> name in a PyTorch state dict, perhaps
 `timm_names(**fields)`, the same for timm's names, and `TORCH_CLASSIFIER`, the prefixes of the classification layer's
-names in either; `TORCH_LEFT_OUT` are prefixes of what else a file may hold and this trunk need not have.
+names in either; `TORCH_LEFT_OUT` are prefixes of what else a file may hold and this trunk need not have. Where there
+are files of other owners, `convert_state(arrays by name, **fields)` brings them to the names above, and
+`differences(converted arrays, **fields)` lists what the file's network has otherwise.
 """
 
 import importlib
@@ -61,13 +65,17 @@ class StoredMaps:
 
 def get(name: str) -> tuple[ModuleType, dict[str, Any]]:
     """`"efficientnet_lite0"` -> (module `efficientnet_lite`, {"variant": "lite0"}); UserError for an unknown name."""
-    files = [m.name for m in pkgutil.iter_modules(__path__)]
+    files = _files()
     for file in sorted((f for f in files if str(name).startswith(f)), key=len, reverse=True):
         fields = getattr(_module(file), "NAMES", {}).get(name)
         if fields is not None:
             return _module(file), dict(fields)
-    known = sorted(n for f in files for n in getattr(_module(f), "NAMES", {}))
-    raise unknown("trunk", name, known)
+    raise unknown("trunk", name, names())
+
+
+def names() -> list[str]:
+    """Of all trunks."""
+    return sorted(name for file in _files() for name in getattr(_module(file), "NAMES", {}))
 
 
 def has_batch_norm(name: str) -> bool:
@@ -99,7 +107,13 @@ def build(name: str, *, dtype: str, batch_norm: str) -> tuple[nn.Module, Callabl
         fields["batch_norm"] = batch_norm
     elif batch_norm != "train":
         raise UserError(f"config.model.batch_norm = {batch_norm!r}: trunk {name!r} has no batch norm to freeze")
-    return module.Trunk(**fields, dtype=jnp.dtype(dtype), name="trunk"), module.preprocess
+    return module.Trunk(**fields, dtype=jnp.dtype(dtype), name="trunk"), preprocess_of(name)
+
+
+def preprocess_of(name: str) -> Callable[[jax.Array], jax.Array]:
+    """What turns pixels 0..255 in RGB into a trunk's input."""
+    module, fields = get(name)
+    return module.preprocess_for(**fields) if hasattr(module, "preprocess_for") else module.preprocess
 
 
 def feature_map(
@@ -188,6 +202,15 @@ def _side_by_side(descriptors: Sequence[Descriptor]) -> jax.Array:
     """float32 [B, D]: each descriptor divided by the root of its mean square, so that none outweighs the others."""
     values = [descriptor.values.astype(jnp.float32) for descriptor in descriptors]
     return jnp.concatenate([x * jax.lax.rsqrt(jnp.mean(x**2, axis=1, keepdims=True) + 1e-6) for x in values], axis=1)
+
+
+def patch_of(name: str) -> int:
+    """The side of the patches that a trunk cuts images into; 1 for a trunk that takes images of any size."""
+    return int(get(name)[1].get("patch", 1))
+
+
+def _files() -> list[str]:
+    return [found.name for found in pkgutil.iter_modules(__path__)]
 
 
 def _module(file: str) -> ModuleType:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from weight_writers import MAGIC, PROTOCOL, SYSTEM, Call, Global, Storage, dumps, legacy, refusal, tensor, zipped
 
-from jaxmlic.models.trunks.weight_files import read_state
+from jaxmlic.models.weights.weight_files import read_state
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import safetensors.numpy as safetensors_library
 from weight_writers import Storage, dumps, legacy, refusal, safetensors, tensor, zipped
 
 from jaxmlic.errors import UserError
-from jaxmlic.models.trunks.weight_files import read_state
+from jaxmlic.models.weights.weight_files import read_state
 
 ARRAYS = {
     "conv.weight": np.random.default_rng(0).normal(size=(4, 3, 2, 2)).astype(np.float32),

@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 from jaxmlic.errors import UserError
-from jaxmlic.models.trunks.weight_files import read_state
+from jaxmlic.models.weights.weight_files import read_state
 
 # PyTorch's two formats
 

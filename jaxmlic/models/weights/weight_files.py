@@ -10,7 +10,7 @@ import safetensors
 
 from jaxmlic import storage
 from jaxmlic.errors import UserError
-from jaxmlic.models.trunks import torch_pickle
+from jaxmlic.models.weights import torch_pickle
 
 _PARALLEL = "module."  # what DataParallel puts before every name
 _MAX_HEADER = 100_000_000  # bytes, of a safetensors file: the limit of its own library

@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUNS ?= runs
 
-.PHONY: help quickstart test test-slow lint results clean
+.PHONY: help quickstart test test-slow test-lowest lowest lint results dist wheel-test clean
 
 help:
 	@echo "make quickstart   new environment, install, embedded data, train, evaluate (minutes)"
 	@echo "make test         new environment where there is none, lint, tests (20 minutes on two busy cores)"
 	@echo "make test-slow    the tests that take minutes each"
 	@echo "make results      writes the tables of docs/results/tables into RESULTS.md and docs/results"
+	@echo "make test-lowest  the tests on the lowest versions of all dependencies, in an environment of its own"
+	@echo "make lowest       finds these versions anew: constraints/lowest.txt"
+	@echo "make dist         wheel and source archive, in dist/"
+	@echo "make wheel-test   the wheel, in an environment and a folder of its own"
 	@echo "make lint         ruff, the layers that imports go down, types of the public door"
 
 # The stamp file makes the install happen once; a change of setup.cfg repeats it.
@@ -32,6 +36,29 @@ test: $(VENV)/.installed lint
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
 
+# Python 3.11. The newest setuptools builds the source archives among the pinned packages.
+$(VENV)-lowest/.installed: constraints/lowest.txt setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("the lowest versions are those of Python 3.11: make PYTHON=python3.11 ...") if sys.version_info[:2] != (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-lowest/bin/python -m pip install --quiet --editable '.[test]' --constraint constraints/lowest.txt
+	touch $@
+
+test-lowest: $(VENV)-lowest/.installed
+	$(VENV)-lowest/bin/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
+
+lowest: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --python-version 3.11 --resolution lowest-direct \
+		--extra test --output-file constraints/lowest.txt setup.cfg
+
+dist: $(VENV)/.installed
+	rm -rf dist build
+	$(BIN)/python -m build --outdir dist
+
+wheel-test: dist
+	PYTHON=$(PYTHON) tests/empty_folder.sh dist/*.whl
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,4 +69,4 @@ results: $(VENV)/.installed
 	$(BIN)/python benchmarks/results.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest build dist *.egg-info

@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUNS ?= runs
 
-.PHONY: help quickstart test test-slow lint results clean
+.PHONY: help quickstart test test-slow lint results docs clean
 
 help:
 	@echo "make quickstart   new environment, install, embedded data, train, evaluate (minutes)"
 	@echo "make test         new environment where there is none, lint, tests (20 minutes on two busy cores)"
 	@echo "make test-slow    the tests that take minutes each"
 	@echo "make results      writes the tables of docs/results/tables into RESULTS.md and docs/results"
+	@echo "make docs         the site of docs/ into docs/_build/html, warnings are errors; runs its notebook (minutes)"
 	@echo "make lint         ruff, the layers that imports go down, types of the public door"
 
 # The stamp file makes the install happen once; a change of setup.cfg repeats it.
@@ -41,5 +42,13 @@ lint: $(VENV)/.installed
 results: $(VENV)/.installed
 	$(BIN)/python benchmarks/results.py
 
+# In the same environment: the API's pages import the package, the notebook runs it.
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/sphinx-build -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build docs/_build docs/repository *.egg-info

@@ -1,0 +1,57 @@
+"""The documentation's settings; `make docs` builds it."""
+
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_extensions"))
+
+from jaxmlic.version import __version__  # noqa: E402
+
+project = "jaxmlic"
+author = "The jaxmlic authors"
+copyright = author
+version = release = __version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx_copybutton",
+    "repository",
+    "docstrings",
+]
+exclude_patterns = ["_build", "_extensions", "results/tables", "**/.ipynb_checkpoints"]
+root_doc = "index"
+nitpicky = False
+highlight_language = "text"
+
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
+myst_heading_anchors = 4
+# Pages are executed once for each change of their text. Stored notebooks stay as they are: theirs took runs of hours.
+nb_execution_mode = os.environ.get("JAXMLIC_DOCS_EXECUTION", "cache")
+nb_execution_cache_path = str(HERE / "_build" / "executed")
+nb_execution_excludepatterns = ["repository/notebooks/*"]
+nb_execution_timeout = 1200
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+nb_merge_streams = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+default_role = "literal"
+python_maximum_signature_line_length = 88
+
+html_theme = "furo"
+html_title = f"jaxmlic {__version__}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {"source_repository": "https://github.com/jaxmlic/jaxmlic", "source_branch": "main", "source_directory": "docs/"}
+copybutton_exclude = ".linenos, .gp, .go"
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True

@@ -22,11 +22,12 @@ extensions = [
     "sphinx_copybutton",
     "repository",
     "docstrings",
+    "links",
 ]
 exclude_patterns = ["_build", "_extensions", "results/tables", "**/.ipynb_checkpoints"]
 root_doc = "index"
-nitpicky = False
 highlight_language = "text"
+suppress_warnings = ["myst-nb.lexer"]  # of cells that were not executed
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 4
@@ -51,7 +52,11 @@ html_theme = "furo"
 html_title = f"jaxmlic {__version__}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_theme_options = {"source_repository": "https://github.com/jaxmlic/jaxmlic", "source_branch": "main", "source_directory": "docs/"}
+html_theme_options = {
+    "source_repository": "https://github.com/jaxmlic/jaxmlic",
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
 copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True

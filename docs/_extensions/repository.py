@@ -1,7 +1,7 @@
 """The repository's own pages in the site: links that work on GitHub lead to the same places here.
 
-Pages outside docs/ (README.md, RESULTS.md, ...) are copied into docs/repository, which git ignores. A link to a page that
-the site has leads to it, one to another file of the repository to that file on GitHub.
+Pages outside docs/ (README.md, RESULTS.md, ...) are copied into docs/repository, which git ignores. A link to a page
+that the site has leads to it, one to another file of the repository to that file on GitHub.
 """
 
 import os
@@ -21,7 +21,10 @@ PAGES = {
 NOTEBOOKS = "repository/notebooks"
 SUFFIXES = (".md", ".ipynb")
 # Code, in which nothing is a link, or a link's target.
-_PIECES = re.compile(r"(?P<code>^(?P<fence>`{3,}|~{3,}).*?^(?P=fence)`*$|(?P<tick>`+)[^`\n]+?(?P=tick))|(?P<link>\]\((?P<target>[^)\s]+)\))", re.M | re.S)
+_PIECES = re.compile(
+    r"(?P<code>^(?P<fence>`{3,}|~{3,}).*?^(?P=fence)`*$|(?P<tick>`+)[^`\n]+?(?P=tick))|(?P<link>\]\((?P<target>[^)\s]+)\))",
+    re.M | re.S,
+)
 
 
 def places(root: Path) -> dict[str, str]:

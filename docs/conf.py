@@ -6,6 +6,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_extensions"))
+# Pages that are executed run `jaxmlic` of this environment.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 from jaxmlic.version import __version__  # noqa: E402
 
@@ -46,17 +48,15 @@ autodoc_typehints_format = "short"
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 default_role = "literal"
+smartquotes = False  # shapes have dots, options have dashes
 python_maximum_signature_line_length = 88
 
 html_theme = "furo"
 html_title = f"jaxmlic {__version__}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_theme_options = {
-    "source_repository": "https://github.com/jaxmlic/jaxmlic",
-    "source_branch": "main",
-    "source_directory": "docs/",
-}
+# No buttons to a page's source: some pages are copies of files that stand elsewhere.
+html_theme_options = {"top_of_page_buttons": []}
 copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True

@@ -31,8 +31,9 @@ root_doc = "index"
 highlight_language = "text"
 suppress_warnings = ["myst-nb.lexer"]  # of cells that were not executed
 
-myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
+myst_fence_as_directive = ["math"]  # as GitHub has it
 # Pages are executed once for each change of their text. Stored notebooks stay as they are: theirs took runs of hours.
 nb_execution_mode = os.environ.get("JAXMLIC_DOCS_EXECUTION", "cache")
 nb_execution_cache_path = str(HERE / "_build" / "executed")

@@ -16,7 +16,8 @@ from jaxmlic.cli import parser as parsers
 from jaxmlic.experiments import sweep
 
 ROOT = Path(jaxmlic.__file__).parents[1]
-GENERATED = ("_build", "repository")
+# Copies, and pages whose commands come from the code that runs them (tests/experiments/reproduce_test.py).
+GENERATED = ("_build", "repository", "papers")
 PAGES = [ROOT / "README.md", ROOT / "launch" / "README.md"]
 PAGES += [path for path in sorted(ROOT.glob("docs/**/*.md")) if path.relative_to(ROOT).parts[1] not in GENERATED]
 # Fenced, or indented after an empty line.

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUNS ?= runs
 
-.PHONY: help quickstart test test-slow test-lowest lowest lint results dist wheel-test clean
+.PHONY: help quickstart test test-slow test-lowest lowest lint results docs dist wheel-test clean
 
 help:
 	@echo "make quickstart   new environment, install, embedded data, train, evaluate (minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make lowest       finds these versions anew: constraints/lowest.txt"
 	@echo "make dist         wheel and source archive, in dist/"
 	@echo "make wheel-test   the wheel, in an environment and a folder of its own"
+	@echo "make docs         the site of docs/ into docs/_build/html, warnings are errors; runs its notebook (minutes)"
 	@echo "make lint         ruff, the layers that imports go down, types of the public door"
 
 # The stamp file makes the install happen once; a change of setup.cfg repeats it.
@@ -68,5 +69,13 @@ lint: $(VENV)/.installed
 results: $(VENV)/.installed
 	$(BIN)/python benchmarks/results.py
 
+# In the same environment: the API's pages import the package, the notebook runs it.
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/sphinx-build -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) $(VENV)-lowest build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest build dist docs/_build docs/repository *.egg-info

@@ -1,10 +1,11 @@
-"""The pages of results from their data: docs/results/tables/*.toml fill RESULTS.md and docs/results/*.md.
+"""The pages of results from their data: docs/results/tables/*.toml fill places in RESULTS.md and docs.
 
     python benchmarks/results.py    # or `make results`
 
 A page is prose with places for tables, `<!-- table: NAME [NAME ...] [| columns: A, B] [| rows: front] -->` to
-`<!-- end -->`; this command writes what stands between. A data file is described in docs/results/reproducing.md;
-`result_row.py` beside this file makes rows of finished runs.
+`<!-- end -->`; this command writes what stands between. In place of `front`
+rows may be given by how their names start. A data file is described in docs/results/reproducing.md; `result_row.py`
+beside this file makes rows of finished runs.
 """
 
 import argparse
@@ -18,7 +19,10 @@ from jaxmlic.errors import UserError, unknown
 
 ROOT = Path(__file__).parent.parent
 TABLES = ROOT / "docs" / "results" / "tables"
-PAGES = [ROOT / "RESULTS.md", *sorted(TABLES.parent.glob("*.md"))]
+PAGES = [
+    ROOT / "RESULTS.md",
+    *sorted([*TABLES.parent.glob("*.md"), *ROOT.glob("docs/methods/*.md"), *ROOT.glob("docs/choosing/*.md")]),
+]
 FIELDS = ("date", "command", "machine", "load", "seeds", "test_read", "time", "source", "stale", "front")
 # What is shown of a row's fields, and how; the load follows the machine.
 SHOWN = dict(date="{date}", machine="machine {machine}{load}", seeds="seeds: {seeds}")
@@ -76,6 +80,8 @@ def render(place, page, folder=TABLES):
     first, *columns = tables[0]["columns"]
     columns = options["columns"].split(", ") if "columns" in options else columns
     rows = [row for table in tables for row in table["rows"] if row.get("front") or not front]
+    if not front:
+        rows = [row for row in rows if row["name"].startswith(options.get("rows", ""))]
     if front:
         rows = [row | {"name": row["front"] if isinstance(row["front"], str) else row["name"]} for row in rows]
         rows.sort(key=lambda row: "source" in row)

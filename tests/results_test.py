@@ -15,6 +15,7 @@ results = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(results)
 
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("launch/*.md")})
+DOCUMENTS = [path for path in DOCUMENTS if path.relative_to(ROOT).parts[1:2] not in (("_build",), ("repository",))]
 MACHINES = 'title = "m"\ncolumns = ["machine"]\nsource = "stated"\nrows = [["A"]]\n'
 TABLE = """
 title = "A table"

@@ -128,6 +128,12 @@ def beam_search(
     Raises:
       ValueError: num_labels, beam_size or max_length is below 1, length_penalty is negative, min_length is negative or
         more than a path can have.
+
+    >>> table = jnp.log(jnp.array([[0.6, 0.3, 0.1], [0.1, 0.1, 0.8], [0.6, 0.1, 0.3]]))  # after START, after 0, after 1
+    >>> step = lambda state, previous: (state, table[previous + 1])
+    >>> paths, log_probs = beam_search(step, jnp.zeros(()), num_labels=2, beam_size=2, max_length=2)
+    >>> print(paths.tolist(), jnp.exp(log_probs).round(2))  # 0.6 * 0.8; 0.3 * 0.6 * 0.8
+    [[0, 2], [1, 0]] [0.48 0.14]
     """
     rules = _Rules.checked(num_labels, beam_size, max_length, min_length, length_penalty, repeats)
 

@@ -20,6 +20,10 @@ def cooccurrence(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
       ValueError: labels are not two-dimensional.
+
+    >>> counts, num_positive = cooccurrence(np.array([[1, 1, 0], [1, 1, 0], [1, 0, 1]]))
+    >>> counts.tolist(), num_positive.tolist()
+    ([[0, 2, 1], [2, 0, 0], [1, 0, 0]], [3, 2, 1])
     """
     labels = np.asarray(labels)
     if labels.ndim != 2:
@@ -74,17 +78,19 @@ def adjacency(
     reweight: float = 0.25,
     style: str = "paper",
 ) -> np.ndarray:
-    """The matrix that a graph convolution multiplies with: act(adjacency @ H @ W) for label embeddings H [C, D].
+    r"""The matrix that a graph convolution multiplies with: act(adjacency @ H @ W) for label embeddings H [C, D].
 
     With P' and the normalised mutual information of `association`, and p_ij = 0 below the threshold:
-      paper: eqs 6-8. A = reweight * p_ij / (sum_j P'_ij + 1e-6) + I, then D^-1/2 A D^-1/2 with D the row sums of A. The
-        sum is over all of row i, as eq 8 prints it, so entries below the threshold count in it. Eq 8 prints its two
-        cases in the wrong order.
-      ml_gcn: ML-GCN's released code. B_ij = 1 from the threshold on, A = reweight * B_ij / (sum_i B_ij + 1e-6) + I, and
-        (A D^-1/2)^T D^-1/2 = D^-1/2 A^T D^-1/2, so label j receives from the labels i with a high P(j | i).
-      pmi: as "paper", with the normalised mutual information instead of P', and the sum over the entries from the
-        threshold on. Its values are smaller than P': 0.1 corresponds to 0.4 (on VOC 2007 no pair reaches 0.4).
-      identity: I, a network without a graph; only the shape of the counts is used.
+
+    - "paper": eqs 6 to 8. The sum is over all of row i, as eq 8 prints it, so entries below the threshold count in it.
+      Eq 8 prints its two cases in the wrong order. D has the row sums of A:
+
+      .. math:: A_{ij} = \lambda \frac{p_{ij}}{\sum_j P'_{ij} + 10^{-6}} + [i = j], \qquad D^{-1/2} A\, D^{-1/2}
+    - "ml_gcn": ML-GCN's released code. B_ij = 1 from the threshold on, A = reweight * B_ij / (sum_i B_ij + 1e-6) + I,
+      and (A D^-1/2)^T D^-1/2 = D^-1/2 A^T D^-1/2, so label j receives from the labels i with a high P(j | i).
+    - "pmi": as "paper", with the normalised mutual information instead of P', and the sum over the entries from the
+      threshold on. Its values are smaller than P': 0.1 corresponds to 0.4 (on VOC 2007 no pair reaches 0.4).
+    - "identity": I, a network without a graph; only the shape of the counts is used.
 
     Args:
       counts: [C, C] from `cooccurrence`.
@@ -99,6 +105,11 @@ def adjacency(
 
     Raises:
       ValueError: a value out of its range, or what `association` raises.
+
+    >>> counts, num_positive = np.array([[0, 2], [2, 0]]), np.array([4, 2])
+    >>> print(adjacency(counts, num_positive).round(2))  # a quarter of a label's row is its neighbour's
+    [[0.8 0.2]
+     [0.2 0.8]]
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold {threshold} lies outside 0..1, or is 0: then all labels would be neighbours")

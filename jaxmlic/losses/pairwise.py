@@ -23,9 +23,11 @@ def warp(
     *,
     rank: str = "exact",
 ) -> jax.Array:
-    """Weighted approximate ranking, sum_j sum_k F(r_j) max(0, 1 - z_j + z_k) (Weston et al. 2011; Gong et al. 2014).
+    r"""Weighted approximate ranking (Weston et al. 2011; Gong et al. 2014).
 
-    j runs over positives and k over negatives; F(r) = sum_{i <= r} 1 / i is a constant for the gradient.
+    .. math:: \sum_{j} \sum_{k} F(r_j) \max(0, 1 - z_j + z_k), \qquad F(r) = \sum_{i \le r} \tfrac{1}{i}
+
+    j runs over positives and k over negatives; F(r) is a constant for the gradient.
 
     Args:
       logits, labels: as for binary_cross_entropy.
@@ -41,7 +43,9 @@ def warp(
 
 
 def lsep(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    """Log-sum-exp pairwise loss, log(1 + sum_j sum_k exp(z_k - z_j)) (Li et al. 2017, Eq. 4).
+    r"""Log-sum-exp pairwise loss (Li et al. 2017, Eq. 4).
+
+    .. math:: \log\Big(1 + \sum_{j} \sum_{k} e^{z_k - z_j}\Big)
 
     j runs over positives and k over negatives. The double sum is the product of two sums, so no pair is ever formed.
 
@@ -60,8 +64,10 @@ def lsep(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None)
 
 
 def ramp(t: jax.Array, s: float | None = -0.75, leak: float = 0.0) -> jax.Array:
-    """(1 - leak) R_s(t) + leak H_1(t) with R_s(t) = min(1 - s, max(0, 1 - t)) = H_1(t) - H_s(t), where
-    H_a(t) = max(0, a - t): 3.4 of CNN-LSTM-RMLC.
+    r"""The ramp of 3.4 of CNN-LSTM-RMLC, a hinge that ends at s, with a share of the hinge.
+
+    .. math:: (1 - leak)\, R_s(t) + leak\, H_1(t), \qquad H_a(t) = \max(0, a - t),
+       \qquad R_s(t) = H_1(t) - H_s(t) = \min\big(1 - s, \max(0, 1 - t)\big)
 
     R_s is 1 - s for t <= s, falling to 0 at t = 1: a wrong label costs no more than 1 - s, however wrong it looks.
     The text asks -1 < s <= 0 and then uses "0.75", read as -0.75. The code of the paper's reference [31] has
@@ -74,6 +80,9 @@ def ramp(t: jax.Array, s: float | None = -0.75, leak: float = 0.0) -> jax.Array:
 
     Returns:
       float, shape and dtype of t. Raises UserError for another s or leak.
+
+    >>> ramp(jnp.array([-2.0, 0.0, 0.5, 1.0])).tolist()  # no more than 1.75, however wrong
+    [1.75, 1.0, 0.5, 0.0]
     """
     check_end(s, leak)
     hinge = jnp.maximum(1.0 - t, 0.0)
@@ -101,10 +110,12 @@ def rmlc(
     k: float = 5.0,
     rank: str = "exact",
 ) -> jax.Array:
-    """Robust multi-label loss, Eq. 1 of CNN-LSTM-RMLC without its regulariser (the optimizer's weight decay).
+    r"""Robust multi-label loss, Eq. 1 of CNN-LSTM-RMLC without its regulariser (the optimizer's weight decay).
 
-    sum_j sum_k F(r_j) R_s(z_j - z_k) + k sum_c R_s(y_c z_c), read with j over positives, k over negatives, c over all
-    known labels, y in {-1, +1}, and F(r) = sum_{i <= r} 1 / i (F(0) = 0) a constant for the gradient. "n, the number of
+    .. math:: \sum_{j} \sum_{k} F(r_j)\, R_s(z_j - z_k) + k \sum_{c} R_s(y_c z_c)
+
+    read with j over positives, k over negatives, c over all known labels, y in {-1, +1}, and F(r) = sum_{i <= r} 1 / i
+    (F(0) = 0) a constant for the gradient. "n, the number of
     images" in r_j = floor((m - 1) / n) is read as WARP's number of draws, rank="sampled"; what it estimates, the number
     of negatives with z_k > z_j - 1, is the default.
 

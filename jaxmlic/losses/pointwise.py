@@ -1,4 +1,4 @@
-"""Losses under one contract: logits [..., C] and labels [..., C] in {1, 0, -1} -> one value per example.
+"""Losses under one contract: logits [..., C] and labels [..., C] in {1, 0, -1} -> one value per example::
 
     loss(logits, labels, weights=None, **options) -> float32 [...]
 
@@ -21,7 +21,9 @@ LOG_ZERO = -1e30
 
 
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    """Independent sigmoid cross-entropy, summed over the known labels of an example and divided by C.
+    r"""Independent sigmoid cross-entropy, summed over the known labels of an example and divided by C.
+
+    .. math:: -\frac{1}{C} \sum_{c} y_c \log \sigma(z_c) + (1 - y_c) \log\big(1 - \sigma(z_c)\big)
 
     Args:
       logits: float [..., C]; computed in float32 whatever the dtype.
@@ -30,6 +32,10 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Arra
 
     Returns:
       float32 [...]: the mean over classes, with 0 for an unknown label (so that an example weighs as much as it knows).
+
+    >>> logits, labels = jnp.array([[2.0, -1.0, 0.0]]), jnp.array([[1, 0, -1]])
+    >>> print(binary_cross_entropy(logits, labels).round(3))  # (0.127 + 0.313 + 0) / 3
+    [0.147]
     """
     logits, positive, negative, weights = prepare(logits, labels, weights)
     # -log sigmoid(+-z) = softplus(-+z): one stable term for both cases.
@@ -38,11 +44,13 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Arra
 
 
 def weighted_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    """Cross-entropy in which positives and negatives have equal weight: Eq. 9 of MSCNN-LCE-MIC, summed over classes.
+    r"""Cross-entropy in which positives and negatives have equal weight: Eq. 9 of MSCNN-LCE-MIC, summed over classes.
 
-    Read as: i runs over the C labels of an image and |1| is 1, so
-      wt_p = (|Po| + |Ne| + 1) / (|Po| + 1),  wt_n = (|Po| + |Ne| + 1) / (|Ne| + 1),
-    where |Po| and |Ne| count the known positive and negative labels of the whole batch, all leading axes together; the
+    Read as: i runs over the C labels of an image and the paper's |1| is 1, so
+
+    .. math:: wt_p = \frac{|Po| + |Ne| + 1}{|Po| + 1}, \qquad wt_n = \frac{|Po| + |Ne| + 1}{|Ne| + 1},
+
+    where Po and Ne count the known positive and negative labels of the whole batch, all leading axes together; the
     paper's loss of a batch is the mean of the returned values. The value of an example therefore depends on the others;
     rows that only pad a batch need labels of -1.
     Under jit the arrays are global, and so are the counts on a mesh; in a vmap or shard_map they would be the part's.
@@ -58,7 +66,9 @@ def weighted_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Ar
 
 
 def softmax_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    """Cross-entropy of the softmax over known labels against the positives, each with target 1 / their number.
+    r"""Cross-entropy of the softmax over known labels against the positives, each with target 1 / their number.
+
+    .. math:: -\frac{1}{|P|} \sum_{j \in P} \log \frac{e^{z_j}}{\sum_{c} e^{z_c}}
 
     The "Softmax" baseline of CNN-RNN's and CNN-LSTM-RMLC's tables (Gong et al. 2014).
 
@@ -84,7 +94,9 @@ def focal(
     gamma: float = 2.0,
     alpha: float | None = None,
 ) -> jax.Array:
-    """Sigmoid focal loss, -alpha_t (1 - p_t)^gamma log p_t (Lin et al. 2017), reduced as binary_cross_entropy.
+    r"""Sigmoid focal loss (Lin et al. 2017), reduced as binary_cross_entropy.
+
+    .. math:: -\alpha_t (1 - p_t)^{\gamma} \log p_t, \qquad p_t = p \text{ for positives}, 1 - p \text{ for negatives}
 
     Args:
       logits, labels, weights: as for binary_cross_entropy, which gamma = 0 gives.
@@ -114,11 +126,13 @@ def asymmetric(
     gamma_pos: float = 0.0,
     clip: float = 0.05,
 ) -> jax.Array:
-    """Asymmetric loss (Ridnik et al. 2021, Eqs. 4 to 6), reduced as binary_cross_entropy.
+    r"""Asymmetric loss (Ridnik et al. 2021, Eqs. 4 to 6), reduced as binary_cross_entropy.
 
-    L+ = (1 - p)^gamma_pos log p and L- = p_m^gamma_neg log(1 - p_m) with p_m = max(p - clip, 0). Made from logits in
-    float32: log(max(p, 1e-8)), as published, is -inf in half precision. The gradient is that of the formula; it passes
-    through the focusing factors.
+    .. math:: L_+ = -(1 - p)^{\gamma_+} \log p, \qquad L_- = -p_m^{\gamma_-} \log(1 - p_m),
+       \qquad p_m = \max(p - clip, 0)
+
+    Made from logits in float32: log(max(p, 1e-8)), as published, is -inf in half precision. The gradient
+    is that of the formula; it passes through the focusing factors.
 
     Args:
       logits, labels, weights: as for binary_cross_entropy, which gammas and clip of 0 give.
@@ -127,6 +141,9 @@ def asymmetric(
 
     Returns:
       float32 [...]: summed over the known labels of an example and divided by C.
+
+    >>> asymmetric(jnp.array([[-3.0, -4.0]]), jnp.array([[0, 0]])).tolist()  # probabilities below the clip
+    [0.0]
     """
     logits, positive, negative, weights = prepare(logits, labels, weights)
     require("gamma_neg", gamma_neg, gamma_neg >= 0, "0 or more")

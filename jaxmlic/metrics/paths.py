@@ -11,6 +11,8 @@ def path_metrics(paths: np.ndarray, labels: np.ndarray) -> dict[str, float]:
       labels: int8 [N, C] in {1, 0, -1}.
 
     Returns:
+      The two by name.
+
       - `top1_step`: share of the images with a positive whose first label is one: the top-1 accuracy of one recurrent
         step (Multi-order RNN, Table 4). A path without labels and a first label that is unknown count as wrong.
       - `repeats`: share of all labels on paths that their path had before.

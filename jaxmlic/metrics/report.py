@@ -37,6 +37,7 @@ def evaluate(
 
     Returns:
       Numbers as fractions; NaN where undefined.
+
       - `mAP`, `AP`: mean over the classes that are in, and float64 [C] with NaN for the classes left out. Equal scores
         enter together, as in scikit-learn.
       - `P`, `R`: precision and recall of each class, float64 [C] with NaN for the classes left out.
@@ -58,6 +59,11 @@ def evaluate(
     Raises:
       ValueError: shapes, dtypes or label values are wrong, a score or threshold is NaN, or `chosen` is missing.
       UserError: unknown protocol.
+
+    >>> scores, labels = np.array([[2.0, -1.0], [0.5, 1.5], [-1.0, 0.2]]), np.array([[1, 0], [0, 1], [1, 0]])
+    >>> found = evaluate(scores, labels)
+    >>> [round(float(found[name]), 3) for name in ("mAP", "CF1", "OF1")]
+    [0.917, 0.6, 0.571]
     """
     found = decisions(
         scores, labels, protocol, threshold=threshold, chosen=chosen, classes=classes, min_positives=min_positives

@@ -59,7 +59,9 @@ def cosine_graph(indices: np.ndarray, cosines: np.ndarray, power: float = 3.0) -
 
 
 def link_strength(graph: sparse.csr_array) -> sparse.csr_array:
-    """Eq 1 of MSCNN-LCE-MIC on the edges: the sum of w(A, C) + w(C, B) over the neighbours C that A and B share.
+    r"""Eq 1 of MSCNN-LCE-MIC on the edges, over the neighbours that two images share.
+
+    .. math:: \sum_{C \in N(A) \cap N(B)} w(A, C) + w(C, B)
 
     Args:
       graph: weights [N, N], symmetric, above 0, with an empty diagonal.

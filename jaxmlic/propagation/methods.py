@@ -2,7 +2,7 @@
 
 Three methods on a sparse graph: the improved label propagation of MSCNN-LCE-MIC (Section A), a soft one on the same
 links, and the diffusion of Iscen, Tolias, Avrithis and Chum (Label Propagation for Deep Semi-supervised Learning, CVPR
-2019) that it is compared with.
+2019) that it is compared with::
 
     indices, squared = knn(features, 20, "euclidean")
     found = improved_label_propagation(heat_kernel_graph(indices, squared), labels)
@@ -168,7 +168,9 @@ def diffusion(
     tolerance: float = 1e-6,
     max_steps: int | None = None,
 ) -> PseudoLabels:
-    """Labelled mass spreads over the graph: (I - alpha S) Z = Y, S = D^-1/2 W D^-1/2 (Iscen et al., eqs 4, 10 and 11).
+    r"""Labelled mass spreads over the graph (Iscen et al., eqs 4, 10 and 11).
+
+    .. math:: (I - \alpha S) Z = Y, \qquad S = D^{-1/2} W D^{-1/2}
 
     Y has 1 for each known positive. With one label an image, the scores are its row of Z divided by the row's sum, the
     label is the largest of them (ties by index), and the weight is 1 - H(scores) / log C. The paper has no form for

@@ -22,13 +22,16 @@ SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")  # of weight files
 def load(path: str | Path, trunk: str, *, classifier: bool = False) -> dict[str, Any]:
     """Variables of a trunk, float32: `{"params": ..., "batch_stats": ...}`, as `Trunk.init` has them.
 
-    path: a state dict with torchvision's or timm's names, or a training checkpoint with one in it (see `read_state` for
-        the kinds of file). Floats of any width are taken. What the trunk does not have is left out, knowingly: the
+    Args:
+      path: a state dict with torchvision's or timm's names, or a training checkpoint with one in it (see `read_state`
+        for the kinds of file). Floats of any width are taken. What the trunk does not have is left out, knowingly: the
         classifier on top of the network and the counters of its batch norms.
-    trunk: a name such as "efficientnet_lite0".
-    classifier: also return the file's classifier, as `"classifier": {"kernel": [D, classes], "bias": [classes]}`: the
+      trunk: a name such as "efficientnet_lite0".
+      classifier: also return the file's classifier, as `"classifier": {"kernel": [D, classes], "bias": [classes]}`: the
         pooled feature map times the kernel plus the bias are the logits of the classes it was trained for.
-    UserError if the file cannot be read, or does not hold exactly the trunk's arrays in their shapes.
+
+    Raises:
+      UserError: the file cannot be read, or does not hold exactly the trunk's arrays in their shapes.
     """
     module, fields = trunks.get(trunk)
     if not trunks.has_pretrained(trunk):

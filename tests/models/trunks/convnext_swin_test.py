@@ -144,7 +144,8 @@ PUBLISHED = {
     "swin_tiny_patch4_window7": 28_288_354 - 769_000,
     "swin_s": 49_606_258 - 769_000,
     "swin_base_patch4_window7": 87_768_224 - 1_025_000,
-    "swin_base_patch4_window12": 87_904_424 - 1_025_000,
+    # Wider windows have 23^2 rows in the bias table of each head in place of 13^2.
+    "swin_base_patch4_window12": 87_768_224 - 1_025_000 + 360 * (2 * 4 + 2 * 8 + 18 * 16 + 2 * 32),
 }
 
 

@@ -184,7 +184,7 @@ def test_a_training_step_lowers_at_full_size(name):
 
 
 def test_weights_of_another_size_are_refused_by_name(tmp_path):
-    """Larger widths under the same names, and another family's names."""
+    """Another size of the family, and another family."""
 
     def saved(module, fields):
         trunk, state = module.Trunk(**fields), {}
@@ -199,9 +199,7 @@ def test_weights_of_another_size_are_refused_by_name(tmp_path):
         return tmp_path / "w.npz"
 
     path = saved(convnext, CONVNEXT)
-    with pytest.raises(
-        UserError, match=r"stem.0.weight is \(8, 3, 4, 4\), wanted \(96, 3, 4, 4\).*; they fit convnext_test$"
-    ):
+    with pytest.raises(UserError, match=r"weights of convnext_tiny; missing in the file.*; they fit convnext_test$"):
         pretrained.load(path, "convnext_tiny")
     with pytest.raises(UserError, match=r"not the weights of swin_t; missing in the file.*; they fit convnext_test$"):
         pretrained.load(path, "swin_t")

@@ -144,7 +144,8 @@ PUBLISHED = {
     "swin_tiny_patch4_window7": 28_288_354 - 769_000,
     "swin_s": 49_606_258 - 769_000,
     "swin_base_patch4_window7": 87_768_224 - 1_025_000,
-    "swin_base_patch4_window12": 87_904_424 - 1_025_000,
+    # Wider windows have 23^2 rows in the bias table of each head in place of 13^2.
+    "swin_base_patch4_window12": 87_768_224 - 1_025_000 + 360 * (2 * 4 + 2 * 8 + 18 * 16 + 2 * 32),
 }
 
 
@@ -182,8 +183,9 @@ def test_a_training_step_lowers_at_full_size(name):
     assert jax.tree.map(lambda x: x.shape, lowered.out_info) == jax.tree.map(lambda x: x.shape, shapes)
 
 
-def test_weights_of_another_size_are_refused_by_name(tmp_path):
-    """Larger widths under the same names, and another family's names."""
+def test_weights_of_another_size_are_refused_by_name(tmp_path, monkeypatch):
+    """Another size of the family, and another family."""
+    monkeypatch.setitem(convnext.NAMES, "convnext_other", CONVNEXT | {"depths": (1, 3, 1, 1)})
 
     def saved(module, fields):
         trunk, state = module.Trunk(**fields), {}
@@ -198,17 +200,17 @@ def test_weights_of_another_size_are_refused_by_name(tmp_path):
         return tmp_path / "w.npz"
 
     path = saved(convnext, CONVNEXT)
+    with pytest.raises(UserError, match=r"weights of convnext_other; missing in the file.*; they fit convnext_test$"):
+        pretrained.load(path, "convnext_other")
     with pytest.raises(
-        UserError, match=r"stem.0.weight is \(8, 3, 4, 4\), wanted \(96, 3, 4, 4\).*; they fit convnext_test$"
+        UserError, match=r"not the weights of swin_test; missing in the file.*; they fit convnext_test$"
     ):
-        pretrained.load(path, "convnext_tiny")
-    with pytest.raises(UserError, match=r"not the weights of swin_t; missing in the file.*; they fit convnext_test$"):
-        pretrained.load(path, "swin_t")
+        pretrained.load(path, "swin_test")
     path = saved(swin, SWIN)
     with pytest.raises(
-        UserError, match=r"not the weights of convnext_tiny; missing in the file.*; they fit swin_test$"
+        UserError, match=r"not the weights of convnext_other; missing in the file.*; they fit swin_test$"
     ):
-        pretrained.load(path, "convnext_tiny")
+        pretrained.load(path, "convnext_other")
 
 
 def test_images_below_the_stride_are_refused():

@@ -22,7 +22,7 @@ PAGES = [ROOT / "README.md", ROOT / "launch" / "README.md"]
 PAGES += [path for path in sorted(ROOT.glob("docs/**/*.md")) if path.relative_to(ROOT).parts[1] not in GENERATED]
 # Fenced, or indented after an empty line.
 BLOCKS = re.compile(r"^(?:```|~~~)[^\n]*\n(.*?)^(?:```|~~~)$|(?<=\n\n)((?: {4}[^\n]*\n)+)", re.M | re.S)
-COMMAND = re.compile(r"^\s*(?:\$ )?(?:\S*/)?jaxmlic (.*)$")
+COMMAND = re.compile(r"^\s*(?:\$ )?(?:\S*/|%)?jaxmlic (.*)$")
 SHELL = {"2>&1", "||", "&&", "|", ">", ";", "&"}
 # What a reader fills in, or a page leaves out.
 OPEN = re.compile(r"\.\.\.|^(FILE|D)\b|\[|DIR")

@@ -36,6 +36,8 @@ def places(root: Path) -> dict[str, str]:
 def rewrite(text: str, source: str, page: str, root: Path) -> str:
     """The text of a page with the targets of its links changed to what they are in the site.
 
+    In tables "64.6 ± 0.2" stays on one line.
+
     Args:
       text: Markdown.
       source: the page's path in the repository, which its links are relative to.
@@ -64,7 +66,7 @@ def rewrite(text: str, source: str, page: str, root: Path) -> str:
             return f"{SOURCES}/{'tree' if (root / path).is_dir() else 'blob'}/main/{path}{mark}{anchor}"
         return os.path.relpath(there, os.path.dirname(page) or ".") + mark + anchor
 
-    return _PIECES.sub(replace, text)
+    return re.sub(r"^\|.*", lambda row: row[0].replace(" ± ", "\u00a0±\u00a0"), _PIECES.sub(replace, text), flags=re.M)
 
 
 def stage(root: Path) -> None:

@@ -22,10 +22,12 @@ PAGES = [ROOT / "README.md", ROOT / "launch" / "README.md"]
 PAGES += [path for path in sorted(ROOT.glob("docs/**/*.md")) if path.relative_to(ROOT).parts[1] not in GENERATED]
 # Fenced, or indented after an empty line.
 BLOCKS = re.compile(r"^(?:```|~~~)[^\n]*\n(.*?)^(?:```|~~~)$|(?<=\n\n)((?: {4}[^\n]*\n)+)", re.M | re.S)
-COMMAND = re.compile(r"^\s*(?:\$ )?(?:\S*/)?jaxmlic (.*)$")
+COMMAND = re.compile(r"^\s*(?:\$ )?(?:\S*/|%)?jaxmlic (.*)$")
 SHELL = {"2>&1", "||", "&&", "|", ">", ";", "&"}
-# What a reader fills in, or a page leaves out.
-OPEN = re.compile(r"\.\.\.|^(FILE|D)\b|\[|DIR")
+# What a reader fills in, or a page leaves out; heads.py is a file that docs/pods.md shows.
+OPEN = re.compile(r"\.\.\.|^(FILE|D|heads\.py)\b|\[|DIR")
+# A number of a seed, part or process, a row and a loss's option, for which values are put in.
+VALUES = {r"(?<==)[IPS](?=$|,)": "0", "ROW": "rml_cnn", "LEAK": "0.1"}
 
 
 class Parsed(Exception):
@@ -38,6 +40,8 @@ def commands(page):
         for line in re.sub(r"\\\n\s*", " ", fenced or indented).splitlines():
             if found := COMMAND.match(line):
                 words = shlex.split(found[1], comments=True)
+                for name, value in VALUES.items():
+                    words = [re.sub(name, value, word) for word in words]
                 yield words[: next((i for i, word in enumerate(words) if word in SHELL), len(words))]
 
 

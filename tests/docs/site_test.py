@@ -74,6 +74,12 @@ def test_pages_outside_docs_are_copied_and_those_that_went_are_removed(root):
     assert [path.name for path in (root / "docs" / "repository").rglob("*.*")] == ["readme.md"]
 
 
+def test_a_mean_stays_beside_its_deviation(root):
+    repository = extension("repository")
+    found = repository.rewrite("1 ± 2\n\n| a ± b | 64.6 ± 0.2 |", "docs/pods.md", "pods.md", root)
+    assert found == "1 ± 2\n\n| a\u00a0±\u00a0b | 64.6\u00a0±\u00a00.2 |"
+
+
 def test_docstrings_keep_code_and_equations():
     docstrings = extension("docstrings")
     lines = [

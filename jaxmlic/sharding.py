@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmlic import distributed
@@ -38,8 +39,21 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     """All devices (or the given ones) on one axis `data`, those of a process side by side, so that its part of a batch
     is one piece. Auto axes: Linen's Embed fails under Explicit ones."""
     devices = jax.devices() if devices is None else devices
+    if distributed.count() > 1 and devices[0].platform == "cpu":
+        _compile_alike()
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,))
+
+
+def _compile_alike() -> None:
+    """Turns the compilation cache off where CPUs of several processes compute.
+
+    JAX writes it on process 0 alone, and a CPU's key names its process: process 0 would find its programs while the
+    others still compile theirs, and Gloo gives up on those that come 30 s later.
+    """
+    if jax.config.jax_enable_compilation_cache:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # which else remembers that there was one
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

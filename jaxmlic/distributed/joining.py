@@ -74,7 +74,6 @@ def start(
         found = Place(jax.process_index(), jax.process_count())
     take(found)
     if count() > 1:
-        _compile_alike()
         ending.listen()
     if not is_main():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (for the rest of the process)
@@ -103,18 +102,6 @@ def _initialize(what: str, **options: object) -> None:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of {what} could not be joined ({' '.join(str(error).split())[:200]})") from None
-
-
-def _compile_alike() -> None:
-    """Turns the compilation cache off where CPUs of several processes compute.
-
-    JAX writes it on process 0 alone, and a CPU's key names its process: process 0 would find its programs while the
-    others still compile theirs, and Gloo gives up on those that come 30 s later.
-    """
-    import jax
-
-    if jax.default_backend() == "cpu":
-        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _address(coordinator: str) -> tuple[str, int]:

@@ -8,7 +8,7 @@ RUNS ?= runs
 
 help:
 	@echo "make quickstart   new environment, install, embedded data, train, evaluate (minutes)"
-	@echo "make test         new environment where there is none, lint, tests (20 minutes on two busy cores)"
+	@echo "make test         new environment where there is none, lint, tests (half an hour on two busy cores)"
 	@echo "make test-slow    the tests that take minutes each"
 	@echo "make results      writes the tables of docs/results/tables into RESULTS.md and docs/results"
 	@echo "make test-lowest  the tests on the lowest versions of all dependencies, in an environment of its own"

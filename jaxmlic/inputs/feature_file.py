@@ -80,7 +80,8 @@ class FileSource(Source):
     def check_pixels(self, workdir: str | os.PathLike) -> None:
         """Always a UserError: features are made outside the model."""
         raise UserError(
-            f"{os.fspath(workdir)} was trained on {self.config.data.features_file}, so it has no maps over pixels"
+            f"{os.fspath(workdir)} was trained on {self.config.data.features_file}, which its model is given in place "
+            "of pixels: it has no maps over pixels, and cannot be exported or served"
         )
 
     def photographs(self, images: Sequence[np.ndarray], count: int, mesh: jax.sharding.Mesh) -> trunks.StoredMaps:

@@ -53,7 +53,7 @@ class Source(abc.ABC):
         del workdir
 
     def check_pixels(self, workdir: str | os.PathLike) -> None:
-        """As `check_photographs`, for what asks how scores depend on single pixels: maps and gradients."""
+        """As `check_photographs`, for what gives pixels to the model itself: maps, gradients, a bundle, a service."""
         self.check_photographs(workdir)
 
     @property

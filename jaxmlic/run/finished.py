@@ -285,7 +285,7 @@ class Run(RestoredRun):
             count = next((i + 1 for i, token in enumerate(taken) if token == len(self.class_names)), len(taken))
             names = [f"{i + 1} {tokens[token]}" for i, token in enumerate(taken[:count])]
             return Attention(pixels[0], dict(zip(names, found.maps[0], strict=False)), form)
-        shown = labels if labels is not None else self._best(pixels)
+        shown = labels if labels is not None else self._best(image)
         column = np.array([self._index(label) for label in shown])
         repeated = np.repeat(pixels, len(shown), axis=0)
         if form == "grad_cam":
@@ -329,9 +329,9 @@ class Run(RestoredRun):
             raise UserError(f"one image is looked at, and {len(given)} are given")
         return self.pictures(image).pixels
 
-    def _best(self, pixels: np.ndarray) -> list[str]:
+    def _best(self, image: Images) -> list[str]:
         """The labels predicted for one image, or the best one where none is."""
-        found = self.predict(pixels)
+        found = self.predict(image)
         return found.labels[0] or [self.class_names[int(np.argmax(found.scores[0]))]]
 
     def _index(self, label: str) -> int:

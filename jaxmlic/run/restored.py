@@ -92,12 +92,7 @@ class RestoredRun:
 
     def check_pixel_model(self) -> None:
         """UserError for a run whose model is not given pixels: features from a file, or descriptors of images."""
-        self._restored.source.check_photographs(self.workdir)
-        if self._restored.source.side is None:
-            raise UserError(
-                f"{self.workdir} reads descriptors of images (config.features.sets), which are computed outside of its "
-                "model: label photographs with `jaxmlic predict`"
-            )
+        self._restored.source.check_pixels(self.workdir)
 
     def predict_function(self) -> tuple[Callable[[dict, jax.Array], contract.Prediction], dict]:
         """The head's (variables, images) -> Prediction, to be traced, and the variables."""

@@ -92,7 +92,7 @@ def make_app(labeller: Labeller, limits: Limits) -> FastAPI:
             if "error" not in one:
                 one |= next(found)
         if wants_maps:
-            maps = await anyio.to_thread.run_sync(labeller.attention, pixels[0])
+            maps = await anyio.to_thread.run_sync(labeller.attention, files[0][1])
             answers[0]["attention"] = {name: np.round(values, 5).tolist() for name, values in maps.maps.items()}
         return JSONResponse({"images": answers})
 

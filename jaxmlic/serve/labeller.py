@@ -64,10 +64,10 @@ class Labeller:
                 self._queue.put_nowait(one)
         return [one.found for one in waiting]
 
-    def attention(self, pixels: np.ndarray) -> Attention:
-        """Where the head looks in an image uint8 [S, S, 3]; one request at a time."""
+    def attention(self, encoded: bytes) -> Attention:
+        """Where the head looks in an image, as its file has it; one request at a time."""
         with self._looking:
-            return self.run.attention(pixels, self.attention_form)
+            return self.run.attention(encoded, self.attention_form)
 
     def close(self) -> None:
         """Ends the thread; what waits is labelled before."""

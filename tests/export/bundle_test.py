@@ -1,12 +1,10 @@
 """Bundles: written, run without the library, verified against the run, and mistakes in one line."""
 
-import dataclasses
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +14,6 @@ import jaxmlic
 from jaxmlic import export
 from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets
-from jaxmlic.errors import UserError
 from jaxmlic.evaluation import decision, thresholds
 from jaxmlic.evaluation.score_file import ScoreFile
 from jaxmlic.experiments import decisions, runs
@@ -226,15 +223,6 @@ def test_runs_and_folders_that_are_not_exported(finished_run, bundle, tmp_path, 
         assert message in printed and printed.count("\n") == 1
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
     assert (tmp_path / "file").read_text() == "mine" and not list(tmp_path.glob("out/*"))
-
-
-def test_a_run_on_descriptors_is_refused(finished_run, tmp_path):
-    run = jaxmlic.load(finished_run)
-    descriptors = SimpleNamespace(check_photographs=lambda workdir: None, side=None)
-    run._restored = dataclasses.replace(run._restored, source=descriptors)
-    with pytest.raises(UserError, match="which are computed outside of its model"):
-        export.write(run, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_an_export_that_fails_leaves_nothing(finished_run, tmp_path, monkeypatch):

@@ -73,6 +73,8 @@ def test_photographs_give_the_scores_of_the_file(name, features, made, data_dir,
     assert cli.run(["predict", f"--workdir={tmp_path / 'run'}", str(files[0])]) == 0
     with pytest.raises(UserError, match="has no maps over pixels"):
         run.pictures([str(files[0])])
+    assert cli.run(["export", str(tmp_path / "run"), f"--out={tmp_path / 'bundle'}"]) == 2
+    assert "cannot be exported" in capsys.readouterr().err and not (tmp_path / "bundle").exists()
 
 
 def test_other_weights_than_those_of_the_file_are_refused(made, data_dir, tmp_path):

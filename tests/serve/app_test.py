@@ -7,6 +7,7 @@ import threading
 import time
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -136,6 +137,8 @@ def test_attention_is_of_one_image(client, labeller, photographs, monkeypatch):
     assert answer.status_code == 200 and found["attention"]
     side = labeller.run.config.data.image_size
     assert {np.shape(values) for values in found["attention"].values()} == {(side, side)}
+    dark = cv2.imencode(".png", np.eye(side, dtype=np.uint8))[1].tobytes()  # 0 and 1 alone
+    assert client.post("/predict", files=uploads([dark]), data={"attention": "1"}).status_code == 200
     answer = client.post("/predict", files=uploads(photographs[:2]), data={"attention": "1"})
     assert answer.status_code == 422 and "of one image, and 2" in answer.json()["error"]
 

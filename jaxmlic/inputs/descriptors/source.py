@@ -52,7 +52,9 @@ class DescriptorSource(Source):
     def check_pixels(self, workdir: str | os.PathLike) -> None:
         """Always a UserError: descriptors are made outside the model."""
         raise UserError(
-            f"{os.fspath(workdir)} reads descriptors of images (config.features.sets), so it has no maps over pixels"
+            f"{os.fspath(workdir)} reads descriptors of images (config.features.sets), which are computed outside of "
+            "its model: there are no maps over pixels, and it cannot be exported or served; `jaxmlic predict` labels "
+            "photographs"
         )
 
     @property

@@ -145,6 +145,8 @@ def test_photographs_get_the_scores_of_stored_descriptors(shapes_dir, weights, r
         file.write_bytes(b"stands for weights")
     with pytest.raises(UserError, match=r"reads descriptors of images .* no maps over pixels"):
         jaxmlic.load(run).attention(tmp_path / "0.png")
+    assert cli.run(["export", str(run), f"--out={tmp_path / 'bundle'}"]) == 2
+    assert "computed outside of its model" in capsys.readouterr().err and not (tmp_path / "bundle").exists()
 
 
 def test_groups_share_their_weight(shapes_dir, run):

@@ -30,6 +30,8 @@ SYSTEMS = {
     "ml_gcn": (mscnn_lce_mic, "", "ml_gcn"),
 }
 LEARNED = ("ridge_lite0", "ridge_lite0_lite2", "ridge_full")
+# Trained on a frozen trunk, which sees every image once and not in every epoch.
+ON_FEATURES = ("linear", "cnn_rnn", "multi_order", "rml_cnn", "mscnn_lce_mic", "ml_gcn")
 
 
 def get_config(arg=None):
@@ -40,6 +42,9 @@ def get_config(arg=None):
     if entry:
         overrides = dict(module.sweep(argument))[entry]
         config = config_lib.override(config, overrides)
+    if arg.system in ON_FEATURES:
+        config.data.source, config.data.cache = "features", True
+        config.features.store = "stages" if "stages" in config.model else "pooled"
     if arg.dataset == "corel5k":
         config.eval.protocol = "top5_learned" if arg.system in LEARNED else "top5_forced"
     return config

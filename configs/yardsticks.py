@@ -20,16 +20,17 @@ Recipes:    coco2014 and voc2007: those of the authors' code with ResNet-101 and
 
 Read into the papers: TResNet is not here. RandAugment is two of its operations of magnitude 9; cutout's squares have
 the mean colour, where theirs have a random one. Adam's decay leaves biases and norms out, as theirs does, and
-Query2Label's AdamW as well; Adam's stands there beside a loss summed over images and labels, here beside their mean,
-where it is as many times stronger. Of ASL's 80 epochs theirs run 41; these are 40, on a schedule of 40. The last
-checkpoint's averages count, not the best epoch on the test images. The recipe of csra, ml_decoder and query2label on a
-frozen trunk is selected on nothing.
+Query2Label's AdamW as well. Adam's decay and epsilon stand there beside a loss summed over images and labels, here
+beside their mean, and are divided by as many, which gives the same steps. Of ASL's 80 epochs theirs run 41; these are
+40, on a schedule of 40. The last checkpoint's averages count, not the best epoch on the test images. The recipe of
+csra, ml_decoder and query2label on a frozen trunk is selected on nothing.
 """
 
 from jaxmlic.configs import cnn_lstm_rmlc, cnn_rnn, common, linear, mscnn_lce_mic, multi_order_rnn, stand_ins
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
+from jaxmlic.data import benchmark_facts
 from jaxmlic.errors import UserError
 from jaxmlic.models import trunks
 
@@ -207,12 +208,14 @@ def papers_recipe(config, head):
         config.loss.options = (("gamma_neg", 2.0), ("clip", 0.0))
     config.optim.name = "adamw" if head == "query2label" else "adam"
     config.optim.lr = 1e-4
-    config.optim.weight_decay = 1e-2 if head == "query2label" else 1e-4
     config.optim.schedule = "one_cycle"
     config.optim.warmup = "20%"
     config.optim.ema = 0.9997
     config.train.duration = "80 epochs" if head == "query2label" else "40 epochs"
     config.train.batch_size = {"ml_decoder": 56, "query2label": 64, "linear": 128}[head]
+    summed = config.train.batch_size * benchmark_facts.FACTS[config.data.name].labels  # terms of their loss
+    config.optim.eps = 1e-8 / summed
+    config.optim.weight_decay = 1e-2 if head == "query2label" else 1e-4 / summed
 
 
 def scenes_recipe(config):

@@ -94,9 +94,9 @@ def test_recipes_of_the_yardsticks():
     }
     for head, optimizer in {
         "csra": ("sgd", 0.1, "step", 1e-4, 0.0, 16),
-        "ml_decoder": ("adam", 1e-4, "one_cycle", 1e-4, 0.9997, 56),
+        "ml_decoder": ("adam", 1e-4, "one_cycle", 1e-4 / (80 * 56), 0.9997, 56),
         "query2label": ("adamw", 1e-4, "one_cycle", 1e-2, 0.9997, 64),
-        "linear": ("adam", 1e-4, "one_cycle", 1e-4, 0.9997, 128),
+        "linear": ("adam", 1e-4, "one_cycle", 1e-4 / (80 * 128), 0.9997, 128),
     }.items():
         optim = found[head].optim
         own = (optim.name, optim.lr, optim.schedule, optim.weight_decay, optim.ema, found[head].train.batch_size)

@@ -1,5 +1,7 @@
 """Decision rules of runs and of score files: learned, kept, applied."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,7 @@ from jaxmlic.evaluation import decision, ensemble, score_facts, score_file, thre
 from jaxmlic.evaluation.score_file import ScoreFile
 from jaxmlic.labels.names import check_same_classes
 from jaxmlic.reports import ap_table, score_report
-from jaxmlic.training import run_folder
-from jaxmlic.training.closed_form import OUT_OF_FOLD
+from jaxmlic.training.closed_form import OUT_OF_FOLD, held_out_file
 
 
 def learn(
@@ -40,8 +41,7 @@ def learn(
     decision.parse_metric(objective)  # before anything is scored
     storage.check_writable(workdir)
     found = run.load(workdir, data_dir)
-    train = str(found.config.data.train_split).replace("/", "__")
-    held_out = found.workdir / run_folder.SCORES / f"{train}.{OUT_OF_FOLD}.npz"
+    held_out = held_out_file(found.workdir, found.config.data.train_split)
     if split is None and held_out.is_file():
         scores = score_file.load(held_out)
         check_same_classes(found.class_names, scores.class_names, str(workdir), str(held_out))
@@ -58,11 +58,16 @@ def learn(
 
 def learn_missing(workdir: str | Path, protocol: str) -> bool:
     """Learns the rule of a protocol that needs one, where the run has none for its checkpoint; whether it did."""
-    rules = metrics.get_protocol(protocol)
-    if not rules.by_rule or run.load(workdir).learned_decision()[0] is not None:
+    if not metrics.get_protocol(protocol).by_rule or run.load(workdir).learned_decision()[0] is not None:
         return False
-    learn(workdir, "cf1" if rules.k is None else f"cf1_at={rules.k}", folds=0)
+    learn(workdir, objective_of(protocol), folds=0)
     return True
+
+
+def objective_of(protocol: str) -> str:
+    """What `learn` is given for a protocol with a learned rule."""
+    k = metrics.get_protocol(protocol).k
+    return "cf1" if k is None else f"cf1_at={k}"
 
 
 def _test_images(found: run.Run) -> int:
@@ -154,3 +159,37 @@ def apply(rule: decision.Decision, path: str | Path, protocol: str | None = None
     place = storage.to_path(path)
     written = score_report.write(place.with_suffix(f".{name}.npz"), decided, numbers, {"split": scores.split})
     return numbers, f"{ap_table.text(numbers, scores.class_names, scores.labels)}\n\n{written}"
+
+
+def fused_scores(paths: Sequence[Path], train_split: str, protocol: str) -> ScoreFile:
+    """The mean of the members' logits; under a protocol with a learned rule with the labels that it chooses.
+
+    The rule is learned on the same mean of the members' held-out scores of training images.
+
+    Args:
+      paths: score files of the runs' test split, in their run folders.
+      train_split: of the runs.
+      protocol: of the row.
+
+    Raises:
+      UserError: scores that cannot be fused (`ensemble.load`); a member without held-out scores where they are needed.
+    """
+    fused = _mean(paths)
+    if not metrics.get_protocol(protocol).by_rule:
+        return fused
+    held_out = [held_out_file(path.parent.parent, train_split) for path in paths]
+    for path in held_out:
+        if not path.is_file():
+            raise UserError(
+                f"{path.parent.parent}: has no held-out scores of training images, and a rule for the fusion is "
+                "learned on these; only heads that are fitted at once have them"
+            )
+    goal = objective_of(protocol)
+    rule = decision.fit(_mean(held_out), goal, images=len(fused.ids), folds=0)
+    return dataclasses.replace(fused, chosen=rule.choose_for(protocol, fused.scores), protocol=protocol)
+
+
+def _mean(paths: Sequence[Path]) -> ScoreFile:
+    members, _ = ensemble.load([str(path) for path in paths])
+    mean = ensemble.fuse([one.scores for one in members], len(members) * [1 / len(members)])
+    return dataclasses.replace(members[0], scores=mean, chosen=None)

@@ -18,7 +18,7 @@ from jaxmlic.config import Entry
 from jaxmlic.data import benchmark_facts
 from jaxmlic.errors import UserError, unknown
 from jaxmlic.evaluation import ensemble, score_file
-from jaxmlic.experiments import step_costs, sweep
+from jaxmlic.experiments import decisions, step_costs, sweep
 from jaxmlic.experiments.runs import evaluate, store_features
 from jaxmlic.inputs import open_source
 from jaxmlic.papers import Paper, Row, Table
@@ -155,7 +155,7 @@ def train(
     for line in lines:
         for entry, config in zip(line.entries, line.configs, strict=True):
             for folder in sorted((storage.to_path(workdir) / line.dataset / entry.name).glob("seed*")):
-                if run_folder.result(folder) is not None and _scores_of(folder, config, line.protocol) is None:
+                if run_folder.result(folder) is not None and _scores_of(folder, config, line) is None:
                     evaluate(folder, protocol=line.protocol, report=report)
     return failures
 
@@ -249,7 +249,7 @@ def _with_runs(line: Line, workdir: Path) -> Line:
     costs = any(column.name in papers.COSTS for column in line.row.columns)
     for entry, config in zip(line.entries, line.configs, strict=True):
         for folder in sorted((workdir / entry.name).glob("seed*")):
-            path = _scores_of(folder, config, line.protocol)
+            path = _scores_of(folder, config, line)
             if run_folder.result(folder) is None or path is None:
                 continue
             changed = _other_config(config, entry, folder, workdir)
@@ -264,17 +264,15 @@ def _with_runs(line: Line, workdir: Path) -> Line:
                 numbers = _numbers(score_file.load(path), str(path), line.protocol)
                 ours.append(numbers | (step_costs.of_run(path.parent.parent) if costs else {}))
         elif len(paths) == len(line.entries):
-            members, _ = ensemble.load([str(path) for path in paths])
-            fused = ensemble.fuse([one.scores for one in members], len(members) * [1 / len(members)])
-            scores = dataclasses.replace(members[0], scores=fused, chosen=None)
+            scores = decisions.fused_scores(paths, line.config.data.train_split, line.protocol)
             ours.append(_numbers(scores, str(paths[0]), line.protocol))
     return dataclasses.replace(line, ours=tuple(ours), notes=(*line.notes, *notes))
 
 
-def _scores_of(folder: Path, config: ConfigDict, protocol: str) -> Path | None:
+def _scores_of(folder: Path, config: ConfigDict, line: Line) -> Path | None:
     """A run's scores of its test split; under a protocol with a learned rule, with the labels that this one chose."""
-    by_rule = metrics.get_protocol(protocol).by_rule
-    kinds = [f".{protocol}"] if by_rule else ["", f".{config.eval.protocol}"]
+    decided = metrics.get_protocol(line.protocol).by_rule and not line.fused
+    kinds = [f".{line.protocol}"] if decided else ["", f".{config.eval.protocol}"]
     paths = [folder / run_folder.SCORES / f"{config.data.test_split}{kind}.npz" for kind in kinds]
     return next((path for path in paths if path.exists()), None)
 

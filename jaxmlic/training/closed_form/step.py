@@ -87,8 +87,7 @@ def make_step(
                 view.split,
                 extra={"step": 1, "held_out": True},
             )
-            path = storage.to_path(workdir) / run_folder.SCORES / f"{view.split.replace('/', '__')}.{OUT_OF_FOLD}.npz"
-            score_file.save(path, held_out)
+            score_file.save(held_out_file(workdir, view.split), held_out)
         known = labels >= 0
         # Of the held-out images: binary cross-entropy over the known labels.
         loss = np.logaddexp(0, np.where(labels == 1, -fitted.scores, fitted.scores))[known].mean()
@@ -96,3 +95,8 @@ def make_step(
         return state_lib.with_fitted(state, fitted.params), {k: np.float32(v) for k, v in scalars.items()}
 
     return step
+
+
+def held_out_file(workdir: str | Path, train_split: str) -> Path:
+    """Where a head that is fitted at once keeps the held-out scores of its training images."""
+    return storage.to_path(workdir) / run_folder.SCORES / f"{train_split.replace('/', '__')}.{OUT_OF_FOLD}.npz"

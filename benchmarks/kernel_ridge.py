@@ -49,7 +49,7 @@ def ours(points, labels, landmarks, bandwidths):
     fold_of = folds.folds_of(len(points), FOLDS, seed=0)
     if len(points) <= EXACT_LIMIT:
         found = ridge.select(points, labels, fold_of, "exp", bandwidths, RIDGES)
-        dual = ridge.fit(points, folds.targets(labels), found.spectrum, "exp", found.bandwidth, found.ridge)
+        dual = ridge.fit(points, folds.targets(labels), "exp", found.bandwidth, found.ridge)
     else:
         rows = np.sort(np.random.default_rng(0).choice(len(points), landmarks, replace=False))
         dual = nystrom.select(points, points[rows], labels, fold_of, "exp", bandwidths, RIDGES).dual

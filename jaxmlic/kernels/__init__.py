@@ -3,7 +3,7 @@
     embedding = fit_embedding(descriptors, weights, unit=True)
     points = embed(embedding, descriptors)
     found = select(points, labels, folds_of(len(points), 9, seed=0), "exp", bandwidths, ridges)
-    dual = ridge.fit(points, targets(labels), found.spectrum, "exp", found.bandwidth, found.ridge)
+    dual = ridge.fit(points, targets(labels), "exp", found.bandwidth, found.ridge)
 
 Images are points [N, D]. `ridge` holds one matrix N x N at a time, `nystrom` none.
 """

@@ -40,7 +40,7 @@ def bandwidth_of(name):
 def test_scores_are_those_of_scikit_learn(name, alpha, data):
     points, labels, new = data
     width = bandwidth_of(name)
-    dual = ridge.fit(points, folds.targets(labels), ridge.spectrum(points, name, width), name, width, alpha)
+    dual = ridge.fit(points, folds.targets(labels), name, width, alpha)
     scores = product(new, points, dual, name, bandwidth_of(name)) + folds.class_means(labels)[None]
     np.testing.assert_allclose(scores, refit(points, labels, new, name, alpha), atol=5e-4 if alpha < 0.1 else 1e-5)
 
@@ -55,7 +55,7 @@ def test_held_out_scores_are_those_of_refitting(name, parts, unknown, data):
     for fold in range(fold_of.max() + 1):
         own = fold_of == fold
         wanted[own] = refit(points[~own], labels[~own], points[own], name, 0.1)
-    found = ridge.out_of_fold(ridge.spectrum(points, name, bandwidth_of(name)), labels, fold_of, 0.1)
+    found = ridge.select(points, labels, fold_of, name, (bandwidth_of(name),), (0.1,)).scores
     np.testing.assert_allclose(found, wanted, atol=3e-5)
     # With all images as landmarks, or for the linear kernel the unit vectors, nothing is approximated.
     landmarks = np.eye(7, dtype=np.float32) if name == "linear" else points
@@ -78,7 +78,7 @@ def test_the_grid_is_searched_and_the_best_pair_taken(data):
     assert len(found.grid) == 9
     best = max(found.grid, key=lambda row: row[2])
     assert (found.bandwidth, found.ridge) == best[:2]
-    again = ridge.out_of_fold(ridge.spectrum(points, "exp", found.bandwidth), labels, fold_of, found.ridge)
+    again = ridge.select(points, labels, fold_of, "exp", (found.bandwidth,), (found.ridge,)).scores
     np.testing.assert_array_equal(found.scores, again)
 
 
@@ -129,8 +129,11 @@ def test_a_ridge_below_what_float32_resolves_is_not_chosen():
     """Its Cholesky factor is not a number: the others of the grid are compared."""
     same = np.ones((40, 2), np.float32)
     labels = np.int8(np.arange(40)[:, None] % 2 == 0)
-    found = nystrom.select(same, same[:9], labels, folds.folds_of(40, 4, 0), "exp", (1.0,), (1e-30, 0.1))
+    fold_of = folds.folds_of(40, 4, 0)
+    found = nystrom.select(same, same[:9], labels, fold_of, "exp", (1.0,), (1e-30, 0.1))
     assert np.isfinite(found.scores).all() and np.isfinite(np.asarray(found.dual)).all()
+    exact = ridge.select(same, labels, fold_of, "exp", (1.0,), (1e-30, 0.1))
+    assert exact.ridge == 0.1 and np.isfinite(exact.scores).all() and np.isnan(exact.grid[0][2])
 
 
 def test_float32_is_enough_for_thousands_of_images():
@@ -144,7 +147,7 @@ def test_float32_is_enough_for_thousands_of_images():
     assert np.linalg.eigvalsh(double)[-1] > 300
     inverse = np.linalg.inv(double + 0.03 * np.eye(1200))
     centred = labels - labels.mean(0)
-    dual = ridge.fit(points, folds.targets(labels), ridge.spectrum(points, "exp", 1.5), "exp", 1.5, 0.03)
+    dual = ridge.fit(points, folds.targets(labels), "exp", 1.5, 0.03)
     np.testing.assert_allclose(double @ np.asarray(dual), double @ (inverse @ centred), atol=1e-3)
 
 

@@ -105,7 +105,7 @@ def fit_fn(
         with progress.Progress("selecting", len(grid[0]), "bandwidths", transient=True) as bar:
             found = ridge.select(points, labels, fold_of, function, *grid, bar.advance)
         support = points
-        dual = ridge.fit(points, folds.targets(labels), found.spectrum, function, found.bandwidth, found.ridge)
+        dual = ridge.fit(points, folds.targets(labels), function, found.bandwidth, found.ridge)
     else:
         if model.kernel == "linear":
             support = np.eye(points.shape[1], dtype=np.float32)

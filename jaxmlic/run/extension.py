@@ -19,7 +19,7 @@ from jaxmlic import provenance, sharding, storage
 from jaxmlic.data import datasets, loader
 from jaxmlic.data.prepare.sources.files import LocalFile
 from jaxmlic.data.prepare.tables import table
-from jaxmlic.errors import UserError, unknown
+from jaxmlic.errors import UserError, did_you_mean
 from jaxmlic.kernels import linear
 from jaxmlic.models.heads import contract
 from jaxmlic.run.finished import Run
@@ -199,7 +199,7 @@ def _examples(
 
 def _column(label: str, class_names: Sequence[str], where: str) -> int:
     if label not in class_names:
-        raise unknown(f"{where} has no label", label, class_names)
+        raise UserError(f"{where} has no label {label!r}{did_you_mean(label, class_names)}; name one that it has")
     return list(class_names).index(label)
 
 

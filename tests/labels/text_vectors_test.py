@@ -52,7 +52,10 @@ def test_labels_are_found_by_their_names(file):
 def test_a_label_that_is_missing_is_an_error_and_not_a_random_vector(file):
     """Through the door of the words, too."""
     line = r"no vector for 2 of 3 labels: 'cta', 'dog' \(did you mean 'cat'\?\); encode their names with the same text"
-    for call in (lambda: text_vectors.read(file).of(["cta", "cat", "dog"]), lambda: word_vectors(["cta", "cat", "dog"], file)):
+    for call in (
+        lambda: text_vectors.read(file).of(["cta", "cat", "dog"]),
+        lambda: word_vectors(["cta", "cat", "dog"], file),
+    ):
         with pytest.raises(UserError, match=line) as caught:
             call()
         assert str(caught.value).startswith(f"{file}: ")
@@ -70,7 +73,7 @@ def test_an_npz_of_words_keeps_its_random_vectors(tmp_path):
 
 
 def test_whole_names_alone_count(tmp_path):
-    """"light" is another label than "traffic light", whose mean with nothing it would be."""
+    """ "light" is another label than "traffic light", whose mean with nothing it would be."""
     with pytest.raises(UserError, match="no vector for 1 of 1 labels: 'cat light'"):
         word_vectors(["cat light"], npz(tmp_path / "w.npz", names=np.array(["light", "cat", "shirt"])))
 
@@ -82,7 +85,10 @@ def test_whole_names_alone_count(tmp_path):
         ({"vectors": VECTORS * np.nan}, "the vector of 'cat' is not finite"),
         ({"vectors": VECTORS * 0}, "the vector of 'cat' is zero"),
         ({"vectors": VECTORS[:2]}, r"names \(3,\) and vectors \(2, 4\)"),
-        ({"logit_scale": np.float32(100)}, r"logit_scale is 100: it is the natural logarithm of the scale \(of 100: 4.6"),
+        (
+            {"logit_scale": np.float32(100)},
+            r"logit_scale is 100: it is the natural logarithm of the scale \(of 100: 4.6",
+        ),
         ({"logit_bias": np.zeros(3)}, "logit_bias is not one finite number"),
         ({"names": np.array([{}, {}, {}], object)}, "array of objects"),
     ],

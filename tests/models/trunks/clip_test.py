@@ -1,4 +1,4 @@
-"""CLIP and SigLIP zero-shot: logits of Hugging Face's models from random weights, and the projection of other owners."""
+"""CLIP and SigLIP zero-shot: logits of Hugging Face's models from random weights; projections of other owners."""
 
 import jax
 import numpy as np

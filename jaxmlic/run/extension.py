@@ -78,7 +78,7 @@ def add_labels(
         raise UserError(f"{out} exists; name a new folder with --workdir")
     if not (storage.to_path(workdir) / run_states.CONFIG_FILE).is_file():
         raise UserError(f"{os.fspath(workdir)}: no run is there; name the folder of a `jaxmlic train`")
-    old = _Old(restore.restore(workdir), data_dir)
+    old = _Old(restore.restore(storage.to_path(workdir)), data_dir)
     _check(old.run, labels)
     if data:
         _check_data_set(old, data, labels)
@@ -223,7 +223,7 @@ def _write(old: _Old, labels: Sequence[str], out: Path, data: str, layer: dict[s
     tx, multipliers, _, _ = state_lib.optimizer(config, model, example, record.num_train)
     state = state_lib.from_variables(config, tx, multipliers, variables)
     checkpoints = Checkpoints(out, config.eval.metric)
-    checkpoints.save(run.step, jax.device_put(state.replace(step=jnp.int32(run.step)), whole), None)
+    checkpoints.save(run.step, jax.device_put(dataclasses.replace(state, step=jnp.int32(run.step)), whole), None)
     checkpoints.close()
     stored = storage.read_json(run.workdir / run_states.CONFIG_FILE)
     trained = None if record.trained_classes is None else [*record.trained_classes, *labels]

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
+from jaxmlic import config as config_lib
 from jaxmlic import run as run_lib
 from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets, loader
 from jaxmlic.errors import UserError
+from jaxmlic.inputs import open_source
+from jaxmlic.models.heads import contract
 from jaxmlic.models.layers.pooling import POOLS
 from jaxmlic.training import loop, run_folder, starting_point
+from jaxmlic.training import state as state_lib
 
 WIDTH = 96  # of small_cnn's vector
 FIELDS = {"head": "linear", "model.pool": "avg_unit", "train.duration": "0 steps"}
@@ -56,6 +60,29 @@ def test_logits_of_a_run_of_no_steps_are_scaled_cosines(data_dir, names, tmp_pat
     features = np.asarray(outputs["feature_map"], np.float64).mean((1, 2))
     np.testing.assert_allclose(scores, 30 * cosines(features, names, [1, 2, 0]) - 1.25, atol=2e-4)
     assert loop.run(config, str(tmp_path / "run")).finished  # again: it is complete
+
+
+@pytest.mark.parametrize(
+    ("argument", "side", "width"),
+    [
+        ("", 224, 512),
+        ("trunk=vit_large_patch14_clip_336_projected", 336, 768),
+        ("trunk=vit_base_patch16_siglip_256_pooled", 256, 768),
+        ("trunk=small_cnn,size=48", 48, 96),
+        ("smoke", 224, 512),
+    ],
+)
+def test_the_experiment_is_the_trunk_as_it_was_trained(argument, side, width):
+    """Shapes alone: the classifier is on a vector in the text's space, and no parameter of the trunk learns."""
+    config = config_lib.load(f"zero_shot:{argument}" if argument else "zero_shot")
+    model = contract.make_model(contract.find(config.head), config, 20, 5)
+    shapes = state_lib.parameter_shapes(model, open_source(config).example())
+    assert config.data.image_size == side and shapes["classifier/kernel"] == (width, 20)
+    _, multipliers, _, total = state_lib.optimizer(config, model, open_source(config).example(), 100)
+    assert total == 0 and {name for name, rate in multipliers.items() if rate} == {
+        "classifier/bias",
+        "classifier/kernel",
+    }
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from jaxmlic.kernels import folds, nystrom, ridge
 from jaxmlic.metrics import average_precision
 from jaxmlic.metrics.calibration import fit_platt
 
-RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 EXACT_LIMIT = 3_000  # images whose matrix N x N is made
 _FOLDS = 9
 _LEAST_SLOPE = 1e-3  # of a logit by the score: their order stays

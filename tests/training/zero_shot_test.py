@@ -13,6 +13,7 @@ from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets, loader
 from jaxmlic.errors import UserError
 from jaxmlic.inputs import open_source
+from jaxmlic.labels.stratify import stratified_split
 from jaxmlic.models.heads import contract
 from jaxmlic.models.layers.pooling import POOLS
 from jaxmlic.training import loop, run_folder, starting_point
@@ -187,5 +188,10 @@ def test_a_data_set_is_divided_as_it_was_before_labels_were_added(data_dir):
         np.testing.assert_array_equal(view.indices, other.indices)
         np.testing.assert_array_equal(view.labels, other.labels[:, :3])
         assert run_folder.fingerprint(view) != run_folder.fingerprint(other)
+    two = loader.train_and_val(config.data, datasets.WithAdded(dataset, dataset.class_names, ("blue",)), 0)
+    rows = stratified_split(dataset.labels("train")[:, :2], 0.25, 0)
+    for view, expected, other in zip(two, rows, before, strict=True):
+        np.testing.assert_array_equal(view.indices, expected)
+        assert not np.array_equal(view.indices, other.indices)  # by all three classes
     with pytest.raises(UserError, match=r"has no class 'rde' .did you mean 'red'.., which the run was trained on"):
         datasets.WithAdded(dataset, ("rde", "pink"), ("pink",))

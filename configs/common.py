@@ -18,7 +18,8 @@ def base() -> ConfigDict:
     config.head = "linear"  # file under jaxmlic/models/heads
     config.model = ConfigDict()  # the head's Model(num_labels, **config.model)
     config.model.trunk = "small_cnn"  # file under jaxmlic/models/trunks (or a variant's name, "efficientnet_lite0")
-    config.model.pool = "avg"  # feature map -> vector: "avg", "max" or "avg_max" (both, side by side)
+    # feature map -> vector: "avg", "max", "avg_max" (both, side by side) or "avg_unit" (the mean, of length one)
+    config.model.pool = "avg"
     config.model.dropout = 0.0  # on the pooled vector
     config.model.batch_norm = "train"  # "train": batch statistics; "frozen": running averages, never updated
     # "bfloat16": the trunk's convolutions, matrix products and feature map. Parameters, batch and group statistics,
@@ -29,6 +30,14 @@ def base() -> ConfigDict:
     # A run folder whose best checkpoint gives every parameter of the same name and shape (only the trunk's if its
     # classes are others): linear probing before fine-tuning, recipes of several stages. After `pretrained`.
     config.start_from = ""
+
+    # Zero-shot: a text encoder's file of class-name vectors that the layer `classifier` starts from, in place of what
+    # `start_from` gives it, so that logits are scale * cos(image, label) + bias; docs/zero_shot.md. Needs
+    # model.pool="avg_unit" and a trunk whose vector lies in the text's space.
+    config.text = ConfigDict()
+    config.text.vectors = ""  # .npz or .safetensors; empty = no text
+    config.text.scale = 0.0  # of the cosines; 0 = the file's exp(logit_scale), or 100 where it has none
+    config.text.bias = 0.0  # added to the file's logit_bias, which is 0 where it has none
 
     config.loss = ConfigDict()
     config.loss.name = "binary_cross_entropy"  # function in jaxmlic.losses
@@ -122,7 +131,7 @@ def base() -> ConfigDict:
     config.optim.stage_decay = 1.0
 
     config.train = ConfigDict()
-    config.train.duration = "10 epochs"
+    config.train.duration = "10 epochs"  # "0 steps": what the run starts from is its result
     config.train.batch_size = 64  # global
     config.train.eval_batch_size = 0  # global; 0 = batch_size
     config.train.eval_every = "1 epochs"  # scores on the validation split, and a checkpoint

@@ -57,7 +57,7 @@ def get_config(arg=None):
     config.model.adjacency = "paper"  # eqs 6 to 8; or "ml_gcn", "pmi", "identity" (no neighbours)
     config.model.threshold = 0.4  # phi: from this association on, a pair of labels is an edge
     config.model.reweight = 0.25  # lambda: weight of the neighbours
-    # "glove100", "random", "one_hot" or a file of GloVe's or word2vec's form
+    # "glove100", "random", "one_hot", a file of GloVe's or word2vec's form, or a text encoder's (docs/zero_shot.md)
     config.model.word_vectors = arg.glove or "glove100"
     config.model.word_dim = 300 if arg.glove else 0  # numbers in a word vector, for a file or "random"; 0 = its own
     config.model.fusion = "mfb"  # "mfb", "dot" (ML-GCN) or "none" (step 4: a classifier a stage; needs graph "none")

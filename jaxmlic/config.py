@@ -191,7 +191,9 @@ def from_dict(values: Mapping) -> ConfigDict:
     config = ConfigDict(_with_current_output(_with_current_head(dict(values))), convert_dict=True)
     _import_shipped()
     defaults = importlib.import_module("jaxmlic.configs.common").base()
-    for section in ("data", "features", "augment", "optim", "train", "eval"):
+    if "text" not in config:
+        config.text = defaults.text
+    for section in ("text", "data", "features", "augment", "optim", "train", "eval"):
         for key, value in defaults[section].items():
             if section in config and key not in config[section]:
                 config[section][key] = value

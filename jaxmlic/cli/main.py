@@ -29,6 +29,10 @@ GROUPS = {
     },
     "training and scoring": {
         "train": ("jaxmlic.cli.training.train", "train an experiment, or continue it where it stopped"),
+        "add-label": (
+            "jaxmlic.cli.training.add_label",
+            "add labels to a run from text vectors or examples, without training the rest",
+        ),
         "evaluate": (
             "jaxmlic.cli.results.evaluate",
             "score a split with a run's best checkpoint under a named protocol",

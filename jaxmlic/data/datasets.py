@@ -12,7 +12,7 @@ records are drawn in random order, thousands a second.
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,10 @@ class Dataset:
             return RecordSource(name, instructions, len(self.class_names), boxes)
         return named.PartSource(name, instructions, rows, len(self.class_names), boxes)
 
+    def dividing(self, labels: np.ndarray) -> np.ndarray:
+        """Of labels int8 [N, C] the columns that divide examples into training and validation part: all of them."""
+        return labels
+
     @functools.cache  # noqa: B019 - a data set handle lives as long as the run
     def rows(self, split: str) -> np.ndarray:
         """int64 [N], where its examples lie when the stored splits follow one another. UserError for unknown splits."""
@@ -165,6 +169,43 @@ class Dataset:
             )
             raise _damaged(self.path, f"{path.name}: {str(arrays['ids'][row])!r} has {what}")
         return arrays
+
+
+class WithAdded(Dataset):
+    """A data set as a run sees it whose last classes were added after its training.
+
+    Columns are found by name; an added class that the data set does not have is unknown (-1) throughout. Examples are
+    divided by the classes that the run was trained on, as they were then.
+    """
+
+    def __init__(self, dataset: Dataset, class_names: Sequence[str], added: Collection[str]):
+        """UserError where the data set lacks one of the class names that is not among `added`."""
+        super().__init__(dataset.path, dataset.info, dataset._splits, dataset.home)
+        stored = {name: column for column, name in enumerate(dataset.class_names)}
+        lacking = [name for name in class_names if name not in stored and name not in added]
+        if lacking:
+            raise UserError(
+                f"the data set {self.name!r} has no class {lacking[0]!r}{did_you_mean(lacking[0], stored)}, which the "
+                "run was trained on; use one with all of its classes"
+            )
+        self._trained = len(class_names) - len(added)
+        self._columns = np.array([stored.get(name, -1) for name in class_names])
+        self._dataset = dataset
+        self.class_names = tuple(class_names)
+
+    def source(self, split: str, boxes: bool = False) -> RecordSource:
+        """The raw records, whose labels are those of the data set; see `Dataset.source`."""
+        return self._dataset.source(split, boxes)
+
+    def dividing(self, labels: np.ndarray) -> np.ndarray:
+        """The columns of the classes that the run was trained on."""
+        return labels[:, : self._trained]
+
+    @functools.cache  # noqa: B019
+    def _arrays(self, split: str) -> dict[str, np.ndarray]:
+        found = self._dataset._arrays(split)
+        labels = np.where(self._columns >= 0, found["labels"][:, self._columns], np.int8(-1))
+        return {"ids": found["ids"], "labels": labels}
 
 
 def write_named_split(

@@ -90,7 +90,7 @@ def train_and_val(config: ConfigDict, dataset: datasets.Dataset, seed: int) -> t
         return train, None
     if not 0 < config.val_fraction < 1:
         raise UserError(f"config.data.val_fraction = {config.val_fraction}; it lies in 0 <= fraction < 1")
-    rest, part = stratified_split(train.labels, config.val_fraction, seed)
+    rest, part = stratified_split(dataset.dividing(train.labels), config.val_fraction, seed)
     if not len(part) or not len(rest):
         raise UserError(
             f"config.data.val_fraction = {config.val_fraction} of {len(train)} examples leaves a part empty"

@@ -19,7 +19,7 @@ from jaxmlic.experiments.devices import UTILISATION, Device
 from jaxmlic.inputs import DescriptorSource, Source, open_source
 from jaxmlic.models import trunks
 from jaxmlic.models.heads import contract
-from jaxmlic.training import optim, run_folder, starting_point, step
+from jaxmlic.training import durations, optim, run_folder, starting_point, step
 from jaxmlic.training import state as state_lib
 
 
@@ -246,7 +246,8 @@ def _protocol_problems(config: ConfigDict, prediction: contract.Prediction) -> l
 
 
 def _frozen_problems(config, model, source, multipliers, first_stage: ConfigDict | None) -> list[str]:
-    frozen = [name for name, rate in multipliers.items() if rate is None]
+    nothing = durations.is_zero(config.train.duration)
+    frozen = [name for name, rate in multipliers.items() if rate is None or nothing]
     mine = state_lib.parameter_shapes(model, source.example())
     before = first_stage
     if before is None and config.start_from and storage.to_path(config.start_from).is_dir():
@@ -258,8 +259,10 @@ def _frozen_problems(config, model, source, multipliers, first_stage: ConfigDict
         copied = {name for name, shape in mine.items() if theirs.get(name) == shape}
         if hasattr(head, "linear_layer") and before.model.pool == config.model.pool:
             copied |= {name for name in mine if name.startswith("classifier/")}
+    if config.text.vectors:
+        copied |= {name for name in mine if name.startswith("classifier/")}
     has_trunk_weights = bool(config.pretrained) or not trunks.has_pretrained(config.model.trunk)
-    mistake, warning = starting_point.without_values(frozen, has_trunk_weights, copied)
+    mistake, warning = starting_point.without_values(frozen, has_trunk_weights, copied, config.train.duration)
     return [text for text in (mistake, warning) if text]
 
 
@@ -277,7 +280,7 @@ def _needs(config: ConfigDict, first_stage: ConfigDict | None) -> list[tuple[str
             needs.append((f"split {split}" + (f": {made[1]}" if made else ""), split in known))
         elif split and prepared and split not in known:
             needs.append((f"split {split}", False))
-    for field in ("pretrained", "data.pseudo_labels"):
+    for field in ("pretrained", "text.vectors", "data.pseudo_labels"):
         path = config_lib.flatten(config)[field]
         if path:
             needs.append((f"config.{field}: {path}", storage.to_path(path).is_file()))

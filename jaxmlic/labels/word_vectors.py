@@ -1,4 +1,7 @@
-"""Word vectors of label names: from a GloVe or word2vec file, an npz, the table of this package, random or one-hot."""
+"""Word vectors of label names: from a GloVe or word2vec file, the table of this package, random or one-hot.
+
+Or the vectors that a text encoder gave the names themselves, from a file of these (see `text_vectors`).
+"""
 
 import dataclasses
 import gzip
@@ -14,6 +17,7 @@ import numpy as np
 
 from jaxmlic import storage
 from jaxmlic.errors import UserError
+from jaxmlic.labels import text_vectors
 
 ASSETS = Path(__file__).with_name("word_vectors_assets")
 
@@ -60,13 +64,14 @@ def word_vectors(
     A name is read as in COMPOUNDS, as it is, in small letters, with `_` or `-` for its spaces (word2vec's phrases),
     word by word (split at spaces, `_`, `-` and `/`; the mean), and without its separators. The first of these readings
     with all its words in the source counts, else the first with one word in it. A name without any gets a random normal
-    vector with the standard deviation of the vectors found.
+    vector with the standard deviation of the vectors found. In a text encoder's file every name must have a vector of
+    its own.
 
     Args:
       names: C label names.
       source: "glove100" (GloVe, 100-d, for the names of VOC, COCO, NUS-WIDE and Corel-5K; in this package), "random",
-        "one_hot", or a file: the text form of GloVe, word2vec or fastText, as it is or gzip'd, which is streamed, or
-        an npz with `names` str [V] and `vectors` float [V, D].
+        "one_hot", or a file: the text form of GloVe, word2vec or fastText, as it is or gzip'd, which is streamed; an
+        npz with `words` str [V] and `vectors` float [V, D]; or a text encoder's (see `text_vectors`).
       dim: D of "random".
       seed: of random vectors. Each depends on it and on its name alone, not on the other names.
 
@@ -74,7 +79,8 @@ def word_vectors(
       (vectors, lookup): float32 [C, D], D = C for "one_hot"; and how the names were found.
 
     Raises:
-      UserError: the file cannot be read or a row of it is malformed (file:line); no name at all is found.
+      UserError: the file cannot be read or a row of it is malformed (file:line); no name at all is found; a text
+        encoder's file lacks a name.
       ValueError: no names, or `dim` below 1.
     """
     if dim < 1 or not len(names):
@@ -85,7 +91,13 @@ def word_vectors(
         return np.stack([_random(name, dim, seed) for name in names]), Lookup("random", {}, {}, ())
     readings = {name: _readings(name) for name in names}
     wanted = {word for of_name in readings.values() for words in of_name for word in words}
-    table = _read(ASSETS / "glove100.npz" if source == "glove100" else storage.local_copy(source), wanted)
+    if source == "glove100":
+        table = _read_npz(ASSETS / "glove100.npz", wanted, "names")
+    else:
+        table = _read(storage.local_copy(source), wanted)
+    if isinstance(table, text_vectors.TextVectors):
+        hint = f"; in an .npz of words, whose lacking labels get random ones, `names` is called `{text_vectors.WORDS}`"
+        return table.of(names, hint), Lookup(os.fspath(source), {name: (name,) for name in names}, {}, ())
     found, partial = {}, {}
     for name, of_name in readings.items():
         complete = (words for words in of_name if all(word in table for word in words))
@@ -124,27 +136,24 @@ def _readings(name: str) -> list[tuple[str, ...]]:
 # --- files
 
 
-def _read(path: Path, wanted: set[str]) -> dict[str, np.ndarray]:
-    """{word: float32 [D]} for the wanted words in a file."""
+def _read(path: Path, wanted: set[str]) -> dict[str, np.ndarray] | text_vectors.TextVectors:
+    """{word: float32 [D]} for the wanted words in a file, or all of a text encoder's."""
     try:
+        if text_vectors.is_text_file(path):
+            return text_vectors.read(path)
         with path.open("rb") as file:
             start = file.read(4)
         if start[:2] == b"PK":
-            return _read_npz(path, wanted)
+            return _read_npz(path, wanted, text_vectors.WORDS)
         with gzip.open(path) if start[:2] == b"\x1f\x8b" else path.open("rb") as lines:
             return _read_text(path, lines, wanted)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
-def _read_npz(path: Path, wanted: set[str]) -> dict[str, np.ndarray]:
-    arrays = storage.load_npz(
-        path, ("names", "vectors"), (), what="npz with names and vectors", remedy="unpack other archives"
-    )
-    names, vectors = arrays["names"], arrays["vectors"]
-    text, numbers = names.dtype.kind == "U", vectors.dtype.kind in "fiu"
-    if not text or not numbers or names.ndim != 1 or vectors.ndim != 2 or len(vectors) != len(names):
-        raise UserError(f"{path}: names {names.shape} and vectors {vectors.shape} are not text [V] and numbers [V, D]")
+def _read_npz(path: Path, wanted: set[str], key: str) -> dict[str, np.ndarray]:
+    arrays = storage.load_npz(path, (key, "vectors"), (), what=f"npz with {key} and vectors")
+    names, vectors = text_vectors.checked(path, arrays[key], arrays["vectors"])
     vectors, table = vectors.astype(np.float32, copy=False), {}
     for row, name in enumerate(names.tolist()):
         if name in wanted and name not in table:

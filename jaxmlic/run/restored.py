@@ -46,9 +46,14 @@ class RestoredRun:
 
     @functools.cached_property
     def dataset(self) -> datasets.Dataset:
-        """The data set that the run was trained on; UserError where it is gone or has other classes."""
+        """The data set that the run was trained on; UserError where it is gone or has other classes.
+
+        Classes that were added to the run may be missing there: they are unknown.
+        """
         data_dir = str(self._data_dir) if self._data_dir else self.config.data.dir or None
         dataset = datasets.load(self.config.data.name, data_dir)
+        if self._restored.record.added:
+            return datasets.WithAdded(dataset, self.class_names, self._restored.record.added)
         check_same_classes(self.class_names, dataset.class_names, str(self.workdir), f"data set {dataset.name!r}")
         return dataset
 
@@ -139,6 +144,18 @@ class RestoredRun:
                 found = self._pooled_step(self._restored.variables, eval_inputs(arrays))
                 parts.append(sharding.gather(found)[sharding.gather(arrays["mask"])])
                 bar.advance(len(parts[-1]))
+        return np.concatenate(parts)
+
+    def photograph_features(self, images: Images) -> np.ndarray:
+        """float32 [N, D]: the pooled vectors of images, given as for `predict`. UserError where one cannot be read."""
+        self._restored.source.check_photographs(self.workdir)
+        unreadable: dict[str, str] = {}
+        parts = []
+        for names, inputs in self._batches(as_given(images), unreadable):
+            parts.append(sharding.gather(self._pooled_step(self._restored.variables, inputs))[: len(names)])
+        if unreadable:
+            name, why = next(iter(unreadable.items()))
+            raise UserError(f"{len(unreadable)} images could not be read, such as {name} ({why})")
         return np.concatenate(parts)
 
     def pictures(

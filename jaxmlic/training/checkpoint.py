@@ -112,9 +112,9 @@ class Checkpoints:
             # this one's part at another barrier, do not come to for twenty minutes.
             self.manager._wait_for_checkpointers = lambda: self._guarded(written)
 
-    def save(self, step: int, state: Any, iterator: Any, metrics: dict[str, float] | None = None) -> None:
-        """Saves `state` (a tree of arrays) and the position of the grain `iterator` under `step`, once; a checkpoint
-        without a score is replaced by one with it.
+    def save(self, step: int, state: Any, iterator: Any | None, metrics: dict[str, float] | None = None) -> None:
+        """Saves `state` (a tree of arrays) and the position of the grain `iterator` (None where nothing will continue)
+        under `step`, once; a checkpoint without a score is replaced by one with it.
 
         Raises UserError when the disk is full; the checkpoints that were there stay.
         """
@@ -125,7 +125,8 @@ class Checkpoints:
             self._guarded(lambda: self.manager.delete(step))
             if self._mirror:
                 self._mirror.forget([str(step)])
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator))
+        data = {} if iterator is None else {"data": grain.checkpoint.CheckpointSave(iterator)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), **data)
         if self._mirror:
             self._copied.result()
         self._guarded(lambda: self.manager.save(step, args=args, metrics=metrics))

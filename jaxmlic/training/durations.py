@@ -37,3 +37,9 @@ def steps(text: str, *, examples: int, batch_size: int, total: int | None = None
     if unit.startswith("example"):
         return round(amount / batch_size)
     return round(amount)
+
+
+def is_zero(text: str) -> bool:
+    """Whether `text` is a duration of nothing, such as "0 steps", and not one that is rounded to it."""
+    match = _PATTERN.fullmatch(text)
+    return match is not None and float(match[1]) == 0

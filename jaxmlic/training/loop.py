@@ -128,9 +128,8 @@ class Trainer:
         if restored:
             return state
         statistics = contract.LabelStatistics(self.train_view.labels, list(self.dataset.class_names))
-        state, notes = starting_point.apply(
-            state, self.config, self.head, statistics, self.mesh, sorted(self.multipliers.keys() - set(self.trainable))
-        )
+        fixed = sorted(self.multipliers.keys() - set(self.trainable if self.total else ()))
+        state, notes = starting_point.apply(state, self.config, self.head, statistics, self.mesh, fixed)
         print(*notes, sep="\n", end="\n" if notes else "")
         return jax.device_put(state, self.place)
 
@@ -244,7 +243,7 @@ class Trainer:
         stopped = stop.now()
         # A notice that came during an evaluation ended it, and the checkpoint has no score.
         unscored = step > 0 and self._evaluates(step, work) and not work.checkpoints.has_score(step)
-        if unscored and not stopped:
+        if (unscored or not self.total) and not stopped:  # without a step, what was begun with is the result
             stopped = unscored = not self._evaluate_and_save(step, state, work)
         while step < self.total and not stopped:
             work.trace.before(step)

@@ -46,7 +46,8 @@ _PATIENCE = (0.05, 0.2)  # seconds before the lock is tried again: `jaxmlic runs
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
     """What config.json holds. `trained_classes` are the names of the classes that the training split has, or None;
-    `inputs` is the fingerprint of what its images were read from (`Source.fingerprint`), "" in older folders."""
+    `inputs` is the fingerprint of what its images were read from (`Source.fingerprint`), "" in older folders; `added`
+    are the class names that `jaxmlic add-label` added, the last ones of `class_names`."""
 
     workdir: Path
     config: ConfigDict
@@ -55,6 +56,7 @@ class RunRecord:
     fingerprint: str
     trained_classes: list[str] | None = None
     inputs: str = ""
+    added: tuple[str, ...] = ()
 
 
 def fingerprint(view: View) -> str:
@@ -255,6 +257,7 @@ def load(workdir: str | Path) -> RunRecord:
             stored["fingerprint"],
             stored.get("trained_classes"),
             stored.get("inputs", ""),
+            tuple(one["name"] for one in stored.get("added_labels", ())),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it or train in another --workdir") from None

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from jaxmlic import sharding
 from jaxmlic.errors import UserError
 from jaxmlic.inputs import Inputs
-from jaxmlic.training import optim
+from jaxmlic.training import durations, optim
 
 
 @flax.struct.dataclass
@@ -79,12 +79,13 @@ def create(
     key: jax.Array,
 ) -> TrainState:
     """A new state from scratch; pure, so that it can be jitted."""
-    return _state_of(config, tx, multipliers, model.init(key, example, train=False))
+    return from_variables(config, tx, multipliers, model.init(key, example, train=False))
 
 
-def _state_of(
+def from_variables(
     config: ConfigDict, tx: optax.GradientTransformation, multipliers: dict[str, float | None], variables: dict
 ) -> TrainState:
+    """The state before the first step, with these variables."""
     trainable, _ = partition(variables["params"], multipliers)
     return TrainState(
         step=jnp.int32(0),
@@ -103,14 +104,14 @@ def optimizer(
 ) -> tuple[optax.GradientTransformation, dict[str, float | None], optax.Schedule, int]:
     """The transformation, each parameter's learning-rate multiplier, the learning rate by step, the number of steps."""
     total = optim.steps_of(config, examples)(config.train.duration, "train.duration")
-    if total < 1:
+    if total < 1 and not durations.is_zero(config.train.duration):
         raise UserError(f"config.train.duration = {config.train.duration!r} is less than one step")
     multipliers = optim.multipliers(config.optim.groups, parameter_names(model, example))
-    if all(rate is None for rate in multipliers.values()):
+    if total and all(rate is None for rate in multipliers.values()):
         raise UserError("config.optim.groups freezes every parameter; nothing is left to train")
     if config.optim.stage_decay != 1.0:
         multipliers = optim.paced(multipliers, config.model.trunk, config.optim.stage_decay)
-    learning_rate = optim.schedule(config.optim, total, optim.steps_of(config, examples, total))
+    learning_rate = optim.schedule(config.optim, max(total, 1), optim.steps_of(config, examples, total))
     return optim.make(config.optim, multipliers, learning_rate), multipliers, learning_rate, total
 
 
@@ -121,7 +122,7 @@ def abstract(
     (parameters, optimizer state and averages; see `sharding.divided`)."""
     tx, multipliers, _, _ = optimizer(config, model, example, examples)
     abstract_state = jax.eval_shape(
-        lambda variables: _state_of(config, tx, multipliers, variables), shapes(model, example)
+        lambda variables: from_variables(config, tx, multipliers, variables), shapes(model, example)
     )
     place = jax.tree.map(lambda _: sharding.replicated(mesh), abstract_state)
     if divided:
@@ -152,6 +153,13 @@ def with_constants(state: TrainState, values: dict) -> TrainState:
 def with_fitted(state: TrainState, params: dict) -> TrainState:
     """The state after a fit at once: `params` in place of the head's, one step taken."""
     return state.replace(step=state.step + 1, params=state.params | _cast(params, {k: state.params[k] for k in params}))
+
+
+def with_classifier(state: TrainState, layer: dict) -> TrainState:
+    """The state with `layer` (kernel [D, C] and bias [C]) as the head's layer `classifier`."""
+    params = {**state.params, "classifier": _cast(layer, state.params["classifier"])}
+    ema = {**state.ema, **{k: v for k, v in optim.flatten(params).items() if k in state.ema}}
+    return state.replace(params=params, ema=jax.tree.map(jnp.copy, ema))
 
 
 def copy_matching(state: TrainState, variables: dict, only: str = "") -> tuple[TrainState, list[str]]:

@@ -14,7 +14,7 @@ from jaxmlic.data import loader
 from jaxmlic.errors import UserError
 from jaxmlic.inputs import open_source
 from jaxmlic.models.heads import contract
-from jaxmlic.training import loop, run_folder, targets
+from jaxmlic.training import durations, loop, run_folder, targets
 from jaxmlic.training.checkpoint import Checkpoints, check_place
 from jaxmlic.training.logs import metrics_log
 
@@ -97,7 +97,8 @@ class RowNumbers(loader.RowReader):
 
 def reads_arrays(config: ConfigDict) -> bool:
     """Whether a run takes steps on stored arrays, so that others can train beside it. UserError as `open_source`."""
-    return open_source(config).reads_arrays and not contract.has_closed_form(contract.find(config.head))
+    takes_steps = not durations.is_zero(config.train.duration)
+    return open_source(config).reads_arrays and takes_steps and not contract.has_closed_form(contract.find(config.head))
 
 
 def open_lane(

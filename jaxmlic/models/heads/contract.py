@@ -21,7 +21,9 @@ and, in place of `loss_fn`, where the parameters have a closed form and training
     each, numpy [N, ...]; labels int8 [N, C]; `report` takes lines about the progress. The Model has a field
     `num_train`, N. The trunk stays as it is;
 and, where its logits are linear in the pooled vector, so that layers named `classifier` of other heads can start there,
-  linear_layer(model, variables) -> {"kernel": float32 [D, C], "bias": [C]}.
+  linear_layer(model, variables) -> {"kernel": float32 [D, C], "bias": [C]};
+and, where labels can be added to a finished run, the Model has a field `added_labels`: how many each addition brought,
+  the last ones of num_labels. The layer of addition i is "added_i", on the same vector as `classifier`.
 and, where the head decides in steps,
   trace_fn(model, variables, images) -> Trace: what `jaxmlic predict --trace` shows of them;
   step_logits_fn(model, variables, images) -> (logits float32 [B, T, K], taken int32 [B, T]): the same steps as logits
@@ -51,7 +53,7 @@ from ml_collections import ConfigDict
 from jaxmlic.errors import UserError, unknown
 
 # Pooling a map of 1 x 1 by these gives its vector again, so that the vector can be stored in place of the map.
-STORABLE_POOLS = ("avg", "max")
+STORABLE_POOLS = ("avg", "max", "avg_unit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +87,8 @@ class Reads:
         if store == "pooled" and self.pool not in STORABLE_POOLS:
             what = f"this one is {self.pool!r}" if self.pool else "this head reads the positions of a map"
             raise UserError(
-                f"config.features.store = 'pooled' goes with config.model.pool = 'avg' or 'max', and {what}: set "
-                "config.features.store='map'"
+                f"config.features.store = 'pooled' goes with config.model.pool = 'avg', 'max' or 'avg_unit', and {what}"
+                ": set config.features.store='map'"
             )
 
 

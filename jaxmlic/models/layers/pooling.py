@@ -26,9 +26,20 @@ def global_max_pool(x: Array) -> Array:
     return jnp.sum(jnp.where(here, flat, 0), axis=1)
 
 
+def unit_avg_pool(x: Array) -> Array:
+    """[B, h, w, D] -> [B, D], the mean over positions divided by its length: products with unit vectors are cosines.
+
+    1e-12 is added to the squared length, so that a vector of zeros stays one and has a gradient.
+    """
+    mean = global_avg_pool(x)
+    return mean * jax.lax.rsqrt(jnp.sum(mean**2, axis=-1, keepdims=True) + 1e-12)
+
+
+UNIT = "avg_unit"
 POOLS = {
     "avg": global_avg_pool,
     "max": global_max_pool,
+    UNIT: unit_avg_pool,
     "avg_max": lambda x: jnp.concatenate([global_avg_pool(x), global_max_pool(x)], axis=-1),
 }
 

@@ -6,7 +6,8 @@ Each exports `Trunk` (a Flax module, `trunk(x, train) -> (feature map [B, h, w, 
 each stands for. Every such name begins with the module's. `LEVELS` are the stages, from fine to coarse, that a head of
 several stages reads by default, and `BATCH_NORM` the names of NAMES that have batch norm, whose `Trunk` has a field
 `batch_norm`. A trunk whose network ends in one vector of the image has the stage "pooled", [B, 1, 1, D], and names
-NAME_pooled, of which this is the feature map.
+NAME_pooled, of which this is the feature map; a trunk with a layer from there into a text tower's space has the stage
+"projected", [B, 1, 1, E], and names NAME_projected.
 
 A trunk whose stages may learn at paces of their own has `stage_of(module, **fields)`, the number of the stage of one of
 its own modules ("layer2_0"), which grows from the input to the feature map.

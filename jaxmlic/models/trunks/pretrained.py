@@ -70,7 +70,7 @@ def find(folder: str | Path, trunk: str) -> Path | None:
     """The weight file of a trunk in a folder of them, by its name: "vgg16.safetensors", "vgg16-397923af.pth".
 
     Owners' names count: "-" is "_", and timm's "tf_" is left out. Trunks of one network have one file ("vgg16_fc" takes
-    vgg16's, NAME_pooled that of NAME). None for a trunk that has no pretrained weights to load.
+    vgg16's, NAME_pooled and NAME_projected that of NAME). None for a trunk that has no pretrained weights to load.
 
     Raises UserError for a folder that does not exist, and unless one file in it is this trunk's.
     """
@@ -95,7 +95,7 @@ def find(folder: str | Path, trunk: str) -> Path | None:
 
 def _network(trunk: str) -> str:
     """The name of the network that a trunk reads, which may be one of several trunks of it."""
-    return trunk.removesuffix("_fc").removesuffix("_pooled")
+    return trunk.removesuffix("_fc").removesuffix("_pooled").removesuffix("_projected")
 
 
 def _converted(module: ModuleType, fields: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:

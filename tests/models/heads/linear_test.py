@@ -17,13 +17,14 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (2, 24, 32, 3)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("pool", ["avg", "max", "avg_max"])
+@pytest.mark.parametrize("pool", ["avg", "max", "avg_max", "avg_unit"])
 def test_logits_are_a_linear_map_of_the_pooled_feature_map(images, pool):
     model = linear.Model(5, pool=pool)
     variables = jax.jit(model.init)(jax.random.key(0), images)
     outputs = jax.jit(model.apply)(variables, images)
     grid = np.asarray(outputs["feature_map"])
-    parts = {"avg": [grid.mean((1, 2))], "max": [grid.max((1, 2))]}
+    mean = grid.mean((1, 2))
+    parts = {"avg": [mean], "max": [grid.max((1, 2))], "avg_unit": [mean / np.linalg.norm(mean, axis=1)[:, None]]}
     features = np.concatenate(parts.get(pool, [grid.mean((1, 2)), grid.max((1, 2))]), axis=-1)
     np.testing.assert_allclose(outputs["pooled"], features, atol=1e-5)
     classifier = variables["params"]["classifier"]
@@ -32,6 +33,26 @@ def test_logits_are_a_linear_map_of_the_pooled_feature_map(images, pool):
     prediction = linear.predict_fn(model, variables, images)
     np.testing.assert_allclose(prediction.scores, outputs["logits"], atol=1e-5)
     assert prediction.chosen is None and prediction.path is None
+
+
+def test_added_labels_have_layers_of_their_own(images):
+    """The logits of the labels before them are the same bits, and all layers together are one linear layer."""
+    before, after = linear.Model(5), linear.Model(8, added_labels=(1, 2))
+    variables = jax.jit(after.init)(jax.random.key(0), images)
+    assert {name: layer["bias"].shape for name, layer in variables["params"].items() if "bias" in layer} == {
+        "classifier": (5,),
+        "added_0": (1,),
+        "added_1": (2,),
+    }
+    params = {name: layer for name, layer in variables["params"].items() if not name.startswith("added_")}
+    old = jax.jit(before.apply)({**variables, "params": params}, images)["logits"]
+    new = jax.jit(after.apply)(variables, images)
+    np.testing.assert_array_equal(new["logits"][:, :5], old)
+    layer = linear.linear_layer(after, variables)
+    np.testing.assert_allclose(
+        new["logits"], np.asarray(new["pooled"]) @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"]), atol=1e-5
+    )
+    np.testing.assert_array_equal(linear.label_embeddings(variables)["classifier"], layer["kernel"].T)
 
 
 @pytest.mark.parametrize("trunk", [name for file in (cifar14, resnet, vgg) for name in file.NAMES])

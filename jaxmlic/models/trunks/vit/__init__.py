@@ -100,10 +100,13 @@ class Trunk(nn.Module):
     form: one of forms.FORMS.
     registers: tokens that stand for nothing.
     pooled: the feature map is the image's vector, [B, 1, 1, D]: the class token, or what the attention pool gives.
+    projection: E, and the feature map is that vector times CLIP's projection, [B, 1, 1, E], not divided by its length;
+      0 for none.
     dtype: of the computation; parameters are float32.
 
     `stages` holds "stage1" to "stage4", the patches' tokens after each quarter of the blocks, before the last norm, and
-    where there is one "pooled", the image's vector [B, 1, 1, D]. UserError for images that patches do not divide.
+    where there are such, "pooled", the image's vector [B, 1, 1, D], and "projected". UserError for images that patches
+    do not divide.
     """
 
     width: int = 768
@@ -114,6 +117,7 @@ class Trunk(nn.Module):
     form: str = "augreg"
     registers: int = 0
     pooled: bool = False
+    projection: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -146,6 +150,12 @@ class Trunk(nn.Module):
             pool = AttentionPool(self.heads, self.form, self.dtype, name="pool") if form.pool else None
             vector = pool(x) if pool else x[:, 0]
             stages["pooled"] = vector.reshape(-1, 1, 1, self.width)
+        if self.projection:
+            project = nn.Dense(
+                self.projection, use_bias=False, dtype=self.dtype, kernel_init=transformer.init, name="projection"
+            )
+            stages["projected"] = project(stages["pooled"])
+            return stages["projected"], stages
         return stages["pooled"] if self.pooled else as_map(x), stages
 
     def _patches_of(self, height: int, width: int) -> tuple[int, int]:
@@ -197,4 +207,4 @@ def stage_of(module: str, depth: int = 12, **_: Any) -> int:
     """The stage of one of the trunk's modules: 0 for what makes the tokens, 1 to depth, depth + 1 for what follows."""
     if module.startswith("blocks_"):
         return 1 + int(module.removeprefix("blocks_"))
-    return depth + 1 if module in ("norm", "pool") else 0
+    return depth + 1 if module in ("norm", "pool", "projection") else 0

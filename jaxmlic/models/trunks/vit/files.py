@@ -14,6 +14,7 @@ from jaxmlic.models.weights.renaming import State, compiled, fuse_qkv, renamed
 
 TORCH_CLASSIFIER = ("head", "heads.head", "classifier")
 TORCH_LEFT_OUT = ("mask_token", "position_ids", "pooler", "proj", "attn_pool", "head_dist")
+PROJECTION = "visual_projection.weight"  # [E, D]; Hugging Face's name
 
 # Of a file with a text tower only what begins so is read; the first that occurs.
 _TOWERS = ("visual.trunk.", "visual.", "vision_model.", "clip.vision_model.", "siglip.vision_model.")
@@ -55,8 +56,12 @@ _RENAMED = compiled(
 )
 
 
-def convert_state(state: State, form: str = "augreg", **_: Any) -> State:
-    """The arrays of a file under timm's names; a file of another network comes out as it may."""
+def convert_state(state: State, form: str = "augreg", projection: int = 0, **_: Any) -> State:
+    """The arrays of a file under timm's names; a file of another network comes out as it may.
+
+    projection: where it is not 0, the layer into the text's space comes as PROJECTION.
+    """
+    projected = _projection(state) if projection else {}
     for tower in _TOWERS:
         if any(name.startswith(tower) for name in state):
             state = {name.removeprefix(tower): array for name, array in state.items() if name.startswith(tower)}
@@ -67,7 +72,21 @@ def convert_state(state: State, form: str = "augreg", **_: Any) -> State:
         if fused is not None:
             third = len(fused) // 3
             found[f"attn_pool.q.{leaf}"], found[f"attn_pool.kv.{leaf}"] = fused[:third], fused[third:]
-    return _with_position_of_class(found, FORMS[form].class_token)
+    return _with_position_of_class(found, FORMS[form].class_token) | projected
+
+
+def _projection(state: State) -> State:
+    """{PROJECTION: [E, D]} of Hugging Face's, OpenAI's or timm's file; {} where there is none."""
+    for name in (PROJECTION, f"clip.{PROJECTION}", "visual.head.proj.weight"):
+        if name in state:
+            return {PROJECTION: state[name]}
+    for name in ("visual.proj", "proj"):  # OpenAI's multiplies from the right
+        if name in state and state[name].ndim == 2:
+            return {PROJECTION: state[name].T}
+    bias = state.get("head.bias", np.zeros(1))  # timm writes zeros beside the projection; a classifier has others
+    if "head.weight" in state and not bias.any():
+        return {PROJECTION: state["head.weight"]}
+    return {}
 
 
 def _with_position_of_class(state: State, class_token: bool) -> State:
@@ -87,7 +106,9 @@ def _square(count: int) -> int:
     return int((count - 1) ** 0.5 + 0.5) ** 2 if count > 1 else 0
 
 
-def torch_names(depth: int = 12, form: str = "augreg", registers: int = 0, **_: Any) -> dict[tuple[str, ...], str]:
+def torch_names(
+    depth: int = 12, form: str = "augreg", registers: int = 0, projection: int = 0, **_: Any
+) -> dict[tuple[str, ...], str]:
     """Variable -> timm's name: ("params", "blocks_0", "attn", "qkv", "kernel") -> "blocks.0.attn.qkv.weight"."""
     rules, names = FORMS[form], {}
 
@@ -115,6 +136,8 @@ def torch_names(depth: int = 12, form: str = "augreg", registers: int = 0, **_: 
                 f"{theirs}.ls2.gamma",
             )
     layer("norm", "norm", "scale")
+    if projection:
+        names["params", "projection", "kernel"] = PROJECTION
     if rules.pool:
         names["params", "pool", "latent"] = "attn_pool.latent"
         for ours in ("q", "kv", "proj"):
@@ -125,7 +148,15 @@ def torch_names(depth: int = 12, form: str = "augreg", registers: int = 0, **_: 
 
 
 def differences(
-    state: State, width: int, depth: int, patch: int, grid: int, form: str, registers: int, **_: Any
+    state: State,
+    width: int,
+    depth: int,
+    patch: int,
+    grid: int,
+    form: str,
+    registers: int,
+    projection: int = 0,
+    **_: Any,
 ) -> list[str]:
     """What the vision transformer of a file (its converted arrays) has otherwise than the trunk of these fields."""
     rules, kernel = FORMS[form], state.get("patch_embed.proj.weight")
@@ -157,4 +188,8 @@ def differences(
             found.append(f"it has {what}, the trunk has none" if name in state else f"it lacks {what}")
     if rules.pool and "attn_pool.latent" not in state:
         found.append("it lacks an attention pool")
+    if projection and PROJECTION not in state:
+        found.append("it lacks the projection into the text's space (visual_projection, visual.proj)")
+    elif projection and not found:
+        compare("its projection's outputs number", len(state[PROJECTION]), projection)
     return found

@@ -20,6 +20,8 @@ class Form:
       layer_scale: whether each branch of a block is multiplied by a learned vector.
       pre_norm: whether the tokens go through a layer norm before the first block; the patches then have no bias.
       pool: whether attention from one learned query pools the tokens.
+      projects: whether a linear layer brings the image's vector to the space of a text tower; without it the vector
+        of a network with a text tower is there already.
     """
 
     statistics: tuple[tuple[float, ...], tuple[float, ...]]
@@ -29,6 +31,7 @@ class Form:
     layer_scale: bool = False
     pre_norm: bool = False
     pool: bool = False
+    projects: bool = False
 
     @property
     def has_vector(self) -> bool:
@@ -40,8 +43,8 @@ FORMS = {
     "augreg": Form(HALF),  # Google's and timm's
     "torchvision": Form(IMAGENET),
     "dinov2": Form(IMAGENET, layer_scale=True),
-    "clip": Form(CLIP, epsilon=1e-5, gelu="quick", pre_norm=True),  # OpenAI's
-    "clip_gelu": Form(CLIP, epsilon=1e-5, pre_norm=True),  # those of LAION
+    "clip": Form(CLIP, epsilon=1e-5, gelu="quick", pre_norm=True, projects=True),  # OpenAI's
+    "clip_gelu": Form(CLIP, epsilon=1e-5, pre_norm=True, projects=True),  # those of LAION
     "siglip": Form(HALF, gelu="tanh", class_token=False, pool=True),
     "siglip_gap": Form(HALF, gelu="tanh", class_token=False),
 }
@@ -80,6 +83,15 @@ def fields_of(size: str, form: str, patch: int, side: int, registers: int) -> di
     return fields | {"registers": registers}
 
 
-# Names of this trunk in a config, with the fields each stands for. NAME_pooled has the image's vector for its map.
+# Of CLIP: numbers of the space that images and texts share, by the size of the image tower.
+_SPACES = {"base": 512, "large": 768}
+
+# Names of this trunk in a config, with the fields each stands for. NAME_pooled has the image's vector for its map,
+# NAME_projected this vector in the space of CLIP's texts.
 NAMES = {name: fields_of(*row) for name, row in _PUBLISHED.items()}
 NAMES |= {f"{name}_pooled": row | {"pooled": True} for name, row in NAMES.items() if FORMS[row["form"]].has_vector}
+NAMES |= {
+    f"{name}_projected": fields_of(*row) | {"projection": _SPACES[row[0]]}
+    for name, row in _PUBLISHED.items()
+    if FORMS[row[1]].projects
+}

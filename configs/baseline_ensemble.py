@@ -86,11 +86,11 @@ def sweep(arg=None):
 
 
 def ensembles(arg=None):
-    """{name: names of the sweep's entries that are fused}: Table 3's ScaleEn and DistrEn."""
+    """{name: {entry of the sweep: its weight in the fusion}}: Table 3's ScaleEn and DistrEn."""
     found = {}
     for dataset, trunk, sizes in series(parse(arg)):
         name = f"{dataset}_{trunk}"
         scaled = "m1" if (dataset, trunk) == ("voc2007", "resnet101") else "m3"  # section 4.3
-        found[f"{name}_scale_en"] = [f"{name}_{scaled}_{size}" for size in sizes]
-        found[f"{name}_distr_en"] = [f"{name}_{mode}_{sizes[-1]}" for mode in ("m2", "m3")]
+        found[f"{name}_scale_en"] = {f"{name}_{scaled}_{size}": 1.0 for size in sizes}
+        found[f"{name}_distr_en"] = {f"{name}_{mode}_{sizes[-1]}": 1.0 for mode in ("m2", "m3")}
     return found

@@ -53,3 +53,10 @@ def get_config(arg=None):
 def sweep():
     """Every system."""
     return [config_lib.Entry(name, argument=f"system={name}") for name in SYSTEMS]
+
+
+def ensembles(arg=None):
+    """{name: {system: its weight in the mean of logits}}: two heads that are fitted at once, whose rule is learned on
+    their fused held-out scores; and those trained ones that give logits (CNN-RNN gives the ranks of its paths)."""
+    trained = ("linear", "multi_order", "rml_cnn", "mscnn_lce_mic", "ml_gcn")
+    return {"closed_form_en": {"ridge_full": 0.85, "two_pass_knn": 0.15}, "trained_en": dict.fromkeys(trained, 1.0)}

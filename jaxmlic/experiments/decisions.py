@@ -161,20 +161,21 @@ def apply(rule: decision.Decision, path: str | Path, protocol: str | None = None
     return numbers, f"{ap_table.text(numbers, scores.class_names, scores.labels)}\n\n{written}"
 
 
-def fused_scores(paths: Sequence[Path], train_split: str, protocol: str) -> ScoreFile:
-    """The mean of the members' logits; under a protocol with a learned rule with the labels that it chooses.
+def fused_scores(paths: Sequence[Path], weights: Sequence[float], train_split: str, protocol: str) -> ScoreFile:
+    """The weighted mean of the members' logits; under a protocol with a learned rule with the labels that it chooses.
 
     The rule is learned on the same mean of the members' held-out scores of training images.
 
     Args:
       paths: score files of the runs' test split, in their run folders.
+      weights: of the members, they sum to 1.
       train_split: of the runs.
       protocol: of the row.
 
     Raises:
       UserError: scores that cannot be fused (`ensemble.load`); a member without held-out scores where they are needed.
     """
-    fused = _mean(paths)
+    fused = _mean(paths, weights)
     if not metrics.get_protocol(protocol).by_rule:
         return fused
     held_out = [held_out_file(path.parent.parent, train_split) for path in paths]
@@ -185,11 +186,11 @@ def fused_scores(paths: Sequence[Path], train_split: str, protocol: str) -> Scor
                 "learned on these; only heads that are fitted at once have them"
             )
     goal = objective_of(protocol)
-    rule = decision.fit(_mean(held_out), goal, images=len(fused.ids), folds=0)
+    rule = decision.fit(_mean(held_out, weights), goal, images=len(fused.ids), folds=0)
     return dataclasses.replace(fused, chosen=rule.choose_for(protocol, fused.scores), protocol=protocol)
 
 
-def _mean(paths: Sequence[Path]) -> ScoreFile:
+def _mean(paths: Sequence[Path], weights: Sequence[float]) -> ScoreFile:
     members, _ = ensemble.load([str(path) for path in paths])
-    mean = ensemble.fuse([one.scores for one in members], len(members) * [1 / len(members)])
+    mean = ensemble.fuse([one.scores for one in members], weights)
     return dataclasses.replace(members[0], scores=mean, chosen=None)

@@ -37,7 +37,7 @@ class Line:
       entries: of its sweep, several where parts of the data are one experiment, or the members of a fusion.
       configs: theirs.
       overrides: "--config.x.y=value" of all of them.
-      fused: the entries' scores are fused into one.
+      weights: of the entries whose scores are fused into one, () where they are not.
       protocol: by which ours are made.
       ours: metrics of each complete run, or fusion.
       notes: runs that do not count, and why.
@@ -49,7 +49,7 @@ class Line:
     entries: tuple[Entry, ...] = ()
     configs: tuple[ConfigDict, ...] = ()
     overrides: tuple[str, ...] = ()
-    fused: bool = False
+    weights: tuple[float, ...] = ()
     protocol: str = ""
     ours: tuple[dict, ...] = ()
     notes: tuple[str, ...] = ()
@@ -219,13 +219,14 @@ def _line(
     module = config_lib.load_module(spec)
     fusions = module.ensembles(config_lib.find(spec)[1]) if hasattr(module, "ensembles") else {}
     for name in names:
-        members = fusions.get(name, ())
+        members = fusions.get(name, {})
         found = [e for e in known if e.name in members or e.name == name or (e.series == name and e.noise_rate is None)]
         if found:
             base = config_lib.load(spec, overrides)
             configs = tuple(sweep.config_of(spec, base, entry, overrides, weights) for entry in found)
             protocol = configs[0].eval.protocol if dataset else row.protocol
-            return Line(table, row, spec, tuple(found), configs, tuple(overrides), bool(members), protocol)
+            shares = tuple(members[entry.name] / sum(members.values()) for entry in found) if members else ()
+            return Line(table, row, spec, tuple(found), configs, tuple(overrides), shares, protocol)
     return Line(table, row, notes=(f"no entry of {spec} does the same",))
 
 
@@ -259,19 +260,19 @@ def _with_runs(line: Line, workdir: Path) -> Line:
                 runs.setdefault(int(folder.name[4:]), []).append(path)
     ours: list[dict] = []
     for paths in runs.values():
-        if not line.fused:
+        if not line.weights:
             for path in paths:
                 numbers = _numbers(score_file.load(path), str(path), line.protocol)
                 ours.append(numbers | (step_costs.of_run(path.parent.parent) if costs else {}))
         elif len(paths) == len(line.entries):
-            scores = decisions.fused_scores(paths, line.config.data.train_split, line.protocol)
+            scores = decisions.fused_scores(paths, line.weights, line.config.data.train_split, line.protocol)
             ours.append(_numbers(scores, str(paths[0]), line.protocol))
     return dataclasses.replace(line, ours=tuple(ours), notes=(*line.notes, *notes))
 
 
 def _scores_of(folder: Path, config: ConfigDict, line: Line) -> Path | None:
     """A run's scores of its test split; under a protocol with a learned rule, with the labels that this one chose."""
-    decided = metrics.get_protocol(line.protocol).by_rule and not line.fused
+    decided = metrics.get_protocol(line.protocol).by_rule and not line.weights
     kinds = [f".{line.protocol}"] if decided else ["", f".{config.eval.protocol}"]
     paths = [folder / run_folder.SCORES / f"{config.data.test_split}{kind}.npz" for kind in kinds]
     return next((path for path in paths if path.exists()), None)

@@ -279,6 +279,7 @@ def fusion_commands(spec: str, workdir: str | Path, rows: Sequence[dict]) -> lis
         files[one["seed"], one["entry"]] = str(folder / run_folder.SCORES / f"{one['split']}.npz")
     return [
         f"jaxmlic ensemble {' '.join(files[seed, name] for name in members)} --out={workdir}/{fusion}_seed{seed}.npz"
+        + (f" --weights={','.join(f'{x:g}' for x in members.values())}" if len(set(members.values())) > 1 else "")
         for fusion, members in fused.items()
         for seed in sorted({seed for seed, _ in files})
         if all((seed, name) in files for name in members)

@@ -70,8 +70,8 @@ def test_every_row_of_the_tables_has_an_entry():
     rows, fused = [entry.name for entry in sweep.entries("baseline_ensemble")], experiment.ensembles()
     assert len(rows) == 3 * 2 * 3 * 3 and len(fused) == 12
     assert all(set(members) <= set(rows) for members in fused.values())
-    assert fused["voc2007_resnet101_scale_en"] == [f"voc2007_resnet101_m1_{size}" for size in (384, 448, 512)]
-    assert fused["coco2014_vgg16_fc_distr_en"] == ["coco2014_vgg16_fc_m2_512", "coco2014_vgg16_fc_m3_512"]
+    assert fused["voc2007_resnet101_scale_en"] == {f"voc2007_resnet101_m1_{size}": 1 for size in (384, 448, 512)}
+    assert fused["coco2014_vgg16_fc_distr_en"] == {"coco2014_vgg16_fc_m2_512": 1, "coco2014_vgg16_fc_m3_512": 1}
 
 
 def test_entries_lead_to_the_config_that_their_name_says():

@@ -125,7 +125,7 @@ def test_a_fusion_needs_all_of_its_members(tmp_path):
     line = line_of("baseline_ensemble/3", "R DistrEn", tmp_path)
     fused = (members[0].scores.astype(float) + members[1].scores) / 2
     wanted = metrics.evaluate(fused.astype(np.float32), members[0].labels, "top3_forced")
-    assert line.fused and line.our_number("mAP")[0] == pytest.approx(100 * wanted["mAP"])
+    assert line.weights == (0.5, 0.5) and line.our_number("mAP")[0] == pytest.approx(100 * wanted["mAP"])
 
 
 def test_columns_that_are_no_metric_of_ours(tmp_path):

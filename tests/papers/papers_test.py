@@ -35,7 +35,7 @@ def test_every_paper_is_there():
         "baseline_ensemble": 54 + 3 * 6,
         "cnn_lstm_rmlc": 26,
         "cnn_rnn": 12,
-        "corel5k": 15,
+        "corel5k": 17,
         "csra": 2,
         "ml_decoder": 0,
         "mscnn_lce_mic": 3 * 3 + 12 + 9 + 14 + 8 + 6,

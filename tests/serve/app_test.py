@@ -15,6 +15,7 @@ from PIL import Image
 import jaxmlic
 from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets
+from jaxmlic.run import Attention
 from jaxmlic.serve import Limits
 
 for module in ("fastapi", "httpx", "python_multipart"):
@@ -246,6 +247,19 @@ def test_an_error_of_the_device_is_an_answer(labeller, photographs, monkeypatch)
     assert answer.status_code == 500 and "failed on the server" in answer.json()["error"]
     monkeypatch.undo()
     assert client.post("/predict", files=uploads(photographs[:1])).status_code == 200
+
+
+def test_small_weights_keep_their_digits(client, labeller, photographs, monkeypatch):
+    weights = np.full((64, 64), 1 / 4096, np.float32) + np.linspace(0, 2e-6, 4096, dtype=np.float32).reshape(64, 64)
+    given = Attention(
+        np.zeros((16, 16, 3), np.uint8), {"map": weights, "none": np.zeros((2, 2), np.float32)}, "weights"
+    )
+    monkeypatch.setattr(labeller, "attention_form", "weights")
+    monkeypatch.setattr(labeller, "attention", lambda encoded: given)
+    answer = client.post("/predict", files=uploads(photographs[:1]), data={"attention": "1"})
+    found = answer.json()["images"][0]["attention"]
+    np.testing.assert_allclose(found["map"], weights, rtol=3e-5)
+    assert len(answer.content) < 4096 * 14 and found["none"] == [[0, 0], [0, 0]]
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ def test_small_weights_keep_their_digits(client, labeller, photographs, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{empty}"], "must be the folder of a `jaxmlic train`"),
+        (["{empty}"], "does not exist: the run must be the folder of a `jaxmlic train`"),
         (["{run}", "--port=99999"], "--port=99999: from 0"),
         (["{run}", "--host=192.0.2.1"], "--host=192.0.2.1 --port=0: "),
         (["{run}", "--megabytes=0"], "--megabytes=0: at least"),

@@ -231,7 +231,7 @@ def test_what_a_run_knows(run, finished_run):
 
 
 def test_a_folder_without_a_run(tmp_path):
-    with pytest.raises(UserError, match=r"config\.json does not exist; --workdir must be the folder"):
+    with pytest.raises(UserError, match=r"config\.json does not exist: the run must be the folder"):
         jaxmlic.load(tmp_path)
 
 

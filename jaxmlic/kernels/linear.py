@@ -53,7 +53,7 @@ def fit(vectors: np.ndarray, labels: np.ndarray, seed: int = 0, ridges: Sequence
     points = jnp.asarray((vectors - centre) / size, jnp.float32)
     if len(labels) <= EXACT_LIMIT:
         found = ridge.select(points, labels, folds.folds_of(len(labels), 0, seed), "linear", (1.0,), ridges)
-        dual = ridge.fit(points, folds.targets(labels), found.spectrum, "linear", 1.0, found.ridge)
+        dual = ridge.fit(points, folds.targets(labels), "linear", 1.0, found.ridge)
         weights = jnp.dot(points.T, dual, precision=jax.lax.Precision.HIGHEST)
     else:
         directions = np.eye(points.shape[1], dtype=np.float32)

@@ -1,6 +1,7 @@
 """The web application: a page, what the model is, and labels of uploaded images. Every answer but the page is JSON."""
 
 import asyncio
+import math
 from importlib import resources
 from typing import Any
 
@@ -93,7 +94,7 @@ def make_app(labeller: Labeller, limits: Limits) -> FastAPI:
                 one |= next(found)
         if wants_maps:
             maps = await anyio.to_thread.run_sync(labeller.attention, files[0][1])
-            answers[0]["attention"] = {name: np.round(values, 5).tolist() for name, values in maps.maps.items()}
+            answers[0]["attention"] = {name: _shortened(values) for name, values in maps.maps.items()}
         return JSONResponse({"images": answers})
 
     return app
@@ -124,6 +125,12 @@ async def _read_form(request: Request, limits: Limits) -> tuple[list[tuple[str, 
 def _last_part(name: str | None) -> str:
     """Of a name that the client gave; it is shown again and opens nothing."""
     return (name or "image").replace("\\", "/").rpartition("/")[2][:200]
+
+
+def _shortened(values: np.ndarray) -> list[list[float]]:
+    """Rows of a map with five digits of its largest number: of thousands of weights that sum to 1, all are small."""
+    largest = float(np.abs(values).max())
+    return np.round(values.astype(np.float64), 4 - math.floor(math.log10(largest)) if largest else 0).tolist()
 
 
 class _RefusedError(Exception):

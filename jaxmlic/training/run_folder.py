@@ -246,7 +246,7 @@ def load(workdir: str | Path) -> RunRecord:
     """The run in `workdir`; UserError if there is none or its config.json is damaged."""
     path = storage.to_path(workdir) / CONFIG_FILE
     if not path.is_file():
-        raise UserError(f"{path} does not exist; --workdir must be the folder of a `jaxmlic train`")
+        raise UserError(f"{path} does not exist: the run must be the folder of a `jaxmlic train`")
     try:
         stored = json.loads(path.read_text())
         return RunRecord(

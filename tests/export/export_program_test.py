@@ -14,6 +14,7 @@ MSCNN = {"trunk": "small_cnn", "global_dim": 4, "gcn_hidden": 6, "gcn_dim": 5, "
 ML_GCN = {"fusion": "dot", "gcn_dim": 0, "adjacency": "ml_gcn", "attention": False, "pool": "max"}
 HEADS = {
     "linear": ("linear", {"trunk": "small_cnn"}),
+    "linear, labels added twice": ("linear", {"trunk": "small_cnn", "added_labels": (1, 2)}),
     # its depthwise convolutions are another program on the CPU than elsewhere
     "linear on EfficientNet": ("linear", {"trunk": "efficientnet_lite0"}),
     "cnn_rnn, a beam": ("cnn_rnn", RECURRENT),

@@ -15,6 +15,7 @@ from PIL import Image
 import jaxmlic
 from jaxmlic.cli import main as cli
 from jaxmlic.data import datasets
+from jaxmlic.run import Attention
 from jaxmlic.serve import Limits
 
 for module in ("fastapi", "httpx", "python_multipart"):
@@ -248,10 +249,23 @@ def test_an_error_of_the_device_is_an_answer(labeller, photographs, monkeypatch)
     assert client.post("/predict", files=uploads(photographs[:1])).status_code == 200
 
 
+def test_small_weights_keep_their_digits(client, labeller, photographs, monkeypatch):
+    weights = np.full((64, 64), 1 / 4096, np.float32) + np.linspace(0, 2e-6, 4096, dtype=np.float32).reshape(64, 64)
+    given = Attention(
+        np.zeros((16, 16, 3), np.uint8), {"map": weights, "none": np.zeros((2, 2), np.float32)}, "weights"
+    )
+    monkeypatch.setattr(labeller, "attention_form", "weights")
+    monkeypatch.setattr(labeller, "attention", lambda encoded: given)
+    answer = client.post("/predict", files=uploads(photographs[:1]), data={"attention": "1"})
+    found = answer.json()["images"][0]["attention"]
+    np.testing.assert_allclose(found["map"], weights, rtol=3e-5)
+    assert len(answer.content) < 4096 * 14 and found["none"] == [[0, 0], [0, 0]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{empty}"], "must be the folder of a `jaxmlic train`"),
+        (["{empty}"], "does not exist: the run must be the folder of a `jaxmlic train`"),
         (["{run}", "--port=99999"], "--port=99999: from 0"),
         (["{run}", "--host=192.0.2.1"], "--host=192.0.2.1 --port=0: "),
         (["{run}", "--megabytes=0"], "--megabytes=0: at least"),

@@ -11,9 +11,10 @@ import pytest
 from jaxmlic import config as config_lib
 from jaxmlic import metrics
 from jaxmlic.cli import main as cli
+from jaxmlic.cli.results import ensemble as ensemble_command
 from jaxmlic.errors import UserError
 from jaxmlic.evaluation import score_file
-from jaxmlic.experiments import reproduce, sweep
+from jaxmlic.experiments import decisions, reproduce, sweep
 from jaxmlic.reports import paper_page
 
 ROOT = Path(__file__).parents[2]
@@ -216,3 +217,34 @@ def test_the_pages_in_docs_are_those_of_the_command(name, tmp_path):
     lines = reproduce.lines_of(tables, tmp_path)
     page = paper_page.markdown(paper, lines, f"runs/{name}", reproduce.needs(lines))
     assert (ROOT / "docs" / "papers" / f"{name}.md").read_text(encoding="utf-8") == page
+
+
+def test_a_fusion_is_decided_by_a_rule_that_is_learned_on_fused_held_out_scores(tmp_path):
+    """As `jaxmlic ensemble` of both kinds of scores and `jaxmlic thresholds --apply` decide it."""
+    rng, names, paths = np.random.default_rng(0), [f"word{n}" for n in range(7)], {}
+    for split, count in (("test", 40), ("train", 120)):
+        labels = (rng.random((count, 7)) < np.linspace(0.05, 0.6, 7)).astype(np.int8)
+        for member in "ab":
+            folder = tmp_path / member / "scores"
+            folder.mkdir(parents=True, exist_ok=True)
+            values = (labels * 1.5 + rng.normal(size=labels.shape) - 1).astype(np.float32)
+            ids = [f"{split}{n}" for n in range(count)]
+            extra = {"held_out": True} if split == "train" else {}
+            path = folder / (f"{split}.npz" if split == "test" else f"{split}.out_of_fold.npz")
+            score_file.save(
+                path, score_file.ScoreFile(values, labels, ids, names, {}, "top2_forced", split, extra=extra)
+            )
+            paths.setdefault(split, []).append(path)
+    found = decisions.fused_scores(paths["test"], (0.75, 0.25), "train", "top2_learned")
+    for split, files in paths.items():
+        out = ["--weights=3,1", "--protocol=top2_forced", f"--out={tmp_path / split}.npz"]
+        ensemble_command.main([*map(str, files), *out])
+    rule, _ = decisions.learn_on_scores(tmp_path / "train.npz", "cf1_at=2", images=40, folds=0)
+    np.testing.assert_array_equal(found.chosen, rule.choose(score_file.load(tmp_path / "test.npz").scores))
+    assert (found.chosen.sum(1) == 2).all() and found.protocol == "top2_learned"
+    plain = np.argsort(-found.scores, axis=1)[:, :2]
+    assert not np.take_along_axis(found.chosen, plain, 1).all()
+    assert decisions.fused_scores(paths["test"], (0.5, 0.5), "train", "top2_forced").chosen is None
+    paths["train"][1].unlink()
+    with pytest.raises(UserError, match=r"b: has no held-out scores of training images"):
+        decisions.fused_scores(paths["test"], (0.75, 0.25), "train", "top2_learned")

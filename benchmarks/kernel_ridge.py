@@ -122,7 +122,8 @@ def main():
             command += [f"--landmarks={options.landmarks}", f"--full-grid-to={options.full_grid_to}"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                print(f"{count:>7,} images  {what:9}  failed: {done.stderr.strip().splitlines()[-1]}", flush=True)
+                why = (done.stderr.strip().splitlines() or [f"ended by signal {-done.returncode}"])[-1]
+                print(f"{count:>7,} images  {what:9}  failed: {why}", flush=True)
                 continue
             found = json.loads(done.stdout.splitlines()[-1])
             times = f"{found['cpu']:9.1f} CPU s {found['wall']:9.1f} s"

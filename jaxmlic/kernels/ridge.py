@@ -9,8 +9,7 @@ means among it, had never seen them, are
     z_b - (G_bb)^-1 (G z)_b + mean, of targets z made with the mean of the other images,
 
 exactly what refitting without the fold gives (only the embedding of the points has seen all images, not their labels).
-An eigendecomposition would serve every ridge of a bandwidth, and takes nine times as long as an inverse on a CPU
-(2,500 images).
+An eigendecomposition would serve every ridge of a bandwidth, but takes as long as several factors.
 """
 
 import functools

@@ -98,7 +98,9 @@ def test_fusions_of_complete_runs():
     """ScaleEn needs three members, DistrEn two of the same seed."""
     spec = "baseline_ensemble:dataset=voc2007,trunk=vgg16_fc"
     runs = [("m3_384", 0), ("m3_448", 0), ("m3_512", 0), ("m3_512", 1), ("m2_512", 1)]
-    rows = [{"entry": f"voc2007_vgg16_fc_{name}", "seed": seed, "split": "test"} for name, seed in runs]
+    rows = [
+        {"entry": f"voc2007_vgg16_fc_{name}", "seed": seed, "split": "test", "protocol": "path"} for name, seed in runs
+    ]
     path = "w/voc2007_vgg16_fc_{}/seed{}/scores/test.npz".format
     assert sweep.fusion_commands(spec, "w", rows) == [
         f"jaxmlic ensemble {path('m3_384', 0)} {path('m3_448', 0)} {path('m3_512', 0)} "
@@ -106,6 +108,18 @@ def test_fusions_of_complete_runs():
         f"jaxmlic ensemble {path('m2_512', 1)} {path('m3_512', 1)} --out=w/voc2007_vgg16_fc_distr_en_seed1.npz",
     ]
     assert sweep.fusion_commands("quickstart", "w", rows) == []
+
+
+def test_a_fusion_with_a_run_that_decides_by_a_rule():
+    """Its score file has the rule's name, and the fusion is decided without one."""
+    rows = [
+        {"entry": name, "seed": 0, "split": "test", "protocol": "top5_forced"} for name in ("two_pass_knn", "tagprop")
+    ]
+    rows.append({"entry": "ridge_full", "seed": 0, "split": "test", "protocol": "top5_learned"})
+    assert sweep.fusion_commands("corel5k", "w", rows) == [
+        "jaxmlic ensemble w/ridge_full/seed0/scores/test.top5_learned.npz w/two_pass_knn/seed0/scores/test.npz "
+        "--out=w/closed_form_en_seed0.npz --weights=0.85,0.15 --protocol=top5_forced"
+    ]
 
 
 def test_an_entry_runs(data_dir, tmp_path):

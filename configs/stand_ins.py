@@ -42,3 +42,19 @@ MSCNN = {
     "cifar10": (3e-3, 1.0, 8, 256),
 }
 MSCNN_SIDES = {"voc2007_subset": SIDE, "cifar10": 128, **SIDES}
+
+# CSRA, ML-Decoder and Query2Label: learning rate, weight decay, epochs.
+LABEL_ATTENTION = {
+    "corel5k": {
+        "linear": LINEAR["corel5k"],
+        "csra": (1e-2, 0.1, 8),
+        "ml_decoder": (1e-3, 0.1, 8),
+        "query2label": (1e-3, 0.1, 8),
+    },
+    "voc2007_subset": {
+        "linear": LINEAR["voc2007_subset"],
+        "csra": (3e-2, 0.1, 24),
+        "ml_decoder": (3e-4, 0.1, 24),
+        "query2label": (1e-3, 0.1, 24),
+    },
+}

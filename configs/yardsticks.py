@@ -15,15 +15,14 @@ Commands:   jaxmlic train --config=yardsticks:head=csra,dataset=scenes --workdir
 Sweep:      of a data set, every head and what its parts are worth; of a head without a data set, the rows of its paper;
             rows=heads and rows=losses: all of them.
 Recipes:    coco2014 and voc2007: those of the authors' code with ResNet-101 and squashed images of 448 pixels; scenes:
-            quickstart's network and schedule; others: a frozen EfficientNet-Lite0, one recipe for all heads.
-            rows=heads: each head's own on Corel-5K and the VOC subset, elsewhere Corel-5K's.
+            quickstart's network and schedule; others: a frozen EfficientNet-Lite0. There and with rows=heads each head
+            has the recipe selected for it on Corel-5K or the VOC subset (stand_ins.py), elsewhere Corel-5K's.
 
 Read into the papers: TResNet is not here. RandAugment is two of its operations of magnitude 9; cutout's squares have
 the mean colour, where theirs have a random one. Adam's decay leaves biases and norms out, as theirs does, and
 Query2Label's AdamW as well. Adam's decay and epsilon stand there beside a loss summed over images and labels, here
 beside their mean, and are divided by as many, which gives the same steps. Of ASL's 80 epochs theirs run 41; these are
-40, on a schedule of 40. The last checkpoint's averages count, not the best epoch on the test images. The recipe of
-csra, ml_decoder and query2label on a frozen trunk is selected on nothing.
+40, on a schedule of 40. The last checkpoint's averages count, not the best epoch on the test images.
 """
 
 from jaxmlic.configs import cnn_lstm_rmlc, cnn_rnn, common, linear, mscnn_lce_mic, multi_order_rnn, stand_ins
@@ -142,7 +141,7 @@ def get_config(arg=None):
     elif dataset == "scenes":
         scenes_recipe(config)
     else:
-        frozen_recipe(config)
+        frozen_recipe(config, head)
     if arg.smoke:
         config.data.image_size = arg.size or min(size, 64)
         return common.smoke(config)
@@ -167,9 +166,9 @@ def ml_decoder(model, large):
 
 
 def query2label(model, large):
-    model.embedding = 0 if large else 256  # 0 = as wide as the feature map
+    model.embedding = 0 if large else 128  # 0 = as wide as the feature map
     model.num_heads = 4
-    model.hidden = 8192 if large else 512  # of the feed-forward layers
+    model.hidden = 8192 if large else 256  # of the feed-forward layers
     model.encoder_layers = 1
     model.decoder_layers = 2
     model.self_attention = "none"  # of the labels: "none", "later" (not in the first layer) or "all"
@@ -233,17 +232,18 @@ def scenes_recipe(config):
     config.train.cpu_devices = 0
 
 
-def frozen_recipe(config):
-    """One for all heads on maps of a frozen trunk."""
+def frozen_recipe(config, head):
+    """A head on maps of a frozen trunk, with what was selected for it; on other data sets with Corel-5K's."""
     common.freeze_trunk(config)
     config.data.cache = True
     config.data.val_fraction = 0.0
-    config.optim.lr = 1e-3
-    config.optim.weight_decay = 0.1
-    config.optim.warmup = "10%"
-    config.optim.clip_norm = 1.0
+    recipes = stand_ins.LABEL_ATTENTION.get(config.data.name, stand_ins.LABEL_ATTENTION["corel5k"])
+    config.optim.lr, config.optim.weight_decay, epochs = recipes[head]
+    if head in ("ml_decoder", "query2label"):  # transformers
+        config.optim.warmup = "10%"
+        config.optim.clip_norm = 1.0
     config.train.batch_size = 32
-    config.train.duration = "12 epochs"
+    config.train.duration = f"{epochs} epochs"
 
 
 def on_equal_features(arg):

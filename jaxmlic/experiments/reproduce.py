@@ -273,8 +273,8 @@ def _with_runs(line: Line, workdir: Path) -> Line:
 def _scores_of(folder: Path, config: ConfigDict, line: Line) -> Path | None:
     """A run's scores of its test split; under a protocol with a learned rule, with the labels that this one chose."""
     decided = metrics.get_protocol(line.protocol).by_rule and not line.weights
-    kinds = [f".{line.protocol}"] if decided else ["", f".{config.eval.protocol}"]
-    paths = [folder / run_folder.SCORES / f"{config.data.test_split}{kind}.npz" for kind in kinds]
+    kinds = [line.protocol] if decided else ["", config.eval.protocol]
+    paths = [run_folder.scores_file(folder, config.data.test_split, kind) for kind in kinds]
     return next((path for path in paths if path.exists()), None)
 
 

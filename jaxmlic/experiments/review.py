@@ -90,7 +90,7 @@ def fold_scores(
             return None
         report(f"fold {fold + 1} of {folds}: mAP {100 * numbers['mAP']:.2f} on the images that it did not see")
     files = [
-        score_file.load(workdir / f"fold{fold}" / run_folder.SCORES / f"{one.data.test_split}.npz")
+        score_file.load(run_folder.scores_file(workdir / f"fold{fold}", one.data.test_split))
         for fold, one in enumerate(configs)
     ]
     scores = _gather(files, view, config_lib.override(config, {"data.train_split": f"{name}/train"}))

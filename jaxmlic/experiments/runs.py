@@ -119,8 +119,8 @@ def evaluate(
     result = found.evaluate(split, protocol, fitted=fitted, progress=True)
     scores, numbers = result.scores, result.numbers
     by_rule = metrics.get_protocol(scores.protocol).by_rule
-    kind = f".{scores.protocol}" if by_rule else ".fitted" if fitted else ""
-    path = found.workdir / run_folder.SCORES / f"{scores.split}{kind}.npz"
+    kind = scores.protocol if by_rule else "fitted" if fitted else ""
+    path = run_folder.scores_file(found.workdir, scores.split, kind)
     written = score_report.write(path, scores, numbers, {"split": scores.split, "step": found.step})
     report(f"{ap_table.text(numbers, scores.class_names, scores.labels)}\n\n{written}")
     return numbers
@@ -152,7 +152,7 @@ def fit_thresholds(
 
 def result_of(workdir: Path, config: ConfigDict) -> dict | None:
     """The test metrics of a complete run in `workdir`, or None."""
-    path = workdir / run_folder.SCORES / f"{config.data.test_split}.{config.eval.protocol}.json"
+    path = run_folder.scores_file(workdir, config.data.test_split, config.eval.protocol).with_suffix(".json")
     complete = run_folder.result(workdir) is not None and path.exists()
     return storage.read_json(path) if complete else None
 

@@ -277,8 +277,8 @@ def fusion_commands(spec: str, workdir: str | Path, rows: Sequence[dict]) -> lis
     for one in rows:
         folder = folder_of(storage.to_path(workdir), one["entry"], one["seed"])
         protocol = metrics.get_protocol(one["protocol"])
-        kind = f".{protocol.name}" if protocol.by_rule else ""
-        files[one["seed"], one["entry"]] = str(folder / run_folder.SCORES / f"{one['split']}{kind}.npz")
+        kind = protocol.name if protocol.by_rule else ""
+        files[one["seed"], one["entry"]] = str(run_folder.scores_file(folder, one["split"], kind))
         if protocol.by_rule:  # a fusion has no rule
             plain[one["entry"]] = f" --protocol={protocol.plain}"
     return [

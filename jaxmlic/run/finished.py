@@ -68,7 +68,7 @@ class Run(RestoredRun):
         What `jaxmlic evaluate` stored in the run folder of this checkpoint, otherwise computed. Nothing is written.
         """
         name = split or self.config.data.test_split
-        path = self.workdir / run_folder.SCORES / f"{name}.npz"
+        path = run_folder.scores_file(self.workdir, name)
         if path.is_file():
             found = score_file.load(path)
             if found.extra.get("step") == self.step and found.class_names == self.class_names and found.split == name:

@@ -43,6 +43,12 @@ _MOST_REASON = 1000  # characters of a reason that are kept
 _PATIENCE = (0.05, 0.2)  # seconds before the lock is tried again: `jaxmlic runs` holds it for an instant
 
 
+def scores_file(workdir: str | Path, split: str, kind: str = "") -> Path:
+    """Where a run keeps the scores of a split; `kind` says whose decisions they hold where they are not the run's own:
+    "fitted", a protocol with a learned rule, or "held_out" for scores of the training images."""
+    return storage.to_path(workdir) / SCORES / f"{split}{'.' if kind else ''}{kind}.npz"
+
+
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
     """What config.json holds. `trained_classes` are the names of the classes that the training split has, or None;

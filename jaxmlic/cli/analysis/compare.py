@@ -86,7 +86,7 @@ def find_scores(file: str, split: str | None) -> Path:
     if not (path / run_folder.CONFIG_FILE).is_file():
         raise UserError(f"{path}: neither a score file nor a run folder (it has no {run_folder.CONFIG_FILE})")
     split = split or run_folder.load(path).config.data.test_split
-    found = path / run_folder.SCORES / f"{split}.npz"
+    found = run_folder.scores_file(path, split)
     if not found.is_file():
         raise UserError(
             f"{path}: has no scores of {split!r}; make them: jaxmlic evaluate --workdir={path} --split={split}"

@@ -266,5 +266,5 @@ class Group:
             trained = lane.trainer.trained_classes if lane.config.eval.trained_classes_only else None
             record, step = run_folder.load(lane.workdir), lane.checkpoints.best()
             found = run_lib.evaluation(record, step, scored, split, protocol, trained)
-            path = lane.workdir / run_folder.SCORES / f"{split}.npz"
+            path = run_folder.scores_file(lane.workdir, split)
             score_report.write(path, found.scores, found.numbers, {"split": split, "step": step})

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlic.errors import UserError
+from jaxmlic.models.layers.linear import Linear
 from jaxmlic.models.layers.norm import Dropout
 
 Array = jax.Array
@@ -57,7 +58,7 @@ class MultiHeadAttention(nn.Module):
             raise UserError(f"config.model.num_heads = {self.num_heads} does not divide the width {width}")
 
         def project(x: Array, name: str) -> Array:
-            projected = nn.Dense(width, kernel_init=nn.initializers.xavier_uniform(), name=name)(x)
+            projected = Linear(width, kernel_init=nn.initializers.xavier_uniform(), name=name)(x)
             return projected.reshape(*x.shape[:2], self.num_heads, width // self.num_heads)  # [B, n, heads, d]
 
         query, key, value = project(queries, "query"), project(keys, "key"), project(values, "value")
@@ -65,7 +66,7 @@ class MultiHeadAttention(nn.Module):
         weights = nn.softmax(scores, axis=-1)  # [B, heads, Q, N]
         dropped = Dropout(self.dropout, deterministic=not train)(weights)
         found = jnp.einsum("bhqn,bnhd->bqhd", dropped, value).reshape(queries.shape)  # [B, Q, D]
-        return nn.Dense(width, kernel_init=nn.initializers.xavier_uniform(), name="out")(found), weights
+        return Linear(width, kernel_init=nn.initializers.xavier_uniform(), name="out")(found), weights
 
 
 class FeedForward(nn.Module):
@@ -76,9 +77,9 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        inner = nn.relu(nn.Dense(self.hidden, kernel_init=nn.initializers.xavier_uniform(), name="hidden")(x))
+        inner = nn.relu(Linear(self.hidden, kernel_init=nn.initializers.xavier_uniform(), name="hidden")(x))
         inner = Dropout(self.dropout, deterministic=not train)(inner)
-        return nn.Dense(x.shape[-1], kernel_init=nn.initializers.xavier_uniform(), name="out")(inner)
+        return Linear(x.shape[-1], kernel_init=nn.initializers.xavier_uniform(), name="out")(inner)
 
 
 class EncoderLayer(nn.Module):

@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmlic.models.layers.linear import Linear
+
 Array = jax.Array
 
 init = nn.initializers.truncated_normal(0.02)
@@ -26,12 +28,8 @@ GELUS: dict[str, Callable[[Array], Array]] = {
 
 
 def linear(x: Array, features: int, dtype: Any, name: str, *, use_bias: bool = True) -> Array:
-    """[..., D] -> [..., features], a submodule `name` of the module whose compact method calls this.
-
-    As a product of two matrices: XLA's gradient of one over three dimensions is many times slower on the CPU.
-    """
-    layer = nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=init, name=name)
-    return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], features)
+    """[..., D] -> [..., features], a submodule `name` of the module whose compact method calls this."""
+    return Linear(features, use_bias=use_bias, dtype=dtype, kernel_init=init, name=name)(x)
 
 
 def layer_norm(x: Array, epsilon: float, dtype: Any, name: str) -> Array:

@@ -107,7 +107,7 @@ def _open_run(
 ) -> tuple[ScoreFile, list[dict], Run | None, list[str]]:
     record = run_folder.load(path)
     split = split or record.config.data.test_split
-    file = path / run_folder.SCORES / f"{split}.npz"
+    file = run_folder.scores_file(path, split)
     notes: list[str] = []
     run = None
     try:

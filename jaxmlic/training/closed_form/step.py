@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmlic import distributed, progress, sharding, storage
+from jaxmlic import distributed, progress, sharding
 from jaxmlic.data import loader
 from jaxmlic.errors import UserError
 from jaxmlic.evaluation import score_file, scoring
@@ -99,4 +99,4 @@ def make_step(
 
 def held_out_file(workdir: str | Path, train_split: str) -> Path:
     """Where a head that is fitted at once keeps the held-out scores of its training images."""
-    return storage.to_path(workdir) / run_folder.SCORES / f"{train_split.replace('/', '__')}.{OUT_OF_FOLD}.npz"
+    return run_folder.scores_file(workdir, train_split.replace("/", "__"), OUT_OF_FOLD)

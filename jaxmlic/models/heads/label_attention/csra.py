@@ -68,7 +68,8 @@ class Model(MapModel):
         kernel = self.param(f"{name}_kernel", nn.initializers.lecun_normal(), shape)
         if self.unit_classifier:
             kernel = kernel / jnp.linalg.norm(kernel, axis=0, keepdims=True)
-        return jnp.einsum("bhwd,dc->bhwc", grid, kernel)
+        # As a product of two matrices: see `layers.linear`.
+        return (grid.reshape(-1, grid.shape[-1]) @ kernel).reshape(*grid.shape[:-1], self.num_labels)
 
     def _check(self) -> None:
         """UserError without a head, and for a temperature that is not above 0."""

@@ -14,6 +14,7 @@ from jaxmlic.errors import check_choice, check_least
 from jaxmlic.models.heads.contract import LabelStatistics
 from jaxmlic.models.heads.label_attention._shared import MapModel, attention_outputs, loss_fn, predict_fn, reads
 from jaxmlic.models.layers.attention import DecoderLayer
+from jaxmlic.models.layers.linear import Linear
 from jaxmlic.models.layers.pooling import global_avg_pool
 
 __all__ = ["Model", "constants", "label_embeddings", "loss_fn", "predict_fn", "reads"]
@@ -56,7 +57,7 @@ class Model(MapModel):
         feature_map = self.feature_map(images, train, frozen_trunk)
         grid = feature_map.astype(jnp.float32)
         batch, height, width, channels = grid.shape
-        memory = nn.Dense(self.embedding, name="project")(grid.reshape(batch, height * width, channels))
+        memory = Linear(self.embedding, name="project")(grid.reshape(batch, height * width, channels))
         memory = nn.relu(memory)  # [B, n, D]
         count = num_queries(self.num_labels, self.groups)
         size = -(-self.num_labels // count)  # labels of a query

@@ -1,6 +1,7 @@
 """What a training step costs beside its arithmetic: the loop, the devices, the levers, the input, the start.
 
     python benchmarks/steps.py --data-dir=DIR [--only=loop,devices,...] [--rounds=3] [--steps=30] [--photographs=NAME]
+        [--weights=FILE]
 
 DIR holds `scenes` (jaxmlic data prepare scenes). Every measurement is a process of its own, the rivals take turns in
 each round, and medians over the rounds are printed.
@@ -9,6 +10,8 @@ each round, and medians over the rounds are printed.
   levers   prefetch, accumulation, rematerialisation, divided state: ms a step, and a device's bytes by XLA;
   input    share of the time that training waits for input: from features in a file, and from photographs;
   start    `jaxmlic train --config=quickstart:smoke` with an empty and with a warm compilation cache;
+  heads    the nine heads of `yardsticks:rows=heads,dataset=NAME` on their stored features (--photographs=NAME, and
+           --weights=FILE, the trunk's): ms of the jitted step, values that are trained. Not among the default ones;
   lanes    CPU time of a step of 16 linear heads in one program beside that of one, for 20 and for 260 labels, and of
            its parts (what `jaxmlic sweep --vmap` can gain): arrays alone, no files.
 `gpu.py` beside this file measures a step on a GPU.
@@ -46,6 +49,7 @@ def measure(job: dict) -> dict:
     from jaxmlic import sharding
     from jaxmlic.data import datasets
     from jaxmlic.training import loop
+    from jaxmlic.training import state as state_lib
     from jaxmlic.training.logs import metrics_log
 
     if job.get("devices"):
@@ -66,11 +70,9 @@ def measure(job: dict) -> dict:
         row = [row for row in metrics_log.read(f"{folder}/run") if "goodput/steps" in row][-1]
         return {name: row[f"goodput/{name}"] for name in ("steps", "input", "saving", "evaluation", "compiling")}
     state, size = trainer.initial_state(), config.train.batch_size
-    rng = np.random.default_rng(0)
-    shapes = trainer.source.record_shapes()
-    arrays = {k: rng.integers(0, 2, (size, *shape)).astype(dtype) for k, (shape, dtype) in shapes.items()}
-    arrays |= {"labels": rng.integers(0, 2, (size, len(trainer.dataset.class_names))).astype(np.int8)}
-    batch = sharding.put(arrays | {"mask": np.ones(size, bool)}, trainer.mesh)
+    shapes = state_lib.parameter_shapes(trainer.model, trainer.source.example())
+    trained = sum(int(np.prod(shapes[name])) for name in trainer.trainable)
+    batch = sharding.put(trainer.readers()[0](np.arange(size)), trainer.mesh)
     compiled = trainer.train_step.lower(state, batch).compile()
     memory = compiled.memory_analysis()
     for _ in range(3):
@@ -84,6 +86,8 @@ def measure(job: dict) -> dict:
         "ms": (time.perf_counter() - start) / job["steps"] * 1e3,
         "state": memory.argument_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,
+        "trained": trained,
+        "batch": size,
     }
 
 
@@ -144,6 +148,22 @@ def input_wait(data_dir: str, rounds: int, steps: int, photographs: str) -> None
         for name, row in in_turns(jobs, rounds).items():
             share = row["input"] / (row["steps"] + row["input"])
             print(f"input: {name}, prefetch={prefetch}: {100 * share:.1f} % of the training time")
+
+
+def heads(data_dir: str, rounds: int, steps: int, dataset: str, weights: str) -> None:
+    from jaxmlic.configs import yardsticks
+
+    overrides = {"data.dir": data_dir, "pretrained": str(Path(weights).resolve())}
+    jobs = {
+        name: {"config": f"yardsticks:rows=heads,head={name},dataset={dataset}", "overrides": overrides}
+        | {"what": "call", "steps": steps}
+        for name in yardsticks.EQUAL
+    }
+    for name, row in in_turns(jobs, rounds).items():
+        print(
+            f"heads: {dataset}, {name:13} {row['ms']:7.1f} ms for {row['batch']:3.0f} images "
+            f"({row['ms'] / row['batch']:.2f} an image), {row['trained'] / 1e3:,.0f} thousand values trained"
+        )
 
 
 def cold_and_warm(data_dir: str, rounds: int) -> None:
@@ -212,6 +232,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--photographs", default="scenes", help="a prepared data set, such as voc2007_subset")
+    parser.add_argument("--weights", default="efficientnet_lite0.npz", help="for heads: the trunk's")
     parser.add_argument("--job")
     options = parser.parse_args()
     if options.job:
@@ -232,6 +253,8 @@ def main() -> None:
             levers(*given)
         if "input" in only:
             input_wait(*given, options.photographs)
+        if "heads" in only:
+            heads(*given, options.photographs, options.weights)
         if "lanes" in only:
             print_lanes(*given)
         if "start" in only:

@@ -54,7 +54,7 @@ LABEL_ATTENTION = {
     "voc2007_subset": {
         "linear": LINEAR["voc2007_subset"],
         "csra": (3e-2, 0.1, 24),
-        "ml_decoder": (3e-4, 0.1, 24),
-        "query2label": (1e-3, 0.1, 24),
+        "ml_decoder": (1e-3, 1.0, 24),
+        "query2label": (1e-3, 1.0, 24),
     },
 }

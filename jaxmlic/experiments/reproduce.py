@@ -20,7 +20,7 @@ from jaxmlic.errors import UserError, unknown
 from jaxmlic.evaluation import ensemble, score_file
 from jaxmlic.experiments import decisions, step_costs, sweep
 from jaxmlic.experiments.runs import evaluate, store_features
-from jaxmlic.inputs import open_source
+from jaxmlic.inputs import cache, open_source
 from jaxmlic.papers import Paper, Row, Table
 from jaxmlic.training import run_folder
 
@@ -163,6 +163,7 @@ def train(
 def needs(lines: Sequence[Line]) -> list[str]:
     """What the lines' runs read: data sets with the owner's files and their command, named splits, weights."""
     found: dict[str, None] = {}
+    features: list[tuple] = []  # those of a command that is there
     for line in lines:
         if line.config is None:
             continue
@@ -179,8 +180,22 @@ def needs(lines: Sequence[Line]) -> list[str]:
             found[f"weights: those of {name} on ImageNet in the folder of --weights=DIR"] = None
         if open_source(line.config).is_stored:
             field = "features.weights=DIR" if line.config.features.sets else "pretrained=FILE"
-            found[f"features: jaxmlic features --config={line.spec} --config.{field} (with --train made here)"] = None
+            for entry, config in zip(line.entries, line.configs, strict=True):
+                key = line.dataset, field, _stored(config)
+                if key not in features:
+                    features.append(key)
+                    spec = line.spec
+                    if _stored(config_lib.load(spec, line.overrides)) != key[-1]:
+                        spec = sweep.spec_of(spec, entry)
+                    found[f"features: jaxmlic features --config={spec} --config.{field} (with --train made here)"] = (
+                        None
+                    )
     return list(found)
+
+
+def _stored(config: ConfigDict) -> dict:
+    """What decides which features a run reads."""
+    return config.features.to_dict() if config.features.sets else cache.config_fields(config)
 
 
 def write_csv(path: str | Path, lines: Sequence[Line]) -> None:

@@ -77,6 +77,11 @@ def _entry(item: Entry | tuple[str, Mapping | str]) -> Entry:
     return Entry(name, argument=overrides) if isinstance(overrides, str) else Entry(name, overrides)
 
 
+def spec_of(spec: str, entry: Entry) -> str:
+    """The config's argument with the entry's own."""
+    return f"{spec}{',' if config_lib.find(spec)[1] else ':'}{entry.argument}" if entry.argument else spec
+
+
 def config_of(
     spec: str, base: ConfigDict, entry: Entry, overrides: Sequence[str], weights: str | Path | None = None
 ) -> ConfigDict:
@@ -85,7 +90,7 @@ def config_of(
     weights: a folder with a weight file for each trunk, see `pretrained.find`.
     """
     if entry.argument:
-        base = config_lib.load(f"{spec}{',' if config_lib.find(spec)[1] else ':'}{entry.argument}", overrides)
+        base = config_lib.load(spec_of(spec, entry), overrides)
     config = config_lib.override(base, entry.overrides)
     if entry.from_scratch:
         return config_lib.override(config, {"pretrained": ""})

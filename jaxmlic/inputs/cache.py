@@ -102,11 +102,19 @@ def check_storable(config: ConfigDict, multipliers: dict[str, float | None]) -> 
 
 def key_fields(config: ConfigDict, dataset: datasets.Dataset) -> dict:
     """All that the features depend on, in plain values."""
+    return config_fields(config) | {
+        "format": FORMAT,
+        "weights": weights_digest(config.pretrained, "pretrained"),
+        "images": named_splits.digest({split: dataset.ids(split) for split in dataset.splits}),
+        "prepared": dataset.info.get("fingerprint"),
+    }
+
+
+def config_fields(config: ConfigDict) -> dict:
+    """What the features depend on beside the weights and the images, in plain values."""
     views, read = Views.of(config), reads(config)
     fields = {
-        "format": FORMAT,
         "trunk": config.model.trunk,
-        "weights": weights_digest(config.pretrained, "pretrained"),
         "compute": config.model.dtype,
         "image_size": config.data.image_size,
         "resize": config.data.resize or config.data.image_size,
@@ -114,8 +122,6 @@ def key_fields(config: ConfigDict, dataset: datasets.Dataset) -> dict:
         "pool": read.pool if config.features.store == "pooled" else None,
         "dtype": config.features.dtype,
         "views": dataclasses.asdict(views),
-        "images": named_splits.digest({split: dataset.ids(split) for split in dataset.splits}),
-        "prepared": dataset.info.get("fingerprint"),
     }
     if config.features.store == "stages":
         fields |= {"stages": list(stage_names(config)), "map_size": read.map_size}

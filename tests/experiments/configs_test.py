@@ -118,6 +118,23 @@ def test_recipes_of_the_yardsticks():
     assert [rows[name].model.attention_weight for name in ("voc2007_csra_h1", "coco2014_csra_h4")] == [0.1, 0.5]
 
 
+@pytest.mark.parametrize("head", ["csra", "ml_decoder", "query2label"])
+def test_recipes_of_heads_on_a_frozen_trunk(head):
+    """Each head has what was selected for it; a data set without a selection has Corel-5K's."""
+
+    def recipe(spec):
+        config = config_lib.load(spec)
+        return config.optim.lr, config.optim.weight_decay, config.train.duration
+
+    own = {"csra": (1e-2, 3e-2, 0.1), "ml_decoder": (3e-3, 1e-3, 1.0), "query2label": (3e-3, 1e-3, 1.0)}[head]
+    for rows in ("", "rows=heads,"):
+        for dataset in ("corel5k", "coco_images"):
+            assert recipe(f"yardsticks:{rows}head={head},dataset={dataset}") == (own[0], 0.1, "8 epochs")
+        found = recipe(f"yardsticks:{rows}head={head},dataset=voc2007_subset")
+        assert found == (own[1], own[2], "24 epochs")
+    assert recipe(f"yardsticks:rows=heads,head={head},dataset=scenes") == (own[0], 0.1, "8 epochs")
+
+
 @pytest.mark.parametrize("dataset", ["voc2007_subset", "corel5k", "scenes"])
 def test_heads_are_compared_on_equal_features(dataset):
     """One trunk, size, mirror image and precision, all training images, one rule: the head and its recipe differ."""

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,30 @@ def test_a_stand_in_has_the_rows_that_its_sweep_has(tmp_path):
     )
     missing = line_of("baseline_ensemble/3", "R DistrEn", tmp_path, dataset="corel5k", argument="trunk=resnet18")
     assert missing.entries == () and "no entry of baseline_ensemble:dataset=corel5k,trunk=resnet18" in missing.notes[0]
+
+
+@pytest.mark.parametrize(("target", "count"), [("yardsticks/corel5k", 2), ("corel5k/record", 5)])
+def test_each_kind_of_features_has_a_command_that_stores_it(target, count, tmp_path):
+    """MSCNN-LCE-MIC reads stages where others read a map, and kernel ridge reads descriptors."""
+    lines = reproduce.lines_of(reproduce.tables_of(target)[1], tmp_path)
+    commands = [text for text in reproduce.needs(lines) if text.startswith("features:")]
+    assert len(commands) == len(set(commands)) == count
+    stored = []
+    for command in commands:
+        found = re.search(r"--config=(\S+) --config\.(features\.weights|pretrained)=", command)
+        config = config_lib.load(found[1])
+        assert (found[2] == "features.weights") == bool(config.features.sets)
+        stored.append(stored_of(config))
+    for line in lines:
+        for config in line.configs:
+            assert config.data.source not in ("features", "descriptors") or stored_of(config) in stored
+
+
+def stored_of(config):
+    """The sets of descriptors, or the trunk with the size of its input and what is kept of it."""
+    if config.features.sets:
+        return tuple(config.features.sets), tuple(config.features.pools)
+    return config.model.trunk, config.data.image_size, config.features.store
 
 
 def test_every_row_with_an_entry_has_a_command(tmp_path):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlic.errors import UserError
-from jaxmlic.models.layers.linear import Linear
+from jaxmlic.models.layers.conv import Linear
 from jaxmlic.models.layers.norm import Dropout
 
 Array = jax.Array

@@ -1,4 +1,4 @@
-"""Depthwise and pointwise convolutions that are fast on every platform.
+"""Depthwise and pointwise convolutions, and linear layers over the last dimension, that are fast on every platform.
 
 XLA's grouped convolution is many times slower than it need be on the CPU, and the right thing on GPU and TPU. So
 `depthwise_conv` is k*k shifted multiply-adds on the CPU, gradients included, and a grouped convolution elsewhere; which
@@ -228,3 +228,16 @@ class PointwiseConv(nn.Module):
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", conv_init, (1, 1, x.shape[-1], self.channels), jnp.float32)
         return pointwise_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+
+
+class Linear(nn.Dense):
+    """`nn.Dense`, [..., D] -> [..., features], as a product of two matrices.
+
+    XLA's gradient of a product over three or more dimensions takes two to three times as long on the CPU: it writes the
+    transposed operand first. Parameters are those of `nn.Dense`.
+    """
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        flat = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
+        return flat.reshape(*inputs.shape[:-1], self.features)

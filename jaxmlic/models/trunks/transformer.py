@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmlic.models.layers.linear import Linear
+from jaxmlic.models.layers.conv import Linear
 
 Array = jax.Array
 

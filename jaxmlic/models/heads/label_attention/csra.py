@@ -68,7 +68,7 @@ class Model(MapModel):
         kernel = self.param(f"{name}_kernel", nn.initializers.lecun_normal(), shape)
         if self.unit_classifier:
             kernel = kernel / jnp.linalg.norm(kernel, axis=0, keepdims=True)
-        # As a product of two matrices: see `layers.linear`.
+        # As a product of two matrices: see `conv.Linear`.
         return (grid.reshape(-1, grid.shape[-1]) @ kernel).reshape(*grid.shape[:-1], self.num_labels)
 
     def _check(self) -> None:

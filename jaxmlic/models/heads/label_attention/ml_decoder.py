@@ -14,7 +14,7 @@ from jaxmlic.errors import check_choice, check_least
 from jaxmlic.models.heads.contract import LabelStatistics
 from jaxmlic.models.heads.label_attention._shared import MapModel, attention_outputs, loss_fn, predict_fn, reads
 from jaxmlic.models.layers.attention import DecoderLayer
-from jaxmlic.models.layers.linear import Linear
+from jaxmlic.models.layers.conv import Linear
 from jaxmlic.models.layers.pooling import global_avg_pool
 
 __all__ = ["Model", "constants", "label_embeddings", "loss_fn", "predict_fn", "reads"]

@@ -44,7 +44,7 @@ MSCNN = {
 MSCNN_SIDES = {"voc2007_subset": SIDE, "cifar10": 128, **SIDES}
 
 # CSRA, ML-Decoder and Query2Label, and linear for the sweeps of `yardsticks`: learning rate, weight decay, epochs. Rate
-# and decay were selected with a third of train held out, from three to six settings a head (docs/results/heads.md); the
+# and decay were selected with a third of train held out, from two to seven settings a head (docs/results/heads.md); the
 # epochs are the linear layer's.
 LABEL_ATTENTION = {
     "corel5k": {

@@ -44,8 +44,11 @@ _PATIENCE = (0.05, 0.2)  # seconds before the lock is tried again: `jaxmlic runs
 
 
 def scores_file(workdir: str | Path, split: str, kind: str = "") -> Path:
-    """Where a run keeps the scores of a split; `kind` says whose decisions they hold where they are not the run's own:
-    "fitted", a protocol with a learned rule, or "held_out" for scores of the training images."""
+    """Where a run keeps the scores of a split.
+
+    kind: "" for the run's own decisions; "fitted" or a protocol with a learned rule for theirs; "out_of_fold" for the
+        held-out scores of the training images.
+    """
     return storage.to_path(workdir) / SCORES / f"{split}{'.' if kind else ''}{kind}.npz"
 
 

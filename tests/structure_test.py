@@ -128,6 +128,12 @@ def lines(path):
     return len(path.read_text(encoding="utf-8").splitlines())
 
 
+def test_no_two_test_files_have_one_name():
+    """pytest puts a file's folder on the path and imports the file by its bare name."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_every_public_name_has_a_caller():
     """A function, class or method that only tests reach is an option nobody has."""
     used = set()

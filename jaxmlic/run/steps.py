@@ -41,7 +41,7 @@ def describe(trace: Trace, chosen: np.ndarray, names: Sequence[str], shown: int 
     if trace.paths is not None and trace.log_probs is not None:
         described["paths"] = [
             {
-                "labels": [names[i] for i in path if i < len(names)],
+                "labels": [names[int(i)] for i in path if i < len(names)],
                 "log_probability": float(log_prob),
                 "probability": float(np.exp(log_prob)),
             }

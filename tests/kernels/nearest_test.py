@@ -98,7 +98,7 @@ def likelihood_loops(theta, slope, offset, rows, distances, labels, form):
 def test_the_likelihood_is_that_of_the_paper_and_its_maximum_is_found(form, sigmoids, data):
     rows, distances, labels = problem(data)
     found, curve = tagprop.fit(distances, rows, labels, form, sigmoids=sigmoids, rounds=8, steps=40)
-    assert (np.diff(curve) >= -1e-5).all()
+    assert (np.diff(curve) >= -2e-4).all()  # a float32 share near 1 leaves 1 - p, at least EPS, to one part in 200
     theta = np.asarray(found.theta, float)
     slope, offset = (np.asarray(found.slope), np.asarray(found.offset)) if sigmoids else (None, None)
     best = likelihood_loops(theta, slope, offset, rows, distances, labels, form)

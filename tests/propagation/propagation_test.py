@@ -447,7 +447,7 @@ def dense_solution(graph, right, alpha):
     weights = graph.toarray()
     root = np.sqrt(weights.sum(1))
     normalised = weights / np.outer(root, root)
-    return scipy.linalg.solve(np.eye(len(weights)) - alpha * normalised, right)
+    return scipy.linalg.solve(np.eye(len(weights)) - alpha * normalised, right.astype(float))
 
 
 @pytest.mark.parametrize("balance", [False, True])

@@ -105,7 +105,8 @@ def test_label_embeddings_of_the_graph_are_the_model_s(fields):
         for name, layer in layers.items():
             np.testing.assert_array_equal(tables[name][1], layer["kernel"][:, 1])
         return
-    np.testing.assert_allclose(tables["label_embedding"], outputs["label_embeddings"], rtol=1e-5, atol=1e-6)
+    wanted = outputs["label_embeddings"]  # hundreds in three layers, and small where they cancel
+    np.testing.assert_allclose(tables["label_embedding"], wanted, rtol=1e-5, atol=1e-6 * max(1, np.abs(wanted).max()))
     assert ("word_vectors" in tables) == (model.graph == "gcn")
 
 

@@ -205,7 +205,7 @@ def reason(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if "Object arrays" in text:  # numpy's words for what only a pickle could hold
         text = "an array of objects: rows of different lengths, or text among numbers"
-    elif "pickled (object) data" in text:
+    elif "pickled (object) data" in text or "pickled data" in text:  # the second is an older numpy's
         text = "not an .npz"
     return " ".join(text.split())
 

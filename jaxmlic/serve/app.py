@@ -9,6 +9,7 @@ import anyio.to_thread
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -115,6 +116,8 @@ async def _read_form(request: Request, limits: Limits) -> tuple[list[tuple[str, 
             wanted = str(form.get("attention", "0"))
     except TimeoutError:
         raise HTTPException(408, f"the request did not arrive within {limits.seconds:g} seconds") from None
+    except FormParserError as error:  # Starlette answers for it only in its newest versions
+        raise HTTPException(400, f"the multipart body does not parse: {error}") from None
     if not files:
         raise HTTPException(422, "no image: send files in fields named `images`")
     if wanted not in ("0", "1"):

@@ -118,7 +118,7 @@ def test_the_page_and_the_model(client, labeller):
         ({"data": {"images": "text"}, "files": [("x", ("x", b"x"))]}, 422, "no image"),
         ({"json": {"images": []}}, 415, "multipart/form-data"),
         ({"content": b"abc", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
-        ({"content": b"abc", "headers": {"content-type": "multipart/form-data; boundary=x"}}, 4, ""),
+        ({"content": b"abc", "headers": {"content-type": "multipart/form-data; boundary=x"}}, 400, "multipart"),
         ({"files": uploads([png(8, 8)]), "data": {"attention": "1"}}, 422, "no attention of its own"),
         ({"files": uploads([png(8, 8)]), "data": {"attention": "yes"}}, 422, "attention is 0 or 1"),
         ({"files": uploads([png(8, 8)]), "data": {"attention": "1" * 200}}, 400, "exceeded"),
@@ -126,7 +126,7 @@ def test_the_page_and_the_model(client, labeller):
 )
 def test_bad_requests_are_answered_in_one_line(client, send, status, message):
     answer = client.post("/predict", **send)
-    assert answer.status_code == status or (status == 4 and 400 <= answer.status_code < 500)
+    assert answer.status_code == status
     error = answer.json()["error"]
     assert message in error and "\n" not in error
 
@@ -150,6 +150,8 @@ def test_an_unreadable_image_leaves_the_others(client, photographs):
     assert answer.status_code == 200 and "not an image" in first["error"] and second["probabilities"]
 
 
+# Older versions of Starlette leave a refused file, which is only in memory, to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_body_without_a_length_is_counted(client):
     async def parts():
         yield b'--x\r\ncontent-disposition: form-data; name="images"; filename="a"\r\n\r\n'

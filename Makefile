@@ -4,14 +4,15 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUNS ?= runs
 
-.PHONY: help quickstart test test-slow test-lowest lowest lint results docs dist wheel-test clean
+.PHONY: help quickstart test test-slow test-extras test-lowest lowest lint results docs dist wheel-test clean
 
 help:
 	@echo "make quickstart   new environment, install, embedded data, train, evaluate (minutes)"
 	@echo "make test         new environment where there is none, lint, tests (half an hour on two busy cores)"
 	@echo "make test-slow    the tests that take minutes each"
+	@echo "make test-extras  the tests beside PyTorch, timm and Hugging Face, and those in Chromium (installs gigabytes)"
 	@echo "make results      writes the tables of docs/results/tables into RESULTS.md and docs/results"
-	@echo "make test-lowest  the tests on the lowest versions of all dependencies, in an environment of its own"
+	@echo "make test-lowest  the tests on the lowest versions that setup.cfg allows, in an environment of its own"
 	@echo "make lowest       finds these versions anew: constraints/lowest.txt"
 	@echo "make dist         wheel and source archive, in dist/"
 	@echo "make wheel-test   the wheel, in an environment and a folder of its own"
@@ -36,6 +37,12 @@ test: $(VENV)/.installed lint
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+# `make test` skips these: PyTorch, timm, transformers and playwright are extras. Chromium comes from the system.
+test-extras: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[test,torch,browser]'
+	$(BIN)/python -m pytest -n auto --maxprocesses=2 --dist=loadfile tests/models tests/evaluation/grad_cam_test.py \
+		tests/reports/page_browser_test.py tests/serve/service_browser_test.py
 
 # Python 3.11. The newest setuptools builds the source archives among the pinned packages.
 $(VENV)-lowest/.installed: constraints/lowest.txt setup.cfg pyproject.toml

@@ -10,6 +10,7 @@ import sys
 
 import absl.logging
 import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,7 +32,10 @@ def test_loading_is_quiet(finished_run, caplog, capfd):
     absl.logging.set_verbosity(absl.logging.INFO)
     jaxmlic.load(finished_run).label_embeddings()
     assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert capfd.readouterr() == ("", "") and absl.logging.get_verbosity() == absl.logging.INFO
+    out, err = capfd.readouterr()
+    if jax.lib.__version__ in ("0.10.0", "0.10.1"):  # XLA says there that a program comes from a cache
+        err = "".join(line for line in err.splitlines(keepends=True) if "cpu_aot_loader" not in line)
+    assert (out, err) == ("", "") and absl.logging.get_verbosity() == absl.logging.INFO
     absl.logging.set_verbosity(absl.logging.WARNING)
 
 

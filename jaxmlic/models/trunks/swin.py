@@ -206,7 +206,7 @@ def _names(
     return names
 
 
-_RENAMED = compiled(  # Hugging Face's
+_RENAMED = compiled(  # Hugging Face's: published files, and state dicts of transformers 5
     (r"^swin\.", ""),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^embeddings\.norm\.", "patch_embed.norm."),
@@ -214,10 +214,11 @@ _RENAMED = compiled(  # Hugging Face's
     (r"^encoder\.layers\.", "layers."),
     (r"(?<=\d\.)layernorm_before\.", "norm1."),
     (r"(?<=\d\.)layernorm_after\.", "norm2."),
-    (r"(?<=\d\.)attention\.self\.relative_position_bias_table$", "attn.relative_position_bias_table"),
-    (r"(?<=\d\.)attention\.self\.(q)uery\.|(?<=\d\.)attention\.self\.(k)ey\.", r"attn.\1\2."),
-    (r"(?<=\d\.)attention\.self\.value\.", "attn.v."),
-    (r"(?<=\d\.)attention\.output\.dense\.", "attn.proj."),
+    (r"(?<=\d\.)attention\.(self|relative_position_bias)\.relative_position_", "attn.relative_position_"),
+    (r"(?<=\d\.)attention\.(self\.query|q_proj)\.", "attn.q."),
+    (r"(?<=\d\.)attention\.(self\.key|k_proj)\.", "attn.k."),
+    (r"(?<=\d\.)attention\.(self\.value|v_proj)\.", "attn.v."),
+    (r"(?<=\d\.)attention\.(output\.dense|o_proj)\.", "attn.proj."),
     (r"(?<=\d\.)intermediate\.dense\.", "mlp.fc1."),
     (r"(?<=\d\.)output\.dense\.", "mlp.fc2."),
 )

@@ -1,4 +1,6 @@
-"""ConvNeXt and Swin against torchvision and timm from random weights: features, gradients, sizes that leave a rest."""
+"""ConvNeXt and Swin against torchvision, timm and Hugging Face from random weights: features, gradients, odd sizes."""
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -59,10 +61,40 @@ def timm_swin(model, x):
     return found | {"map": model.norm(x)}
 
 
+def hugging_face_convnext(model, x):
+    found = model(pixel_values=x, output_hidden_states=True)
+    stages = {f"stage{i}": as_map(state) for i, state in enumerate(found.hidden_states) if i}
+    return stages | {"map": as_map(found.last_hidden_state), "pooled": found.pooler_output[:, None, None]}
+
+
+def hugging_face_swin(model, x):
+    """Stages are the last blocks' outputs; the model's own lists have the mergings behind them."""
+    blocks, size = {}, [-(-side // 4) for side in x.shape[2:]]
+    for i, stage in enumerate(model.encoder.layers):
+        stage.blocks[-1].register_forward_hook(lambda _, __, output, i=i: blocks.update({i: output[0]}))
+    tokens, found = model(pixel_values=x).last_hidden_state, {}
+    for i, block in blocks.items():
+        found[f"stage{i + 1}"] = block.unflatten(1, size)
+        size = [-(-side // 2) for side in size] if i < 3 else size
+    return found | {"map": tokens.unflatten(1, size)}
+
+
+def hugging_face(name, form):
+    """A model with random weights; form: "Model" or "ForImageClassification"."""
+    transformers = pytest.importorskip("transformers")
+    if name == "convnext":
+        config = transformers.ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 2, 1, 1], num_labels=5)
+        return getattr(transformers, f"ConvNext{form}")(config)
+    options = {"embed_dim": 8, "depths": [2, 2, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 3, "num_labels": 5}
+    return getattr(transformers, f"Swin{form}")(transformers.SwinConfig(image_size=96, **options))
+
+
 def library(kind):
-    """(model with random weights, its outputs) of "torchvision" or "timm"."""
+    """(model with random weights, its outputs) of "torchvision", "timm" or "hugging_face"."""
     pytest.importorskip("torch")
     name, owner = kind.split()
+    if owner == "hugging_face":
+        return hugging_face(name, "Model"), hugging_face_convnext if name == "convnext" else hugging_face_swin
     if owner == "torchvision":
         models = pytest.importorskip("torchvision.models")
         if name == "convnext":
@@ -84,8 +116,10 @@ def library(kind):
 SIZES = {
     "convnext torchvision": (75, 64),
     "convnext timm": (75, 64),
+    "convnext hugging_face": (75, 64),
     "swin torchvision": (75, 100),
     "swin timm": (96, 96),
+    "swin hugging_face": (100, 132),
 }
 
 
@@ -97,7 +131,80 @@ def test_it_is_that_of_pytorch(kind, tmp_path):
     name = f"{kind.split()[0]}_test"
     found = compare(randomize(model), outputs, name, tmp_path / "w.pth", SIZES[kind], IMAGENET)
     print(kind, SIZES[kind], found)
-    assert len(found) == 3 and max(found.values()) < 3e-5, found
+    assert len(found) == (2 if "hugging_face" in kind else 3) and max(found.values()) < 3e-5, found
+
+
+# From the names of Hugging Face's published files to those of the authors' (Meta's, Microsoft's).
+AUTHORS = {
+    "convnext": (
+        (r"^embeddings\.patch_embeddings\.", "downsample_layers.0.0."),
+        (r"^embeddings\.layernorm\.", "downsample_layers.0.1."),
+        (r"^encoder\.stages\.(\d)\.downsampling_layer\.", r"downsample_layers.\1."),
+        (r"^encoder\.stages\.(\d)\.layers\.", r"stages.\1."),
+        (r"layernorm\.", "norm."),
+        (r"layer_scale_parameter$", "gamma"),
+    ),
+    "swin": (
+        (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+        (r"^embeddings\.norm\.", "patch_embed.norm."),
+        (r"^encoder\.", ""),
+        (r"layernorm_before\.", "norm1."),
+        (r"layernorm_after\.", "norm2."),
+        (r"^layernorm\.", "norm."),
+        (r"attention\.self\.", "attn."),
+        (r"attention\.output\.dense\.", "attn.proj."),
+        (r"intermediate\.dense\.", "mlp.fc1."),
+        (r"output\.dense\.", "mlp.fc2."),
+    ),
+}
+
+
+def of_the_authors(name, state):
+    """A published state dict as the authors' own file has it, with the buffers of theirs."""
+    found = {}
+    for key, array in state.items():
+        key = key.removeprefix(f"{name}.").replace("classifier.", "head.")
+        for pattern, new in AUTHORS[name]:
+            key = re.sub(pattern, new, key)
+        found[key] = array
+    for key in [key for key in found if ".attn.query." in key]:
+        parts = [found.pop(key.replace("query", part)) for part in ("query", "key", "value")]
+        found[key.replace("query", "qkv")] = np.concatenate(parts)
+    if name == "swin":
+        found["layers.0.blocks.1.attn_mask"] = np.zeros((64, 9, 9), np.float32)
+        found["layers.0.blocks.0.attn.relative_position_index"] = np.zeros((9, 9), np.int64)
+    return found
+
+
+@pytest.mark.parametrize("owner", ["hugging_face", "authors"])
+@pytest.mark.parametrize("name", ["convnext", "swin"])
+def test_published_classifiers_give_their_logits(name, owner, tmp_path):
+    """Files as `save_pretrained` writes them, and the same arrays as the authors' checkpoints have them."""
+    torch = pytest.importorskip("torch")
+    model = hugging_face(name, "ForImageClassification")
+    from safetensors.numpy import load_file, save_file
+    from timm_parity import images, randomize, relative, theirs
+
+    randomize(model).save_pretrained(tmp_path)
+    path, state = tmp_path / "model.safetensors", load_file(tmp_path / "model.safetensors")
+    if owner == "authors":
+        state = {key: torch.tensor(array) for key, array in of_the_authors(name, state).items()}
+        path = tmp_path / "w.pth"
+        torch.save({"model": state, "epoch": 300}, path)
+    elif name == "swin":  # published when it still was a buffer that is written
+        state["swin.encoder.layers.0.blocks.0.attention.self.relative_position_index"] = np.zeros((9, 9), np.int64)
+        save_file(state, path)
+    variables, image = pretrained.load(path, f"{name}_test", classifier=True), images(2, 96, 128)
+    classifier = variables.pop("classifier")
+    module, fields = trunks.get(f"{name}_test")
+    feature_map, stages = jax.jit(lambda v, x: module.Trunk(**fields).apply(v, module.preprocess(x), False))(
+        variables, image
+    )
+    vector = stages["pooled"][:, 0, 0] if name == "convnext" else feature_map.mean(axis=(1, 2))
+    logits = vector @ classifier["kernel"] + classifier["bias"][None]
+    expected = theirs(model, lambda model, x: {"logits": model(pixel_values=x).logits}, image, IMAGENET)[0]["logits"]
+    print(name, owner, relative(logits, expected))
+    assert relative(logits, expected) < 3e-5 and np.ptp(expected, axis=0).max() > 0.01
 
 
 def random_variables(name):
@@ -224,3 +331,18 @@ def test_merging_reads_the_authors_files_at_the_end_of_a_stage():
     state = {f"layers.{i}.downsample.reduction.weight": np.full(1, i) for i in range(3)}
     found = swin.convert_state(state | {"layers.0.blocks.1.attn_mask": np.zeros(1)})
     assert found == {f"layers.{i + 1}.downsample.reduction.weight": np.full(1, i) for i in range(3)}
+
+
+def test_names_of_hugging_face_become_those_of_timm():
+    """Of published files, and of the state dicts of transformers 5."""
+    table, block = "relative_position_bias_table", "encoder.layers.2.blocks.3."
+    published = [f"attention.self.{name}" for name in ("query.bias", "key.bias", "value.bias", table)]
+    published += ["attention.output.dense.bias", "intermediate.dense.bias", "output.dense.bias"]
+    recent = [f"attention.{name}_proj.bias" for name in "qkv"] + [f"attention.relative_position_bias.{table}"]
+    recent += ["attention.o_proj.bias", "mlp.fc1.bias", "mlp.fc2.bias"]
+    for names in (published, recent):
+        found = swin.convert_state({f"swin.{block}{name}": np.full(1, i) for i, name in enumerate(names)})
+        expected = {"attn.qkv.bias": [0, 1, 2], f"attn.{table}": [3], "attn.proj.bias": [4]}
+        expected |= {"mlp.fc1.bias": [5], "mlp.fc2.bias": [6]}
+        expected = {f"layers.2.blocks.3.{name}": values for name, values in expected.items()}
+        assert {name: array.tolist() for name, array in found.items()} == expected

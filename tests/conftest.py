@@ -108,3 +108,29 @@ def finished_run(data_dir, tmp_path_factory):
     outcome = loop.run(tiny_config(data_dir), str(folder))
     assert outcome == loop.Outcome(16, True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def path_run(data_dir, tmp_path_factory):
+    """The run folder of a CNN-RNN on `tiny`, its weights drawn so that paths differ. Do not write into it.
+
+    Nothing is trained: a few steps would give every image the same path, and many are slow.
+    """
+    from jaxmlic.training import loop
+
+    class Drawn(loop.Trainer):
+        """Begins, and ends, with larger weights than a training's first ones."""
+
+        def initial_state(self, restored=False):
+            state, factors = super().initial_state(restored=True), {"image_projection": 4, "decoder": 3}
+            drawn = {name: jax.tree.map(lambda x, by=by: x * by, state.params[name]) for name, by in factors.items()}
+            return state.replace(params={**state.params, **drawn})
+
+    base = config_lib.flatten(tiny_config(data_dir))
+    values = {key: value for key, value in base.items() if key.split(".")[0] in ("data", "train")}
+    values |= {"train.duration": "0 epochs", "seed": 10, "model.embedding_size": 16, "model.recurrent_size": 8}
+    values |= {"model.max_length": 3, "model.min_length": 1, "model.beam_size": 3}
+    config = config_lib.override(config_lib.load("cnn_rnn:dataset=tiny,trunk=small_cnn"), values)
+    folder = tmp_path_factory.mktemp("runs") / "path"
+    assert Drawn(config, str(folder)).fit().finished
+    return folder

@@ -144,13 +144,10 @@ def read(folder: str | Path) -> Bundle:
                 "jaxmlic, or run the bundle's own run_bundle.py"
             )
         digests = {name: facts["files"][name]["sha256"] for name in {*facts["files"], PROGRAM, WEIGHTS, *CODE}}
-        needed = [
-            facts["class_names"],
-            facts["decision"],
-            *(facts["run"][name] for name in ("step", "model", "workdir")),
-        ]
+        needed = [facts["class_names"], facts["decision"], facts["run"]["model"], facts["run"]["workdir"]]
         if not all(needed):
             raise ValueError("an entry is empty")
+        int(facts["run"]["step"])  # 0 of a run that took no step
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path / FACTS} is damaged ({storage.reason(error)}); {_REMEDY}") from None
     for name, digest in digests.items():

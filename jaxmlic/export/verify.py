@@ -22,7 +22,7 @@ from jaxmlic.progress import Progress
 from jaxmlic.run import Run, deciding
 
 TOLERANCE = 1e-3  # of a score, as a part of it where it is above 1; floats are summed in another order
-METRIC_TOLERANCE = 1e-4
+METRIC_TOLERANCE = 1e-4  # also of the share of images with another path
 BATCH = 32
 _SHOWN = ("CP", "CR", "CF1", "OF1")
 
@@ -37,6 +37,7 @@ class Verification:
       other_pixels: images that the bundle reads in other pixels than the library.
       score_difference: the largest of a score, as a part of the score where that is above 1.
       other_decisions: labels decided otherwise.
+      other_paths: images whose labels are emitted in another order, or others; None where the head gives no paths.
       run, bundle: metrics under the run's protocol, and CP, CR, CF1 and OF1 of the decisions.
     """
 
@@ -45,6 +46,7 @@ class Verification:
     other_pixels: int
     score_difference: float
     other_decisions: int
+    other_paths: int | None
     run: dict[str, float]
     bundle: dict[str, float]
 
@@ -61,6 +63,8 @@ class Verification:
         for name, value in self.bundle.items():
             if not _difference(self.run[name], value) <= METRIC_TOLERANCE:
                 found.append(f"{name} is {value:.6f}, and {self.run[name]:.6f} of the run")
+        if self.other_paths and self.other_paths > METRIC_TOLERANCE * self.images:
+            found.insert(0, f"{self.other_paths:,} images have another path")
         if found:
             pixels = f"; {self.other_pixels} images are read in other pixels" if self.other_pixels else ""
             raise UserError(
@@ -107,7 +111,13 @@ def verify(run: Run, bundle: Bundle, split: str | None = None, *, progress: bool
             bar.advance(len(pixels))
         found = process.result()
     expected = Prediction(*(_joined(parts, field) for field in ("scores", "chosen", "path")))
-    given = Prediction(found["scores"], None if expected.chosen is None else found["chosen"], found.get("path"))
+    path = found.get("path")
+    if np.shape(path) != np.shape(expected.path):
+        raise UserError(
+            f"{bundle.folder} does not predict what its run predicts: its paths have the shape {np.shape(path)}, and "
+            f"{np.shape(expected.path)} of the run (none: ())"
+        )
+    given = Prediction(found["scores"], None if expected.chosen is None else found["chosen"], path)
     decided = decides.choose(expected)
     return Verification(
         split=name,
@@ -115,6 +125,7 @@ def verify(run: Run, bundle: Bundle, split: str | None = None, *, progress: bool
         other_pixels=int((np.array(crcs, np.uint32) != found["crc"]).sum()),
         score_difference=float(_apart(expected.scores, given.scores).max(initial=0.0)),
         other_decisions=int((decided != found["chosen"]).sum()),
+        other_paths=None if path is None else int((path != expected.path).any(axis=1).sum()),
         run=_numbers(run, expected, decided, view.labels),
         bundle=_numbers(run, given, found["chosen"], view.labels),
     )

@@ -95,6 +95,31 @@ def test_answers_are_the_run_s_predictions(client, labeller, photographs):
         np.testing.assert_allclose(chances, expected.probabilities[i], atol=1e-5)
 
 
+def test_a_decoder_s_labels_and_paths(path_run, photographs):
+    run = jaxmlic.load(path_run)
+    expected = run.predict(photographs)
+    paths = expected.label_paths
+    assert len(set(map(tuple, paths))) > 2 and {len(path) for path in paths} == {1, 2}
+    assert any(path != labels for path, labels in zip(paths, expected.labels, strict=True))  # not by probability
+    assert any(path != [name for name in run.class_names if name in path] for path in paths)  # nor by class
+    labeller = Labeller(run, LIMITS.batch_size, LIMITS.waiting)
+    try:
+        client = Client(labeller)
+        assert client.get("/model").json()["decision"] == "decoder"
+        answers = [client.post("/predict", files=uploads(photographs[i : i + 4])) for i in (0, 4, 8)]
+        looked = client.post("/predict", files=uploads(photographs[:1]), data={"attention": "1"})
+    finally:
+        labeller.close()
+    found = [one for answer in answers for one in answer.json()["images"]]
+    assert [one["path"] for one in found] == paths
+    assert [[label["name"] for label in one["labels"]] for one in found] == expected.labels
+    scores = [[one["scores"][name] for name in run.class_names] for one in found]
+    np.testing.assert_allclose(scores, expected.scores, atol=1e-5)
+    (one,) = looked.json()["images"]
+    steps = [f"{number} {name}" for number, name in enumerate([*paths[0], "END"], 1)]
+    assert one["path"] == paths[0] and list(one["attention"]) == steps
+
+
 def test_the_page_and_the_model(client, labeller):
     page = client.get("/")
     assert page.status_code == 200 and "default-src 'none'" in page.headers["content-security-policy"]

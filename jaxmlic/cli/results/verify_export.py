@@ -10,7 +10,7 @@ def main(argv: list[str]) -> int:
     parser = Parser(
         prog="jaxmlic verify-export",
         description="Scores the photographs of a split with a run, and with its bundle in a process that can import "
-        "jax, numpy and Pillow alone; ends with status 2 where scores or metrics differ. Runs the bundle's own "
+        "jax, numpy and Pillow alone; ends with status 2 where scores, paths or metrics differ. Runs the bundle's own "
         "run_bundle.py: verify bundles that you trust.",
     )
     parser.add_argument("run", metavar="RUN", help="folder of a `jaxmlic train`")
@@ -25,9 +25,10 @@ def main(argv: list[str]) -> int:
     print(f"{'':{width}}  {'run':>10}  {'bundle':>10}  {found.images:,} images of {found.split!r}")
     for name, value in found.run.items():
         print(f"{name:{width}}  {value:10.6f}  {found.bundle[name]:10.6f}")
+    paths = "" if found.other_paths is None else f"; {found.other_paths} images with another path"
     print(
         f"largest differences: {found.score_difference:.3g} of a score, {found.metric_difference:.3g} of a metric; "
-        f"{found.other_decisions} labels decided otherwise; {found.other_pixels} images read in other pixels"
+        f"{found.other_decisions} labels decided otherwise; {found.other_pixels} images read in other pixels{paths}"
     )
     found.check(options.bundle)
     return 0

@@ -39,8 +39,11 @@ test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
 
 # `make test` skips these: PyTorch, timm, transformers and playwright are extras. Chromium comes from the system.
-test-extras: $(VENV)/.installed
+$(VENV)/.installed-extras: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[test,torch,browser]'
+	touch $@
+
+test-extras: $(VENV)/.installed-extras
 	$(BIN)/python -m pytest -n auto --maxprocesses=2 --dist=loadfile tests/models tests/evaluation/grad_cam_test.py \
 		tests/reports/page_browser_test.py tests/serve/service_browser_test.py
 

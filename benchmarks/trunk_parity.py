@@ -2,9 +2,9 @@
 
     python benchmarks/trunk_parity.py [NAME ...] [--cut 2] [--float64]
 
-NAME is a trunk of ours; the model of timm is named in MODELS. Relative to the largest value of each array, float32.
---cut keeps that many blocks of a vision transformer, for a machine with little time. --float64 leaves the gradients of
-the parameters out: it shows how much of the other differences is a ReLU or a maximum that rounding decides.
+NAME is a trunk of ours; the model of timm is named in MODELS. Relative to the largest value of each array.
+--cut keeps that many blocks of a vision transformer, for a machine with little time. --float64, in place
+of float32, shows how much of the differences is rounding; it leaves the gradients of the parameters out.
 """
 
 import argparse

@@ -134,3 +134,18 @@ def path_run(data_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "path"
     assert Drawn(config, str(folder)).fit().finished
     return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(run, tmp_path_factory):
+    """The bundle of a file's own `run`. Do not write into it."""
+    from jaxmlic.cli import main as cli
+
+    folder = tmp_path_factory.mktemp("bundles") / "bundle"
+    assert cli.run(["export", str(run.workdir), f"--out={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(bundle, tmp_path):
+    return shutil.copytree(bundle, tmp_path / "copy")

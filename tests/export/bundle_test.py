@@ -1,6 +1,5 @@
 """Bundles: written, run without the library, verified against the run, and mistakes in one line."""
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -8,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from bundle_facts import change_facts, sign
 from PIL import Image
 
 import jaxmlic
@@ -27,25 +27,6 @@ def run(finished_run, tmp_path_factory):
     runs.evaluate(folder)
     runs.fit_thresholds(folder)
     return jaxmlic.load(folder)
-
-
-@pytest.fixture(scope="module")
-def bundle(run, tmp_path_factory):
-    """Do not write into it."""
-    folder = tmp_path_factory.mktemp("bundles") / "bundle"
-    assert cli.run(["export", str(run.workdir), f"--out={folder}"]) == 0
-    return folder
-
-
-@pytest.fixture
-def copy(bundle, tmp_path):
-    return shutil.copytree(bundle, tmp_path / "copy")
-
-
-def change_facts(folder, change):
-    facts = json.loads((folder / "bundle.json").read_text())
-    change(facts)
-    (folder / "bundle.json").write_text(json.dumps(facts))
 
 
 def test_a_bundle_says_where_it_came_from(run, bundle):
@@ -121,8 +102,7 @@ def test_another_rule_than_the_run_s_is_found(ruled, tmp_path, capsys):
     stored = json.loads((copy / "decision.json").read_text())
     stored["rule"]["k"] = 1
     (copy / "decision.json").write_text(json.dumps(stored))
-    digest = hashlib.sha256((copy / "decision.json").read_bytes()).hexdigest()
-    change_facts(copy, lambda facts: facts["files"]["decision.json"].update(sha256=digest))
+    sign(copy, "decision.json")
     assert cli.run(["verify-export", str(run.workdir), str(copy)]) == 2
     message = capsys.readouterr().err
     assert "of the decisions is" in message and message.count("\n") == 1
@@ -157,8 +137,7 @@ def test_a_changed_weight_is_found(run, copy, capsys):
     np.savez(copy / "weights.npz", **weights)
     assert cli.run(["verify-export", str(run.workdir), str(copy)]) == 2
     assert "weights.npz is damaged: its SHA-256" in capsys.readouterr().err
-    digest = hashlib.sha256((copy / "weights.npz").read_bytes()).hexdigest()
-    change_facts(copy, lambda facts: facts["files"]["weights.npz"].update(sha256=digest))
+    sign(copy, "weights.npz")
     assert cli.run(["verify-export", str(run.workdir), str(copy)]) == 2
     message = capsys.readouterr().err
     assert "does not predict what its run predicts" in message and message.count("\n") == 1
@@ -166,8 +145,7 @@ def test_a_changed_weight_is_found(run, copy, capsys):
 
 def test_a_bundle_that_cannot_be_run_ends_in_one_line(run, copy, capsys):
     (copy / "run_bundle.py").write_text("import cv2\n")
-    digest = hashlib.sha256((copy / "run_bundle.py").read_bytes()).hexdigest()
-    change_facts(copy, lambda facts: facts["files"]["run_bundle.py"].update(sha256=digest))
+    sign(copy, "run_bundle.py")
     assert cli.run(["verify-export", str(run.workdir), str(copy)]) == 2
     message = capsys.readouterr().err
     assert "cannot be run" in message and "No module named 'cv2'" in message and message.count("\n") == 1
